@@ -1,0 +1,1 @@
+"""Mixed-precision quantization policies by sharpness-aware search."""

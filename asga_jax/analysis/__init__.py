@@ -1,0 +1,1 @@
+"""What a finished run shows: pictures, and the health of its radius."""

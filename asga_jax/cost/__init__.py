@@ -1,0 +1,1 @@
+"""What a policy costs: MACs, bit operations, size, latency, budgets."""

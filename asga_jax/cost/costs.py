@@ -1,0 +1,347 @@
+"""Costs of a policy: bit operations, packed size, latency, or the user's."""
+
+import dataclasses
+import enum
+import fractions
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import jax.typing
+import numpy as np
+
+from asga_jax import policy as policy_lib
+
+Bits = Mapping[str, tuple[int, int]]
+Choices = Mapping[str, policy_lib.LayerChoice]
+Number = int | float
+
+
+class BopsConvention(enum.StrEnum):
+  """Which layers a figure of bit operations counts, and at which bits."""
+
+  ALL_LAYERS_FIXED_AT_OWN_BITS = enum.auto()
+  ALL_LAYERS_AT_SEARCHED_BITS = enum.auto()
+  SEARCHED_LAYERS_ONLY = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStats:
+  """One layer of the deployed network: MACs per image, number of weights."""
+
+  path: str
+  macs: int
+  weights: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkStats:
+  """The layers in the order of the calls, and what stays float32 beside them.
+
+  Raises:
+    ValueError: no layers, a path that occurs twice, or negative counts.
+  """
+
+  layers: tuple[LayerStats, ...]
+  float_parameters: int
+
+  def __post_init__(self):
+    paths = self.paths
+    if not paths or len(set(paths)) < len(paths):
+      raise ValueError(
+        f"layers = {list(paths)}: expected one or more, each path once."
+      )
+    if self.float_parameters < 0:
+      raise ValueError(
+        f"float_parameters = {self.float_parameters}: expected >= 0."
+      )
+    for layer in self.layers:
+      if layer.macs < 0 or layer.weights < 0:
+        raise ValueError(f"{layer}: expected macs and weights >= 0.")
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """Paths of the layers, in the order of the calls."""
+    return tuple(layer.path for layer in self.layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """A cost of a network: a sum over its layers and a constant.
+
+  `layer_cost(layer, weight_bits, activation_bits)` and `constant(network)`
+  return a number >= 0; integers are summed exactly.
+  """
+
+  name: str
+  layer_cost: Callable[[LayerStats, int, int], Number]
+  constant: Callable[[NetworkStats], Number] = lambda network: 0
+
+
+# Bit operations for one image: MACs times both bit-widths.
+BOPS = Cost("bops", lambda layer, bw, ba: layer.macs * bw * ba)
+# Bits of packed weights, and of what stays float32.
+SIZE = Cost(
+  "size",
+  lambda layer, bw, ba: layer.weights * bw,
+  lambda network: 32 * network.float_parameters,
+)
+
+
+def latency(table: Mapping[tuple[str, int, int], float]) -> Cost:
+  """Make a cost of a table (path, weight bits, activation bits) -> ms.
+
+  The cost raises ValueError for an entry that the table lacks.
+  """
+
+  def layer_cost(layer: LayerStats, bw: int, ba: int) -> Number:
+    try:
+      return table[layer.path, bw, ba]
+    except KeyError:
+      raise ValueError(
+        f"the latency table has no entry for layer {layer.path!r} at"
+        f" {bw} weight bits and {ba} activation bits: expected the key"
+        f" {(layer.path, bw, ba)!r} -> ms."
+      ) from None
+
+  return Cost("latency", layer_cost)
+
+
+def by_name(costs: Iterable[Cost]) -> dict[str, Cost]:
+  """Key costs by their names.
+
+  Raises:
+    ValueError: two costs have the same name.
+  """
+  result: dict[str, Cost] = {}
+  for cost in costs:
+    if cost.name in result:
+      raise ValueError(f"two costs are named {cost.name!r}: expected one.")
+    result[cost.name] = cost
+  return result
+
+
+def check_choices(network: NetworkStats, choices: Choices) -> None:
+  """Check the candidates against the network and the groups.
+
+  Raises:
+    ValueError: layers without choices or choices without layers; a group whose
+      members have different candidates; a group named as another layer.
+  """
+  _check_paths("choices", network, choices)
+  for kind in ("weight", "activation"):
+    first: dict[str, str] = {}
+    for path in network.paths:
+      group = getattr(choices[path], f"{kind}_group")
+      if group in choices and getattr(choices[group], f"{kind}_group") != group:
+        raise ValueError(
+          f"{kind}_group = {group!r} of layer {path!r} is the path of a layer"
+          " outside the group: expected another name."
+        )
+      if not group:
+        continue
+      other = first.setdefault(group, path)
+      bits = [getattr(choices[p], f"{kind}_bits") for p in (other, path)]
+      if bits[0] != bits[1]:
+        raise ValueError(
+          f"{kind}_group {group!r}: layer {other!r} has the candidates"
+          f" {bits[0]} and layer {path!r} {bits[1]}: expected equal ones."
+        )
+
+
+def cost_tables(
+  network: NetworkStats, choices: Choices, cost: Cost
+) -> tuple[dict[str, np.ndarray], Number]:
+  """Tabulate a cost over the candidates of every layer.
+
+  Returns:
+    Path -> table of shape [weight candidates, activation candidates], int64
+    if the layer's costs are integers and float64 otherwise; and the constant.
+
+  Raises:
+    ValueError: choices that do not fit the network, or a cost that is not a
+      finite number >= 0.
+  """
+  check_choices(network, choices)
+  tables = {}
+  for layer in network.layers:
+    choice = choices[layer.path]
+    rows = [
+      [_layer_cost(cost, layer, bw, ba) for ba in choice.activation_bits]
+      for bw in choice.weight_bits
+    ]
+    tables[layer.path] = np.array(rows)
+  return tables, _number(cost.constant(network), f"cost {cost.name!r}")
+
+
+def total_cost(network: NetworkStats, bits: Bits, cost: Cost) -> Number:
+  """Sum a cost over a network whose layers have the given bits.
+
+  Args:
+    network: the network.
+    bits: path -> (weight bits, activation bits), for every layer.
+    cost: the cost.
+
+  Returns:
+    An exact integer if the cost is one everywhere, otherwise the float
+    nearest to the exact sum of the decimals.
+
+  Raises:
+    ValueError: layers that lack bits, bits without a layer, or a cost that is
+      not a finite number >= 0.
+  """
+  _check_paths("bits", network, bits)
+  terms = [_layer_cost(cost, x, *bits[x.path]) for x in network.layers]
+  terms.append(_number(cost.constant(network), f"cost {cost.name!r}"))
+  if all(isinstance(term, int) for term in terms):
+    return sum(terms)
+  # 0.1 + 0.2 is to equal a limit of 0.3, whatever the order of the layers.
+  return float(sum(fractions.Fraction(repr(term)) for term in terms))
+
+
+def uniform_bits(
+  network: NetworkStats, choices: Choices, bits: int
+) -> dict[str, tuple[int, int]]:
+  """Give every searched layer the same bits; fixed layers keep their own."""
+  check_choices(network, choices)
+  result = {}
+  for path in network.paths:
+    choice = choices[path]
+    own = (choice.weight_bits[0], choice.activation_bits[0])
+    result[path] = (bits, bits) if choice.searched else own
+  return result
+
+
+def float_cost(network: NetworkStats, cost: Cost) -> Number:
+  """Sum a cost over the network with every layer in float32."""
+  return total_cost(network, dict.fromkeys(network.paths, (32, 32)), cost)
+
+
+def relative_tables(
+  tables: Mapping[str, np.ndarray], constant: Number, limit: Number
+) -> tuple[dict[str, np.ndarray], float]:
+  """Divide tables and constant by a limit, in float64.
+
+  With these `expected_cost` is the share of the budget that is used, and no
+  figure in it is too large for float32.
+  """
+  return (
+    {path: np.asarray(x, np.float64) / limit for path, x in tables.items()},
+    float(constant) / limit,
+  )
+
+
+def expected_cost(
+  tables: Mapping[str, jax.typing.ArrayLike],
+  constant: jax.typing.ArrayLike,
+  weight_probs: Mapping[str, jax.Array],
+  activation_probs: Mapping[str, jax.Array],
+) -> jax.Array:
+  """Compute the expected cost of independent bits, differentiably.
+
+  Args:
+    tables: path -> cost, shape [weight candidates, activation candidates].
+    constant: what is added, shape [].
+    weight_probs: path -> probabilities, shape [weight candidates]; a layer
+      with one candidate may be absent.
+    activation_probs: the same for the layers' inputs.
+
+  Returns:
+    sum_l p_w[l]^T T[l] p_a[l] + constant, shape [], in the dtype of the
+    probabilities, float32 or wider.
+
+  Raises:
+    ValueError: no probabilities for a layer with several candidates, or
+      probabilities of another shape.
+  """
+  dtype = jnp.result_type(
+    jnp.float32, *weight_probs.values(), *activation_probs.values()
+  )
+  total = jnp.asarray(constant, dtype)
+  for path, table in tables.items():
+    shape = np.shape(table)
+    sides = []
+    for axis, name, probs in (
+      (0, "weight_probs", weight_probs),
+      (1, "activation_probs", activation_probs),
+    ):
+      side = probs.get(path, np.ones(1))
+      if side.shape != (shape[axis],):
+        raise ValueError(
+          f"{name}[{path!r}] has shape {side.shape}: expected {(shape[axis],)}."
+        )
+      sides.append(jnp.asarray(side, dtype))
+    total += sides[0] @ jnp.asarray(table, dtype) @ sides[1]
+  return total
+
+
+def uniform_bops(
+  network: NetworkStats,
+  choices: Choices,
+  bits: int,
+  *,
+  convention: BopsConvention,
+) -> int:
+  """Count the bit operations of uniform bits under a convention."""
+  assigned = uniform_bits(network, choices, bits)
+  counted = network.layers
+  match BopsConvention(convention):
+    case BopsConvention.ALL_LAYERS_AT_SEARCHED_BITS:
+      assigned = dict.fromkeys(assigned, (bits, bits))
+    case BopsConvention.SEARCHED_LAYERS_ONLY:
+      counted = tuple(x for x in counted if choices[x.path].searched)
+  return sum(int(BOPS.layer_cost(x, *assigned[x.path])) for x in counted)
+
+
+def format_uniform_bops(
+  network: NetworkStats, choices: Choices, bits: int
+) -> str:
+  """Lay out `uniform_bops` under all conventions, one line each."""
+  lines = []
+  for convention in BopsConvention:
+    bops = uniform_bops(network, choices, bits, convention=convention)
+    lines.append(
+      f"uniform {bits} bits: {format_amount('bops', bops)} ({convention})"
+    )
+  return "\n".join(lines)
+
+
+def format_amount(name: str, amount: Number) -> str:
+  """Write an amount of a cost with its unit, such as "34.71 GBOPs"."""
+  if name == "latency":
+    return f"{amount:.6g} ms"
+  unit = {"bops": "BOPs", "size": "B"}.get(name, "")
+  amount = amount / 8 if name == "size" else amount
+  for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+    if amount >= scale:
+      return f"{amount / scale:.6g} {prefix}{unit}"
+  return f"{amount:.6g} {unit}".rstrip()
+
+
+def _check_paths(
+  name: str, network: NetworkStats, given: Iterable[str]
+) -> None:
+  missing = sorted(set(network.paths) - set(given))
+  extra = sorted(set(given) - set(network.paths))
+  if missing or extra:
+    raise ValueError(
+      f"{name} must name exactly the layers of the network: it lacks"
+      f" {missing}, and {extra} are no layers."
+    )
+
+
+def _layer_cost(cost: Cost, layer: LayerStats, bw: int, ba: int) -> Number:
+  value = cost.layer_cost(layer, bw, ba)
+  return _number(
+    value, f"cost {cost.name!r} of layer {layer.path!r} at {(bw, ba)} bits"
+  )
+
+
+def _number(value: object, what: str) -> Number:
+  if isinstance(value, numbers.Real) and math.isfinite(value):
+    exact = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if exact >= 0:
+      return exact
+  raise ValueError(f"{what} is {value!r}: expected a finite number >= 0.")

@@ -1,0 +1,72 @@
+"""Multiply-accumulates and weights per layer, from static shapes."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from asga_jax import tracing
+from asga_jax.cost import costs
+
+
+def network_stats(
+  model: nnx.Module,
+  input_shape: Sequence[int],
+  *,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  method: str = "__call__",
+) -> costs.NetworkStats:
+  """Counts the MACs and weights of every layer, without running the network.
+
+  Groups are counted (a depthwise convolution multiplies each output by its own
+  channel alone); biases and norms are not. A layer that is called more often
+  counts its weights once and its MACs at each call.
+
+  Args:
+    model: any Flax NNX module of `nnx.Conv` and `nnx.Linear` layers, such as
+      `nnx.eval_shape` gives; it is not changed.
+    input_shape: the shape of one input, without the batch.
+    dtype: the dtype of the input.
+    method: the method to trace.
+
+  Returns:
+    The layers in call order and the elements that stay float32: all parameters
+    and batch statistics but the kernels of the layers.
+
+  Raises:
+    ValueError: the model calls no layer.
+  """
+  graphdef, state = nnx.split(model)
+  calls: list[tuple[str, int]] = []
+
+  def trace(state, inputs):
+    _, recorded = tracing.record_calls(
+      nnx.merge(graphdef, state, copy=True), inputs, method=method
+    )
+    for call in recorded:
+      # The batch is 1; a network may have folded other axes into it.
+      positions = math.prod(call.output.shape[:-1])
+      calls.append((call.path, positions * call.kernel.size))
+
+  example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+  jax.eval_shape(trace, state, example)
+  if not calls:
+    raise ValueError(
+      f"model ({type(model).__name__}) calls no layer that is counted; "
+      "expected nnx.Conv or nnx.Linear."
+    )
+  macs: dict[str, int] = {}
+  for path, count in calls:
+    macs[path] = macs.get(path, 0) + count
+  found = tracing.find_layers(model)
+  weights = {path: found[path].kernel.size for path in macs}  # type: ignore[attr-defined]
+  kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+  elements = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))
+  return costs.NetworkStats(
+    layers=tuple(
+      costs.LayerStats(path, macs[path], weights[path]) for path in macs
+    ),
+    float_parameters=elements - sum(weights.values()),
+  )

@@ -1,0 +1,157 @@
+"""What a data set is, and its three parts in a search."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+class DataError(ValueError):
+  """A data set that is missing, unprepared or not of the expected form."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+  """Labelled images in memory.
+
+  Invariants, checked: images are uint8 of one shape [N, H, W, C] with C of 1
+  or 3, labels int32 in [0, num_classes), and no part is empty.
+  """
+
+  name: str
+  train_images: np.ndarray  # shape=(N, H, W, C), dtype=uint8
+  train_labels: np.ndarray  # shape=(N,), dtype=int32
+  test_images: np.ndarray  # shape=(M, H, W, C), dtype=uint8
+  test_labels: np.ndarray  # shape=(M,), dtype=int32
+  class_names: tuple[str, ...]
+  # Whether a mirrored image still shows its class: digits do not.
+  flip: bool = True
+  # The name the source gives to the part that only reports.
+  test_split: str = "test"
+
+  def __post_init__(self):
+    shape = self.train_images.shape[1:]
+    for part in ("train", "test"):
+      images = getattr(self, f"{part}_images")
+      labels = getattr(self, f"{part}_labels")
+      where = f"data set {self.name!r}, {part}"
+      if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise DataError(
+          f"{where}: images must be uint8 of shape [N, H, W, C] with N > 0; "
+          f"found {images.dtype} of shape {list(images.shape)}"
+        )
+      if images.shape[1:] != shape or shape[-1] not in (1, 3):
+        raise DataError(
+          f"{where}: images must have one shape [H, W, C] with 1 or 3 "
+          f"channels; found {list(images.shape[1:])} beside {list(shape)}"
+        )
+      if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+        raise DataError(
+          f"{where}: labels must be int32 of shape [{len(images)}]; found "
+          f"{labels.dtype} of shape {list(labels.shape)}"
+        )
+      if labels.min() < 0 or labels.max() >= self.num_classes:
+        raise DataError(
+          f"{where}: labels must lie in [0, {self.num_classes}); found "
+          f"{labels.min()} to {labels.max()}"
+        )
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Shape [H, W, C] as stored, before `preprocess`."""
+    height, width, channels = self.train_images.shape[1:]
+    return height, width, channels
+
+  @functools.cached_property
+  def mean(self) -> tuple[float, ...]:
+    """Mean of each stored channel, of training pixels / 255."""
+    levels = np.arange(256) / 255.0
+    return tuple((self._pixel_shares @ levels).tolist())
+
+  @functools.cached_property
+  def std(self) -> tuple[float, ...]:
+    """Standard deviation of each stored channel, of training pixels / 255."""
+    distances = np.arange(256) / 255.0 - np.asarray(self.mean)[:, None]
+    variance = (self._pixel_shares * distances**2).sum(axis=1)
+    return tuple(np.sqrt(variance).tolist())
+
+  @functools.cached_property
+  def _pixel_shares(self) -> np.ndarray:
+    """Share of each of the 256 levels in each channel, shape [C, 256]."""
+    counts = np.zeros((self.image_shape[2], 256))
+    # By chunks, since bincount copies to 64-bit integers.
+    for start in range(0, len(self.train_images), 1000):
+      chunk = self.train_images[start : start + 1000]
+      for channel, count in enumerate(counts):
+        count += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Split:
+  """Images and labels of one purpose."""
+
+  images: np.ndarray  # shape=(N, H, W, C), dtype=uint8
+  labels: np.ndarray  # shape=(N,), dtype=int32
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Splits:
+  """The three parts of a proxy; no image stands in two of them."""
+
+  # Trains the weights.
+  train: Split
+  # Trains the bit-choice logits of a bilevel search; empty for a joint one.
+  heldout: Split
+  # The source's own test part: never trained on, only reported.
+  report: Split
+
+
+def split_proxy(
+  dataset: Dataset, *, heldout_fraction: float, seed: int
+) -> Splits:
+  """Parts the training images of a proxy, every class in the same proportion.
+
+  Args:
+    dataset: the proxy.
+    heldout_fraction: share in [0, 1) of each class's training images that goes
+      to `heldout`, rounded to whole images.
+    seed: of the choice.
+
+  Returns:
+    The three parts; train and held-out keep the source's order.
+
+  Raises:
+    ValueError: if the fraction is outside [0, 1).
+    DataError: if a positive fraction leaves a class without an image in train
+      or in held-out.
+  """
+  if not 0 <= heldout_fraction < 1:
+    raise ValueError(
+      f"heldout_fraction is {heldout_fraction}; expected a share in [0, 1)"
+    )
+  generator = np.random.default_rng(seed)
+  held = np.zeros(len(dataset.train_labels), bool)
+  for label, name in enumerate(dataset.class_names):
+    members = np.flatnonzero(dataset.train_labels == label)
+    count = round(heldout_fraction * len(members))
+    if heldout_fraction and len(members) and count in (0, len(members)):
+      raise DataError(
+        f"heldout_fraction is {heldout_fraction}: it puts {count} of the "
+        f"{len(members)} training images of class {name!r} of "
+        f"{dataset.name!r} into held-out; expected some and not all"
+      )
+    held[generator.permutation(members)[:count]] = True
+  return Splits(
+    train=Split(dataset.train_images[~held], dataset.train_labels[~held]),
+    heldout=Split(dataset.train_images[held], dataset.train_labels[held]),
+    report=Split(dataset.test_images, dataset.test_labels),
+  )

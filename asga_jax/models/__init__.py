@@ -1,0 +1,23 @@
+"""Plain float networks in `flax.nnx`, by name."""
+
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+
+from asga_jax.models import mobilenet_v2, resnet
+
+CONSTRUCTORS: Mapping[str, Callable[..., nnx.Module]] = {
+  "mobilenet_v2": mobilenet_v2.mobilenet_v2,
+  "resnet8": resnet.resnet8,
+  "resnet18": resnet.resnet18,
+  "resnet20": resnet.resnet20,
+}
+
+
+def constructor(name: str) -> Callable[..., nnx.Module]:
+  """Returns the constructor of that name; raises ValueError if unknown."""
+  if name not in CONSTRUCTORS:
+    raise ValueError(
+      f"model name is {name!r}; expected one of {', '.join(CONSTRUCTORS)}"
+    )
+  return CONSTRUCTORS[name]

@@ -1,0 +1,165 @@
+"""Residual networks (He et al. 2016, https://arxiv.org/abs/1512.03385).
+
+Module paths, the same for every stem and class count: `stem`, `stem_norm`,
+`stages/S/B/conv1`, `norm1`, `conv2`, `norm2`, and in the first block of a
+stage that changes shape `shortcut`, `shortcut_norm`; last `head`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+
+from asga_jax.models import layers
+
+
+class Block(nnx.Module):
+  """Two 3x3 convolutions beside a shortcut.
+
+  Where the shape changes the shortcut is a 1x1 convolution (option B of the
+  paper, section 4.1), in the small networks as well: option A's zero padding
+  would save 2,752 parameters of ResNet-20 and need a code path of its own.
+  """
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    stride: int,
+    conv: Callable[..., nnx.Conv],
+    norm: Callable[..., nnx.BatchNorm],
+  ):
+    self.conv1 = conv(inputs, outputs, 3, stride=stride)
+    self.norm1 = norm(outputs)
+    self.conv2 = conv(outputs, outputs, 3)
+    self.norm2 = norm(outputs)
+    reshapes = stride != 1 or inputs != outputs
+    self.shortcut = (
+      conv(inputs, outputs, 1, stride=stride) if reshapes else None
+    )
+    self.shortcut_norm = norm(outputs) if reshapes else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
+    y = nnx.relu(self.norm1(self.conv1(x)))
+    y = self.norm2(self.conv2(y))
+    if self.shortcut is not None and self.shortcut_norm is not None:
+      x = self.shortcut_norm(self.shortcut(x))
+    return nnx.relu(x + y)
+
+
+class ResNet(nnx.Module):
+  """A stem, stages of residual blocks, a mean over space, a linear head."""
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: str,
+    in_channels: int = 3,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    conv_general_dilated: Callable[
+      ..., jax.Array
+    ] = jax.lax.conv_general_dilated,
+    rngs: nnx.Rngs,
+  ):
+    """Builds the network.
+
+    Args:
+      num_classes: outputs of the head.
+      blocks: number of blocks of each stage.
+      widths: channels of each stage; all but the first start at stride 2.
+      stem: 'imagenet' (7x7 at stride 2, then 3x3 max pooling at stride 2) or
+        'small' (3x3 at stride 1).
+      in_channels: channels of the images.
+      dtype: dtype of the computation; None takes it from inputs and params.
+      param_dtype: dtype of the parameters.
+      conv_general_dilated: what `nnx.Conv` convolves with.
+      rngs: stream of random keys.
+
+    Raises:
+      ValueError: if `stem` is neither.
+    """
+    types: dict[str, Any] = {
+      "dtype": dtype,
+      "param_dtype": param_dtype,
+      "rngs": rngs,
+    }
+    conv: Callable[..., nnx.Conv] = functools.partial(
+      layers.conv, conv_general_dilated=conv_general_dilated, **types
+    )
+    norm: Callable[..., nnx.BatchNorm] = functools.partial(
+      layers.batch_norm, **types
+    )
+    self.pooled_stem = layers.check_stem(stem) == "imagenet"
+    if self.pooled_stem:
+      self.stem = conv(in_channels, widths[0], 7, stride=2)
+    else:
+      self.stem = conv(in_channels, widths[0], 3)
+    self.stem_norm = norm(widths[0])
+    inputs = widths[0]
+    stages = []
+    for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+      stage = []
+      for j in range(count):
+        stride = 2 if i > 0 and j == 0 else 1
+        stage.append(Block(inputs, width, stride=stride, conv=conv, norm=norm))
+        inputs = width
+      stages.append(nnx.List(stage))
+    self.stages = nnx.List(stages)
+    self.head = nnx.Linear(inputs, num_classes, **types)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps images [N, H, W, in_channels] to logits [N, num_classes]."""
+    x = nnx.relu(self.stem_norm(self.stem(images)))
+    if self.pooled_stem:
+      x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    for stage in self.stages:
+      for block in stage:
+        x = block(x)
+    return self.head(x.mean(axis=(1, 2)))
+
+
+def resnet18(
+  num_classes: int = 1000, *, stem: str = "imagenet", **settings: Any
+) -> ResNet:
+  """Builds ResNet-18: 11,689,512 parameters at 1000 classes.
+
+  Args:
+    num_classes: outputs of the head.
+    stem: 'imagenet' or 'small', see `ResNet`.
+    **settings: `in_channels`, `dtype`, `param_dtype`, `conv_general_dilated`
+      and `rngs`, see `ResNet`.
+  """
+  return ResNet(
+    num_classes,
+    blocks=(2, 2, 2, 2),
+    widths=(64, 128, 256, 512),
+    stem=stem,
+    **settings,
+  )
+
+
+def resnet20(
+  num_classes: int = 10, *, stem: str = "small", **settings: Any
+) -> ResNet:
+  """Builds ResNet-20 for 32x32 images, 0.27 M parameters; see `resnet18`."""
+  return ResNet(
+    num_classes, blocks=(3, 3, 3), widths=(16, 32, 64), stem=stem, **settings
+  )
+
+
+def resnet8(
+  num_classes: int = 10, *, stem: str = "small", **settings: Any
+) -> ResNet:
+  """Builds ResNet-8 for 32x32 images, 0.08 M parameters; see `resnet18`."""
+  return ResNet(
+    num_classes, blocks=(1, 1, 1), widths=(16, 32, 64), stem=stem, **settings
+  )

@@ -1,0 +1,1 @@
+"""The network side: quantizers, bit choice, layers and surgery."""

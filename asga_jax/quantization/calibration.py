@@ -1,0 +1,160 @@
+"""Initial ranges and signedness from data, and batch-norm statistics."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from asga_jax import tracing
+from asga_jax.quantization import bit_choice, layers, quantizers
+
+# Values kept of each layer's input: enough for the error of a step, few enough
+# to try 64 steps for every candidate within a second a network.
+SAMPLE_SIZE = 4096
+
+
+class InputSample(NamedTuple):
+  """What a layer reads, in short."""
+
+  values: jax.Array  # shape=(SAMPLE_SIZE,), drawn with replacement
+  signed: jax.Array  # shape=(), dtype=bool: whether any value is negative
+
+
+def sample_inputs(
+  model: nnx.Module, inputs: Any, *, method: str = "__call__"
+) -> dict[str, InputSample]:
+  """Runs a network in float and samples what each layer reads.
+
+  Args:
+    model: any Flax NNX module, plain or searchable; its state is not changed,
+      and its mode (batch norm) is kept.
+    inputs: a batch of inputs.
+    method: the method to run.
+
+  Returns:
+    The samples by layer path, in call order; a layer that is called more often
+    gives a sample of its last call and the signedness of all.
+  """
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def run(state, inputs):
+    copy = nnx.merge(graphdef, state, copy=True)
+    for layer in layers.quantized_layers(copy).values():
+      layers.make_float(layer)
+    _, calls = tracing.record_calls(copy, inputs, method=method)
+    samples: dict[str, InputSample] = {}
+    for index, call in enumerate(calls):
+      flat = call.inputs.reshape(-1)
+      chosen = np.random.default_rng(index).integers(
+        flat.size, size=SAMPLE_SIZE
+      )
+      signed = jnp.any(flat < 0)
+      if call.path in samples:
+        signed |= samples[call.path].signed
+      samples[call.path] = InputSample(flat[chosen], signed)
+    # jit sorts the keys of a dict; the pairs keep the order of the calls.
+    order.extend(samples)
+    return samples
+
+  order: list[str] = []
+  samples = run(state, inputs)
+  return {path: samples[path] for path in order}
+
+
+def calibrate(
+  model: nnx.Module, inputs: Any, *, method: str = "__call__"
+) -> nnx.Module:
+  """Starts every step anew from the weights and from a batch of real inputs.
+
+  Args:
+    model: a searchable network, or one fixed by a policy; it is not changed.
+    inputs: a batch of inputs.
+    method: the method to run.
+
+  Returns:
+    A copy with fresh quantizer parameters and signedness.
+  """
+  model = nnx.clone(model)
+  samples = sample_inputs(model, inputs, method=method)
+  for path, layer in layers.quantized_layers(model).items():
+    kernel_sample = weight_sample(layer.kernel[...], layer.weight.quantizer)
+    _restart(layer.weight, kernel_sample, signed=True)
+    if path in samples:
+      sample = samples[path]
+      _restart(layer.activation, sample.values, signed=bool(sample.signed))
+  return model
+
+
+def _restart(
+  choice: bit_choice.BitChoice, sample: jax.Array, *, signed: bool
+) -> None:
+  choice.signed[...] = jnp.asarray(signed)
+  choice.parameter[...] = choice.quantizer.initial_parameter(
+    sample, choice.candidates(), signed
+  ).astype(choice.parameter[...].dtype)
+
+
+def weight_sample(
+  kernel: jax.Array, quantizer: quantizers.Quantizer
+) -> jax.Array:
+  """Flattens a kernel to (n,), or to (n, channels) for a step a channel."""
+  kernel = quantizer.transform(kernel)
+  if quantizer.per_channel:
+    return kernel.reshape(-1, kernel.shape[-1])
+  return kernel.reshape(-1)
+
+
+def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
+  """Replaces batch norm's running statistics by the mean over batches.
+
+  Quantization shifts activations away from the statistics that were gathered
+  while bits were still mixed.
+
+  Args:
+    model: a network with `nnx.BatchNorm` layers; changed in place, and left in
+      evaluation mode, in which all but those layers run.
+    batches: inputs of the network.
+
+  Returns:
+    How many batches were seen; with none the statistics stay.
+  """
+  norms = [
+    module
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, nnx.BatchNorm)
+  ]
+  model.eval()
+  if not norms:
+    return 0
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def statistics(state, inputs):
+    copy = nnx.merge(graphdef, state, copy=True)
+    inner = [
+      module
+      for _, module in nnx.iter_modules(copy)
+      if isinstance(module, nnx.BatchNorm)
+    ]
+    for norm in inner:
+      # With a momentum of zero the running statistics are the batch's own.
+      norm.momentum = 0.0
+      norm.use_running_average = False
+    copy(inputs)
+    return [(norm.mean[...], norm.var[...]) for norm in inner]
+
+  seen = 0
+  total = None
+  for inputs in batches:
+    new = statistics(state, inputs)
+    total = new if total is None else jax.tree.map(jnp.add, total, new)
+    seen += 1
+  if total is not None:
+    for norm, (mean, var) in zip(norms, total, strict=True):
+      norm.mean[...] = mean / seen
+      norm.var[...] = var / seen
+  return seen

@@ -1,0 +1,179 @@
+"""The mixture of a tensor's quantized forms, as one custom VJP.
+
+The forward pass keeps the tensor alone; the backward pass computes the codes
+again, so that memory does not grow with the number of candidates.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from asga_jax.quantization import quantizers
+
+# Elements that a sweep on a CPU adds up lane by lane before it reduces: large
+# enough to vectorise, small enough for the second-level cache.
+CPU_CHUNK = 6144
+
+
+class Grids(NamedTuple):
+  """The uniform grids of the candidates."""
+
+  lower: jax.Array  # shape=(candidates,), dtype=float32
+  upper: jax.Array  # shape=(candidates,), dtype=float32
+  is_float: jax.Array  # shape=(candidates,), dtype=bool: the tensor as it is
+
+
+def make_grids(bits: jax.Array, signed: jax.Array, narrow: bool) -> Grids:
+  """Makes the grids of candidate bit-widths.
+
+  Args:
+    bits: int32, shape (candidates,); 32 stands for float.
+    signed: bool, shape ().
+    narrow: whether a signed grid leaves out its lowest code.
+
+  Returns:
+    The grids.
+  """
+  lower, upper = quantizers.levels(bits, signed, narrow)
+  return Grids(lower, upper, bits == quantizers.FLOAT_BITS)
+
+
+def naive_mixture(
+  x: jax.Array,
+  steps: jax.Array,
+  probabilities: jax.Array,
+  grids: Grids,
+  offset: float = 0.0,
+  step_gradient: str = "full",
+) -> jax.Array:
+  """Sums the quantized forms one by one: the reference for `mixture`.
+
+  Takes and returns what `mixture` does; its backward pass keeps a copy of the
+  tensor for every candidate.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  total = jnp.zeros_like(wide)
+  for index in range(steps.shape[0]):
+    quantized = quantizers.fake_quantize(
+      wide,
+      steps[index],
+      grids.lower[index],
+      grids.upper[index],
+      offset=offset,
+      step_gradient=step_gradient,
+    )
+    quantized = jnp.where(grids.is_float[index], wide, quantized)
+    total += probabilities[index] * quantized
+  return total.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def mixture(
+  x: jax.Array,
+  steps: jax.Array,
+  probabilities: jax.Array,
+  grids: Grids,
+  offset: float = 0.0,
+  step_gradient: str = "full",
+) -> jax.Array:
+  """Mixes the quantized forms of a tensor by their probabilities.
+
+  Computes sum_b p_b Q_b(x) (Cai and Vasconcelos 2020, equation 9), with the
+  straight-through gradients of `quantizers.fake_quantize`.
+
+  Args:
+    x: the tensor, float, any shape.
+    steps: one step for each candidate, shape (candidates,), or (candidates,
+      channels) with the channels on the last axis of x.
+    probabilities: shape (candidates,).
+    grids: the codes of each candidate.
+    offset: added to every code.
+    step_gradient: 'full' or 'clip', see `quantizers.fake_quantize`.
+
+  Returns:
+    The mixture, shape and dtype of x.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  terms = []
+  for index in range(steps.shape[0]):
+    step, _, code, _ = _codes(wide, steps, grids, index, offset)
+    quantized = jnp.where(grids.is_float[index], wide, step * (code + offset))
+    terms.append(probabilities[index] * quantized)
+  # Not from zero, so that a float tensor keeps its negative zeros.
+  return sum(terms[1:], terms[0]).astype(x.dtype)
+
+
+def _codes(x, steps, grids, index, offset):
+  """Gives one candidate's step, x in steps, its codes and the inner mask."""
+  step = jnp.maximum(steps[index], quantizers.SMALLEST_STEP).astype(x.dtype)
+  lower, upper = grids.lower[index], grids.upper[index]
+  scaled = x * (1 / step) - offset
+  code = jnp.round(jnp.clip(scaled, lower, upper))
+  inside = (scaled > lower) & (scaled < upper)
+  return step, scaled, code, inside
+
+
+def _mixture_forward(x, steps, probabilities, grids, offset, step_gradient):
+  result = mixture(x, steps, probabilities, grids, offset, step_gradient)
+  return result, (x, steps, probabilities, grids)
+
+
+def _chunks(shape: tuple[int, ...]) -> int:
+  """Chooses in how many chunks of whole rows a CPU sweeps a tensor."""
+  rows = math.prod(shape[:-1])
+  if jax.default_backend() != "cpu" or rows == 0:
+    return 1
+  most = max(1, rows * shape[-1] // CPU_CHUNK)
+  return max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)
+
+
+def _mixture_backward(offset, step_gradient, residuals, g):
+  x, steps, probabilities, grids = residuals
+  candidates = range(steps.shape[0])
+
+  # Codes and sums in a narrower type would be wrong, not just rough.
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+
+  def sweep(sums, tensors):
+    """Adds one chunk to the sums, lane by lane, and gives its gradient."""
+    x, g = (tensor.astype(wide) for tensor in tensors)
+    slope = jnp.zeros_like(x)
+    added = []
+    for index in candidates:
+      is_float = grids.is_float[index]
+      step, scaled, code, inside = _codes(x, steps, grids, index, offset)
+      quantized = jnp.where(is_float, x, step * (code + offset))
+      inner = code - scaled if step_gradient == "full" else 0.0
+      step_slope = jnp.where(inside, inner, code + offset)
+      slope += jnp.where(inside | is_float, probabilities[index], 0.0)
+      added.append(g * quantized)
+      added.append(jnp.where(is_float, 0.0, g * step_slope))
+    sums = [total + new for total, new in zip(sums, added, strict=True)]
+    return sums, (g * slope).astype(tensors[0].dtype)
+
+  chunks = _chunks((1, *x.shape))
+  lanes = (chunks, -1, x.shape[-1] if x.ndim else 1)
+  x_lanes, g_lanes = x.reshape(lanes), g.reshape(lanes)
+  zeros = [jnp.zeros(x_lanes.shape[1:], wide)] * (2 * len(candidates))
+  if chunks == 1:
+    sums, dx = sweep(zeros, (x_lanes[0], g_lanes[0]))
+  else:
+    # XLA reduces many outputs on a CPU an element at a time; adding lanes up
+    # in one scan first is about ten times faster.
+    sums, dx = jax.lax.scan(sweep, zeros, (x_lanes, g_lanes))
+  quantized_sums = jnp.stack([jnp.sum(total) for total in sums[::2]])
+  rows = 0 if steps.ndim == 2 else None
+  step_sums = jnp.stack([jnp.sum(total, axis=rows) for total in sums[1::2]])
+  weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))
+  return (
+    dx.reshape(x.shape),
+    (step_sums * weights).astype(steps.dtype),
+    quantized_sums.astype(probabilities.dtype),
+    None,
+  )
+
+
+mixture.defvjp(_mixture_forward, _mixture_backward)

@@ -1,0 +1,240 @@
+"""From any network to a searchable one, and on to one fixed by a policy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from asga_jax import tracing
+from asga_jax.quantization import (
+  bit_choice,
+  calibration,
+  layers,
+  quantizers,
+)
+from asga_jax.quantization import (
+  rules as rules_lib,
+)
+
+DEFAULT_BITS = (2, 3, 4, 5, 6, 8)
+END_BITS = 8
+
+
+def make_searchable(
+  model: nnx.Module,
+  example_input: Any,
+  *,
+  bits: tuple[int, ...] = DEFAULT_BITS,
+  rules: Sequence[rules_lib.Rule] = (),
+  end_bits: int = END_BITS,
+  weight_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq",
+  per_channel: bool = True,
+  method: str = "__call__",
+) -> nnx.Module:
+  """Gives every convolution and linear layer of a network a choice of bits.
+
+  Args:
+    model: any Flax NNX module of `nnx.Conv` and `nnx.Linear` layers; neither
+      it nor its variables are changed.
+    example_input: a batch of inputs; real ones give better initial ranges.
+    bits: the candidates of every searched tensor.
+    rules: exceptions, see `rules.Rule`.
+    end_bits: the bits of the first and the last layer called, not searched.
+    weight_quantizer: one of `quantizers.QUANTIZERS`.
+    activation_quantizer: one of `quantizers.QUANTIZERS`.
+    per_channel: whether each output channel of a kernel has its own step.
+    method: the method that is called on inputs.
+
+  Returns:
+    A copy with the same paths for all that the model had.
+
+  Raises:
+    ValueError: bad bits or rules, an unknown quantizer, a model without layers,
+      or one that is searchable already.
+    TypeError: a layer of a subclass with a `__call__` of its own.
+  """
+  of_weights = quantizers.make_quantizer(
+    weight_quantizer, weights=True, per_channel=per_channel
+  )
+  of_activations = quantizers.make_quantizer(
+    activation_quantizer, weights=False, per_channel=False
+  )
+  if layers.quantized_layers(model):
+    raise ValueError(
+      f"model ({type(model).__name__}) has quantized layers already; expected "
+      "the float network."
+    )
+  samples = calibration.sample_inputs(model, example_input, method=method)
+  if not samples:
+    raise ValueError(
+      f"model ({type(model).__name__}) calls no layer that can be searched; "
+      "expected nnx.Conv or nnx.Linear."
+    )
+  decided = rules_lib.resolve(
+    rules, tuple(samples), bits=bits, end_bits=end_bits
+  )
+  temperature = bit_choice.Temperature(jnp.ones(()))
+  ties: dict[tuple[str, str], bit_choice.BitLogits] = {}
+
+  def choice(kind, tie, candidates, sample, quantizer, signed):
+    made = bit_choice.BitChoice(
+      candidates,
+      sample,
+      quantizer=quantizer,
+      signed=signed,
+      temperature=temperature,
+      logits=ties.get((kind, tie)) if tie else None,
+    )
+    if tie:
+      ties[kind, tie] = made.logits
+    return made
+
+  def replace(path, node):
+    name = tracing.path_name(path)
+    if name not in decided or tracing.product_attribute(node) is None:
+      return node
+    rule, sample = decided[name], samples[name]
+    kernel = calibration.weight_sample(node.kernel[...], of_weights)
+    return layers.quantize_layer(
+      node,
+      weight=choice(
+        "weight", rule.weight_tie, rule.weight_bits, kernel, of_weights, True
+      ),
+      activation=choice(
+        "activation",
+        rule.activation_tie,
+        rule.activation_bits,
+        sample.values,
+        of_activations,
+        bool(sample.signed),
+      ),
+    )
+
+  return nnx.recursive_map(replace, nnx.clone(model))
+
+
+def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:
+  """Checks that a policy names just the quantized layers of a network.
+
+  Raises:
+    ValueError: layers are missing or unknown; it names them.
+  """
+  found = layers.quantized_layers(model)
+  missing = [path for path in found if path not in bits]
+  unknown = [path for path in bits if path not in found]
+  if missing or unknown:
+    raise ValueError(
+      f"the policy does not fit {type(model).__name__}: it lacks layers "
+      f"{missing} and has unknown layers {unknown}."
+    )
+
+
+def chosen_indices(
+  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
+) -> list[tuple[bit_choice.BitChoice, int]]:
+  """Finds a policy's bits among the candidates of every tensor.
+
+  Args:
+    model: a searchable network.
+    bits: weight bits and activation bits by layer path.
+
+  Returns:
+    The choices of the network, each with the index of its bits.
+
+  Raises:
+    ValueError: layers are missing or unknown, bits are no candidates, or tied
+      tensors are given different bits.
+  """
+  check_paths(model, bits)
+  found = []
+  tied: dict[int, tuple[str, int]] = {}
+  for path, layer in layers.quantized_layers(model).items():
+    for kind, choice, bit in zip(
+      ("weight", "activation"),
+      (layer.weight, layer.activation),
+      bits[path],
+      strict=True,
+    ):
+      candidates = choice.candidates()
+      if bit not in candidates:
+        raise ValueError(
+          f"layer {path!r} has no {kind} candidate of {bit} bits; its "
+          f"candidates are {candidates}."
+        )
+      other, shared = tied.setdefault(id(choice.logits), (path, bit))
+      if bit != shared:
+        raise ValueError(
+          f"layers {other!r} and {path!r} are tied and share their {kind} "
+          f"bits, but are given {shared} and {bit}; expected the same."
+        )
+      found.append((choice, candidates.index(bit)))
+  return found
+
+
+def fix_bits(
+  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
+) -> nnx.Module:
+  """Keeps one candidate of every tensor.
+
+  Args:
+    model: a searchable network; it is not changed.
+    bits: weight bits and activation bits by layer path.
+
+  Returns:
+    A copy that is fixed at those bits, with the steps that were learned for
+    them. Two policies of one network give the same shapes.
+
+  Raises:
+    ValueError: see `chosen_indices`.
+  """
+  model = nnx.clone(model)
+  for choice, index in chosen_indices(model, bits):
+    kept = slice(index, index + 1)
+    choice.bits = bit_choice.GridData(choice.bits[...][kept])
+    choice.logits = bit_choice.BitLogits(jnp.zeros(1))
+    choice.parameter = bit_choice.QuantizerParameter(
+      choice.parameter[...][kept]
+    )
+  return model
+
+
+def select_bits(
+  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
+) -> nnx.Module:
+  """Sets the logits so that the mixture is exactly one policy.
+
+  The shapes stay those of the searchable network, so that a compiled
+  evaluation serves the mixture and every policy.
+
+  Args:
+    model: a searchable network; it is not changed.
+    bits: weight bits and activation bits by layer path.
+
+  Returns:
+    A copy whose probabilities are 0 and 1.
+
+  Raises:
+    ValueError: see `chosen_indices`.
+  """
+  model = nnx.clone(model)
+  for choice, index in chosen_indices(model, bits):
+    logits = choice.logits[...]
+    # Low enough that every other candidate underflows to zero.
+    choice.logits[...] = jnp.where(
+      jnp.arange(logits.size) == index, 0.0, -1e9
+    ).astype(logits.dtype)
+  return model
+
+
+def harden(model: nnx.Module) -> dict[str, tuple[int, int]]:
+  """Gives every tensor's most likely candidate, whatever it costs."""
+
+  def best(choice):
+    return choice.candidates()[int(jnp.argmax(choice.logits[...]))]
+
+  return {
+    path: (best(layer.weight), best(layer.activation))
+    for path, layer in layers.quantized_layers(model).items()
+  }

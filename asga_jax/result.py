@@ -1,0 +1,195 @@
+"""What a search leaves: scores that serve any budget."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from asga_jax import allocation, search_space
+from asga_jax import policy as policy_lib
+from asga_jax.cost import budget as budget_lib
+from asga_jax.cost import costs as costs_lib
+
+SCORES = ("log_prob", "first_order")
+# Packages whose versions a policy names.
+VERSIONED = ("asga-jax", "jax", "flax", "optax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+  """A searched network and the scores of its candidates."""
+
+  # The searchable network with the weights and logits that were trained.
+  model: nnx.Module
+  space: search_space.SearchSpace
+  # Score name (see `SCORES`) -> group -> score of each candidate.
+  scores: Mapping[str, Mapping[str, np.ndarray]]
+  # The budget of the search, and which of the scores it chose by.
+  budget: str
+  score: str = "log_prob"
+  costs: Sequence[costs_lib.Cost] = ()
+  input_shape: tuple[int, ...] = (1,)
+  model_name: str = "model"
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_scores(
+  logits: Mapping[str, jax.Array],
+  slope_sums: Mapping[str, jax.Array],
+  steps: int,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Makes both scores of a search's candidates; larger is better.
+
+  Args:
+    logits: group -> logits, shape (candidates,).
+    slope_sums: group -> sum over the steps of dL/dp, centred.
+    steps: how many steps were summed.
+
+  Returns:
+    'log_prob': log softmax of the logits, float64; 'first_order': minus the
+    mean slope, the first-order fall of the loss when the mixture moves to that
+    candidate, free of the budget's penalty.
+  """
+  log_prob = {}
+  for group, values in logits.items():
+    wide = np.asarray(values, np.float64)
+    log_prob[group] = np.asarray(wide - np.logaddexp.reduce(wide))
+  return {
+    "log_prob": log_prob,
+    "first_order": {
+      group: -np.asarray(total, np.float64) / max(steps, 1)
+      for group, total in slope_sums.items()
+    },
+  }
+
+
+def allocate(
+  result: SearchResult,
+  *,
+  budget: str | None = None,
+  score: str | None = None,
+  min_use: float = 0.98,
+) -> policy_lib.Policy:
+  """Chooses the best policy of a search within a budget, exactly.
+
+  One search serves every budget: nothing is trained here.
+
+  Args:
+    result: of a search.
+    budget: such as 'bops=4bit' or 'size=6MB,bops=2%'; None for the search's.
+    score: 'log_prob' or 'first_order'; None for the search's.
+    min_use: the share of the budget to use where it can be reached.
+
+  Returns:
+    The policy, with its exact costs.
+
+  Raises:
+    InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
+    ValueError: a malformed budget or an unknown score.
+  """
+  score = result.score if score is None else score
+  if score not in result.scores:
+    raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+  parsed = budget_lib.parse_budget(result.budget if budget is None else budget)
+  space = result.space
+  costs = search_space.known_costs(result.costs)
+  limits = budget_lib.resolve(parsed, space.network, space.choices, costs)
+  weights, activations = search_space.split_scores(space, result.scores[score])
+  bits = allocation.allocate_bits(
+    space.network,
+    space.choices,
+    weights,
+    activations,
+    costs,
+    limits,
+    min_use=min_use,
+  )
+  return make_policy(
+    space,
+    bits,
+    limits,
+    costs=result.costs,
+    budget=str(parsed),
+    model_name=result.model_name,
+    input_shape=result.input_shape,
+    provenance={**result.provenance, "score": score},
+  )
+
+
+def make_policy(
+  space: search_space.SearchSpace,
+  bits: Mapping[str, tuple[int, int]],
+  limits: Mapping[str, costs_lib.Number],
+  *,
+  costs: Sequence[costs_lib.Cost] = (),
+  budget: str,
+  model_name: str,
+  input_shape: Sequence[int],
+  provenance: Mapping[str, Any],
+) -> policy_lib.Policy:
+  """Makes a policy of bits, with its exact costs.
+
+  Args:
+    space: the layers.
+    bits: path -> (weight bits, activation bits), for every layer.
+    limits: the absolute limit of each cost in the budget.
+    costs: costs beyond BOPs and size.
+    budget: its text.
+    model_name: the network's name.
+    input_shape: of one input of the deployed network.
+    provenance: where the policy comes from.
+
+  Returns:
+    The policy, its layers in call order.
+  """
+  totals = {
+    cost.name: costs_lib.total_cost(space.network, bits, cost)
+    for cost in search_space.known_costs(costs)
+    if cost.name in limits or cost in (costs_lib.BOPS, costs_lib.SIZE)
+  }
+  convention = costs_lib.BopsConvention.ALL_LAYERS_FIXED_AT_OWN_BITS
+  return policy_lib.Policy(
+    model=model_name,
+    input_shape=tuple(int(size) for size in input_shape),
+    layers={
+      layer.path: policy_lib.LayerPolicy(
+        weight_bits=bits[layer.path][0],
+        activation_bits=bits[layer.path][1],
+        macs=layer.macs,
+        weights=layer.weights,
+        searched=space.choices[layer.path].searched,
+      )
+      for layer in space.network.layers
+    },
+    cost={
+      "bops": totals["bops"],
+      "bops_convention": str(convention),
+      "size_bytes": -(-int(totals["size"]) // 8),
+      **{k: v for k, v in totals.items() if k not in ("bops", "size")},
+      "budget_used": budget_lib.budget_used(totals, limits),
+    },
+    budget=budget,
+    provenance=dict(provenance),
+  )
+
+
+def versions() -> dict[str, str]:
+  """Gives the versions of the packages that a search rests on."""
+  return {name: metadata.version(name) for name in VERSIONED}
+
+
+def scores_of(
+  space: search_space.SearchSpace,
+  logits: nnx.State,
+  slope_sum: nnx.State,
+  steps: int,
+  temperature: float = 1.0,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Makes both scores from the states of a search, see `make_scores`."""
+  tempered = jax.tree.map(lambda leaf: leaf / jnp.float32(temperature), logits)
+  return make_scores(space.logits(tempered), space.logits(slope_sum), steps)

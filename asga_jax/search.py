@@ -1,0 +1,358 @@
+"""The search: from a searchable network to a policy within a budget."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from asga_jax import allocation, search_space, sharpness
+from asga_jax import policy as policy_lib
+from asga_jax import result as result_lib
+from asga_jax.cost import budget as budget_lib
+from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import macs
+from asga_jax.quantization import rules as rules_lib
+from asga_jax.quantization import surgery
+from asga_jax.training import loop, optimizers, sharding, steps
+from asga_jax.training import state as state_lib
+
+MODES = ("joint", "bilevel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+  """How to search. The paper's values are not public: these are ours."""
+
+  # Steps of the schedule.
+  steps: int = 300
+  # 'joint': weights and logits on one batch; 'bilevel': logits on held-out
+  # batches.
+  mode: str = "joint"
+  # In a bilevel search, steps from one update of the logits to the next.
+  logits_every: int = 1
+  # One of sharpness.PRESETS, and arguments that differ from it.
+  preset: str = "asga"
+  sharpness: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  learning_rate: float = 0.05
+  quantizer_learning_rate: float = 1e-2
+  momentum: float = 0.9
+  weight_decay: float = 1e-4
+  logit_learning_rate: float = 0.03
+  # The softmax temperature falls from the first to the second, by a constant
+  # factor a step.
+  temperature: tuple[float, float] = (1.0, 0.3)
+  # How fast the budget's multiplier answers.
+  multiplier_rate: float = 0.02
+  # 'log_prob' or 'first_order'.
+  score: str = "log_prob"
+  seed: int = 0
+
+  def __post_init__(self):
+    first, last = self.temperature
+    checks = {
+      "steps": (self.steps >= 1, "at least 1"),
+      "mode": (self.mode in MODES, f"one of {MODES}"),
+      "logits_every": (self.logits_every >= 1, "at least 1"),
+      "preset": (
+        self.preset in sharpness.PRESETS,
+        f"one of {sorted(sharpness.PRESETS)}",
+      ),
+      "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
+      "temperature": (first > 0 and last > 0, "two numbers above 0"),
+      "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
+      "score": (
+        self.score in result_lib.SCORES,
+        f"one of {result_lib.SCORES}",
+      ),
+    }
+    for name, (fits, accepted) in checks.items():
+      if not fits:
+        raise ValueError(f"{name}={getattr(self, name)!r}; expected {accepted}")
+
+
+def searchable(
+  model: nnx.Module,
+  example_input: Any,
+  *,
+  bits: tuple[int, ...] = surgery.DEFAULT_BITS,
+  rules: Sequence[rules_lib.Rule] = (),
+  deployed: tuple[nnx.Module, Sequence[int]] | None = None,
+  **settings: Any,
+) -> nnx.Module:
+  """Gives every convolution and linear layer of a network a choice of bits.
+
+  Args:
+    model: any Flax NNX module; it is not changed.
+    example_input: a batch of inputs, best of real ones.
+    bits: the candidates, each in 2..8, or 32 for float.
+    rules: exceptions, see `quantization.rules.Rule`.
+    deployed: the network as it will be deployed (its own head) and the shape
+      of one of its inputs: what costs are counted on. None: `model` and the
+      shape of the example.
+    **settings: see `quantization.surgery.make_searchable`.
+
+  Returns:
+    A copy with the same paths, whose costs are known.
+
+  Raises:
+    ValueError: bad bits, rules or settings, no layer that can be searched, or
+      a deployed network with other layers.
+  """
+  target, shape = deployed or (model, np.shape(example_input)[1:])
+  method = settings.get("method", "__call__")
+  network = macs.network_stats(target, shape, method=method)
+  made: Any = surgery.make_searchable(
+    model, example_input, bits=bits, rules=rules, **settings
+  )
+  search_space.build(made, network)
+  # Not a child and not a variable: the structure remembers its costs.
+  made.deployed_network = nnx.static((network, tuple(shape)))
+  return made
+
+
+def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
+  """Fixes a searchable network at a policy.
+
+  Args:
+    model: from `searchable`; it is not changed.
+    policy: for the same layers.
+
+  Returns:
+    A copy in which every tensor has one bit-width and the steps that were
+    learned for it.
+
+  Raises:
+    ValueError: the policy has other layers, or bits that are no candidates.
+  """
+  return surgery.fix_bits(
+    model,
+    {
+      path: (layer.weight_bits, layer.activation_bits)
+      for path, layer in policy.layers.items()
+    },
+  )
+
+
+class Search(NamedTuple):
+  """A search that is ready to run: for those who own their loop.
+
+  `state, figures = search.step(state, batch)` makes a step (with a held-out
+  batch as third argument if bilevel); `finish(search, state)` ends it.
+  """
+
+  step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  state: state_lib.TrainState
+  parts: steps.StepParts
+  space: search_space.SearchSpace
+  mesh: Mesh
+  settings: SearchSettings
+  budget: str
+  costs: Sequence[costs_lib.Cost]
+  input_shape: tuple[int, ...]
+
+
+def start_search(
+  model: nnx.Module,
+  loss_fn: steps.LossFn = steps.cross_entropy,
+  *,
+  budget: str,
+  settings: SearchSettings | None = None,
+  costs: Sequence[costs_lib.Cost] = (),
+  prepare: steps.PrepareFn | None = None,
+  mesh: Mesh | None = None,
+) -> Search:
+  """Checks everything that can be checked and builds the compiled step.
+
+  Args:
+    model: from `searchable`; it is not changed.
+    loss_fn: of (model, batch) to the mean loss and a dict of figures.
+    budget: such as 'bops=4bit'.
+    settings: how to search.
+    costs: costs beyond BOPs and size.
+    prepare: of (key, raw batch) to what `loss_fn` takes, inside the step:
+      augmentation, normalisation.
+    mesh: of the axis `data`; None for all devices.
+
+  Returns:
+    The search before its first step.
+
+  Raises:
+    InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
+    ValueError: a malformed budget, or a model that is not searchable.
+  """
+  settings = settings or SearchSettings()
+  deployed = getattr(model, "deployed_network", None)
+  if deployed is None:
+    raise ValueError(
+      f"model ({type(model).__name__}) is not searchable; expected what "
+      "asga_jax.searchable returns."
+    )
+  network, input_shape = deployed
+  space = search_space.build(model, network)
+  parsed = budget_lib.parse_budget(budget)
+  known = search_space.known_costs(costs)
+  limits = budget_lib.resolve(parsed, network, space.choices, known)
+  allocation.check_feasible(network, space.choices, known, limits)
+  mesh = sharding.data_mesh() if mesh is None else mesh
+  graphdef, params, rest = state_lib.split_model(model)
+  parts = steps.StepParts(
+    graphdef=graphdef,
+    loss_fn=loss_fn,
+    prepare=prepare or (lambda key, batch: batch),
+    transform=sharpness.preset(
+      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
+    ),
+    optimizer=optimizers.weight_optimizer(
+      steps=settings.steps,
+      learning_rate=settings.learning_rate,
+      quantizer_learning_rate=settings.quantizer_learning_rate,
+      momentum=settings.momentum,
+      weight_decay=settings.weight_decay,
+    ),
+    logit_optimizer=optax.adam(settings.logit_learning_rate, b1=0.5),
+    expected_use=space.expected_use(limits, costs),
+    temperature=temperature_schedule(settings),
+    multiplier_rate=settings.multiplier_rate,
+    logits_every=settings.logits_every,
+  )
+  state = state_lib.initial_state(
+    params,
+    rest,
+    key=jax.random.key(settings.seed),
+    transform=parts.transform,
+    optimizer=parts.optimizer,
+    logit_optimizer=parts.logit_optimizer,
+    budgets=len(limits),
+  )
+  return Search(
+    step=steps.compile_step(parts, mesh, bilevel=settings.mode == "bilevel"),
+    state=sharding.place_replicated(state, mesh),
+    parts=parts,
+    space=space,
+    mesh=mesh,
+    settings=settings,
+    budget=str(parsed),
+    costs=costs,
+    input_shape=input_shape,
+  )
+
+
+def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
+  """Makes the geometric fall of the temperature over a search's steps."""
+  first, last = settings.temperature
+  rate = math.log(last / first) / max(settings.steps - 1, 1)
+
+  def temperature(step: jax.Array) -> jax.Array:
+    share = jnp.minimum(step, settings.steps - 1)
+    return jnp.float32(first) * jnp.exp(jnp.float32(rate) * share)
+
+  return temperature
+
+
+def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
+  """Puts a search's network together with what has been trained so far."""
+  rest = state_lib.set_temperature(
+    state.rest, search.parts.temperature(jnp.maximum(state.step - 1, 0))
+  )
+  return state_lib.merge_model(search.parts.graphdef, state.params, rest)
+
+
+def finish(
+  search: Search,
+  state: state_lib.TrainState,
+  *,
+  model_name: str = "model",
+  provenance: Mapping[str, Any] | None = None,
+) -> result_lib.SearchResult:
+  """Ends a search: its network and the scores of its candidates.
+
+  Args:
+    search: from `start_search`.
+    state: after the last step.
+    model_name: what policies call the network.
+    provenance: what they say of their origin, beside method, seed, steps and
+      versions.
+
+  Returns:
+    The result, for `allocate`.
+  """
+  done = int(state.step)
+  settings = search.settings
+  temperature = float(search.parts.temperature(jnp.int32(max(done - 1, 0))))
+  updates = -(-done // settings.logits_every)
+  return result_lib.SearchResult(
+    model=trained_model(search, state),
+    space=search.space,
+    scores=result_lib.scores_of(
+      search.space,
+      state.params.logits,
+      state.slope_sum,
+      updates if settings.mode == "bilevel" else done,
+      temperature,
+    ),
+    budget=search.budget,
+    score=settings.score,
+    costs=search.costs,
+    input_shape=search.input_shape,
+    model_name=model_name,
+    provenance={
+      "method": settings.preset,
+      "mode": settings.mode,
+      "seed": settings.seed,
+      "steps": done,
+      **(provenance or {}),
+      "versions": result_lib.versions(),
+    },
+  )
+
+
+def search_policy(
+  model: nnx.Module,
+  batches: Iterable[Any],
+  loss_fn: steps.LossFn = steps.cross_entropy,
+  *,
+  budget: str,
+  settings: SearchSettings | None = None,
+  costs: Sequence[costs_lib.Cost] = (),
+  prepare: steps.PrepareFn | None = None,
+  mesh: Mesh | None = None,
+) -> result_lib.SearchResult:
+  """Trains weights and bit choices of a searchable network under a budget.
+
+  Args:
+    model: from `searchable`; it is not changed.
+    batches: as many as there are steps, or more; in a bilevel search pairs of
+      (batch, held-out batch).
+    loss_fn: of (model, batch) to the mean loss and a dict of figures.
+    budget: such as 'bops=4bit'.
+    settings: how to search.
+    costs: costs beyond BOPs and size.
+    prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
+    mesh: of the axis `data`; None for all devices.
+
+  Returns:
+    A network and logits that have been trained, for `allocate`.
+
+  Raises:
+    ValueError: see `start_search`; or fewer batches than steps.
+    DivergedError: the loss is not finite.
+  """
+  search = start_search(
+    model,
+    loss_fn,
+    budget=budget,
+    settings=settings,
+    costs=costs,
+    prepare=prepare,
+    mesh=mesh,
+  )
+  total = search.settings.steps
+  state = loop.run(search.step, search.state, batches, total, search.mesh)
+  return finish(search, state)

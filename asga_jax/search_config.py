@@ -1,0 +1,259 @@
+"""The configuration of a search from the command line, and what it builds."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from ml_collections import config_dict
+
+from asga_jax import models, search
+from asga_jax import data as data_lib
+from asga_jax.data import augmentation
+from asga_jax.quantization import rules as rules_lib
+from asga_jax.quantization import surgery
+from asga_jax.training import config as config_lib
+from asga_jax.training import lowering, steps
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Gives every key that a search accepts, with its default.
+
+  Returns:
+    The configuration of MobileNetV2 on the embedded proxy. The files in
+    `configs/` start from it.
+  """
+  settings = dataclasses.asdict(search.SearchSettings())
+  config = ml_collections.ConfigDict(
+    {
+      # One of asga_jax.models.CONSTRUCTORS; its stem fits small images.
+      "model": "mobilenet_v2",
+      # What costs are counted on: the network as it will be deployed.
+      "deployed": {
+        "image_size": 224,
+        "num_classes": 1000,
+        "stem": "imagenet",
+      },
+      # Such as 'bops=4bit', 'bops=34.7G', 'bops=2%', 'size=6MB', or several
+      # joined by commas.
+      "budget": "bops=4bit",
+      "bits": surgery.DEFAULT_BITS,
+      # Bits of the first and the last layer, which are not searched.
+      "end_bits": surgery.END_BITS,
+      # Exceptions: fields of quantization.rules.Rule, the first match decides.
+      "rules": (),
+      "weight_quantizer": "lsq",
+      "activation_quantizer": "lsq",
+      "per_channel": True,
+      "data": {
+        # 'fashion_mnist_8k', 'digits', or what TFDS calls it.
+        "name": "fashion_mnist_8k",
+        # A TFDS data directory; empty for $ASGA_DATA_DIR.
+        "dir": "",
+        "image_size": 32,
+        # Pixels of the random crop's padding.
+        "pad": 4,
+        # The share of training images that a bilevel search holds out.
+        "heldout_fraction": 0.5,
+      },
+      "batch_size": 64,
+      "eval_batch_size": 250,
+      # Batches that re-estimate batch norm before a policy is evaluated.
+      "batch_norm_batches": 8,
+      "search": settings,
+      "checkpoint_every": 50,
+      "flush_every": 10,
+    }
+  )
+  placeholder = config_dict.placeholder
+  # Arguments of sharpness.asga_transform; None leaves the preset's own.
+  config.search.sharpness = ml_collections.ConfigDict(
+    {
+      "rho_max": 0.05,
+      "phi": 2e-3,
+      "gap_ema": 0.9,
+      "align": placeholder(float),
+      "radius": placeholder(str),
+      "rho_min": placeholder(float),
+      "cap_align": placeholder(bool),
+      "gsam_alpha": placeholder(float),
+    }
+  )
+  return config
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Checks the keys, types and values of a configuration.
+
+  Raises:
+    ValueError: names the key, its value and what is accepted.
+  """
+  config_lib.check_config(config, default_config())
+  models.constructor(config.model)
+  make_settings(config)
+  make_rules(config)
+  for name in ("batch_size", "eval_batch_size", "checkpoint_every"):
+    if config[name] < 1:
+      raise config_lib.ConfigError(
+        f"config.{name} is {config[name]}; expected at least 1"
+      )
+  if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
+    raise config_lib.ConfigError(
+      f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
+      "bilevel search needs a share above 0"
+    )
+
+
+def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
+  """Makes the settings of the search; raises ValueError for a bad value."""
+  values: dict[str, Any] = config.search.to_dict()
+  values["temperature"] = tuple(values["temperature"])
+  values["sharpness"] = {
+    name: value
+    for name, value in values["sharpness"].items()
+    if value is not None
+  }
+  return search.SearchSettings(**values)
+
+
+def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
+  """Makes the rules; raises ValueError for an unknown field or bad value."""
+  known = {field.name for field in dataclasses.fields(rules_lib.Rule)}
+  rules = []
+  for index, fields in enumerate(config.rules):
+    unknown = sorted(set(fields) - known)
+    if unknown or "pattern" not in fields:
+      raise config_lib.ConfigError(
+        f"config.rules[{index}] has the fields {sorted(fields)}; expected "
+        f"'pattern' and any of {sorted(known - {'pattern'})}"
+      )
+    values = {
+      key: tuple(value) if isinstance(value, list) else value
+      for key, value in dict(fields).items()
+    }
+    rules.append(rules_lib.Rule(**values))
+  return tuple(rules)
+
+
+def make_network(
+  config: ml_collections.ConfigDict, num_classes: int, *, seed: int = 0
+) -> nnx.Module:
+  """Makes the float network that is searched, for the proxy's images."""
+  return models.constructor(config.model)(
+    num_classes,
+    stem="small",
+    conv_general_dilated=lowering.conv_general_dilated,
+    rngs=nnx.Rngs(seed),
+  )
+
+
+def make_searchable(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  example_images: np.ndarray | jax.Array,
+) -> nnx.Module:
+  """Makes the searchable network with the costs of its deployed form.
+
+  Args:
+    config: of the search.
+    num_classes: of the proxy.
+    example_images: preprocessed, shape (batch, size, size, 3), float32.
+
+  Returns:
+    What `search.start_search` takes.
+
+  Raises:
+    ValueError: bad bits, rules or quantizers.
+  """
+  size = config.deployed.image_size
+  construct = models.constructor(config.model)
+  deployed = nnx.eval_shape(
+    lambda: construct(
+      config.deployed.num_classes,
+      stem=config.deployed.stem,
+      rngs=nnx.Rngs(0),
+    )
+  )
+  return search.searchable(
+    make_network(config, num_classes, seed=config.search.seed),
+    example_images,
+    bits=tuple(config.bits),
+    rules=make_rules(config),
+    deployed=(deployed, (size, size, 3)),
+    end_bits=config.end_bits,
+    weight_quantizer=config.weight_quantizer,
+    activation_quantizer=config.activation_quantizer,
+    per_channel=config.per_channel,
+  )
+
+
+def make_prepare(
+  config: ml_collections.ConfigDict,
+  dataset: data_lib.Dataset,
+  *,
+  train: bool,
+) -> steps.PrepareFn:
+  """Makes what turns a raw batch into a network's input, inside the step.
+
+  Args:
+    config: of the search.
+    dataset: gives mean, deviation and whether images may be mirrored.
+    train: whether to augment.
+
+  Returns:
+    A function of (key, {'image': uint8, 'label': int32, ...}).
+  """
+  normalise = functools.partial(
+    augmentation.preprocess,
+    mean=dataset.mean,
+    std=dataset.std,
+    size=config.data.image_size,
+  )
+
+  def prepare(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    images = batch["image"]
+    if train:
+      images = augmentation.augment(
+        key, images, pad=config.data.pad, flip=dataset.flip
+      )
+    return {**batch, "image": normalise(images)}
+
+  return prepare
+
+
+def example_shape(config: ml_collections.ConfigDict) -> Sequence[int]:
+  """Gives the shape of one preprocessed image of the proxy."""
+  return (config.data.image_size, config.data.image_size, 3)
+
+
+def apply_variant(
+  config: ml_collections.ConfigDict, variant: str
+) -> ml_collections.ConfigDict:
+  """Sets the proxy and the schedule of a variant.
+
+  Args:
+    config: to change.
+    variant: '' for the embedded proxy, 'cifar10' for the paper's setting with
+      the schedule of GMPQ's release.
+
+  Returns:
+    The same configuration.
+
+  Raises:
+    ValueError: unknown variant.
+  """
+  if variant == "cifar10":
+    config.data.name = "cifar10"
+    config.batch_size = 256
+    config.search.steps = 25 * 50_000 // 256
+    config.search.learning_rate = 0.1
+    config.checkpoint_every = 200
+  elif variant:
+    raise config_lib.ConfigError(
+      f"variant {variant!r} is unknown; accepted: 'cifar10' or none"
+    )
+  return config

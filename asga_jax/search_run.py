@@ -1,0 +1,287 @@
+"""One search in a work directory: data in, policy and pictures out."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from asga_jax import data as data_lib
+from asga_jax import (
+  evaluate,
+  policy_table,
+  search,
+  search_config,
+)
+from asga_jax import policy as policy_lib
+from asga_jax import result as result_lib
+from asga_jax.analysis import plots, radius
+from asga_jax.cost import budget as budget_lib
+from asga_jax.data import batches as batches_lib
+from asga_jax.quantization import calibration, surgery
+from asga_jax.training import (
+  checkpoints,
+  loop,
+  metrics_log,
+  sharding,
+  workdir,
+)
+from asga_jax.training import state as state_lib
+
+# Figures that the progress display shows.
+SHOWN = ("loss", "accuracy", "gap", "radius", "expected_use")
+
+
+class Finished(NamedTuple):
+  """What a search leaves in its work directory, and in memory."""
+
+  policy: policy_lib.Policy
+  summary: dict[str, Any]
+
+
+def run(
+  config: ml_collections.ConfigDict, path: str | pathlib.Path
+) -> Finished:
+  """Searches a policy, or goes on with a search that was interrupted.
+
+  The directory holds `config.json`, `metrics.jsonl`, `checkpoints/` and, at the
+  end, `policy.json`, `summary.json`, `policy.png` and `search.png`. A search
+  that has ended is read, not repeated.
+
+  Args:
+    config: see `search_config.default_config`.
+    path: the work directory.
+
+  Returns:
+    The policy and the summary.
+
+  Raises:
+    ValueError: bad configuration, data, budget, directory or checkpoint; all
+      before the first step.
+    DivergedError: the loss is not finite.
+  """
+  search_config.check_config(config)
+  budget_lib.parse_budget(config.budget)
+  directory = workdir.open_workdir(path, config)
+  if (directory / "summary.json").exists():
+    return _read(directory)
+  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  bilevel = config.search.mode == "bilevel"
+  splits = data_lib.split_proxy(
+    dataset,
+    heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
+    seed=config.search.seed,
+  )
+  made = start(config, dataset, splits)
+  state, first = made.state, None
+  restored = checkpoints.restore_latest(directory / "checkpoints", state)
+  if restored is not None:
+    first, state = restored
+    logging.info("going on from the checkpoint of step %d", first)
+  state = _train(config, made, state, splits, directory, first)
+  finished = search.finish(
+    made,
+    state,
+    model_name=config.model,
+    provenance={
+      "proxy": dataset.name,
+      "config_sha256": workdir.config_sha256(config),
+    },
+  )
+  policy = result_lib.allocate(finished)
+  policy_lib.save(policy, directory / "policy.json")
+  records = metrics_log.read_metrics(directory / "metrics.jsonl")
+  plots.plot_policy(policy, directory / "policy.png")
+  rho_max = config.search.sharpness.rho_max
+  plots.plot_search(records, directory / "search.png", rho_max=rho_max)
+  summary = summarise(config, finished, policy, dataset, splits, records)
+  workdir.write_text_atomic(
+    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
+  )
+  return Finished(policy, summary)
+
+
+def _read(directory: pathlib.Path) -> Finished:
+  logging.info("the search in %s has ended; this is its result", directory)
+  summary = json.loads((directory / "summary.json").read_text())
+  return Finished(policy_lib.load(directory / "policy.json"), summary)
+
+
+def start(
+  config: ml_collections.ConfigDict,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+) -> search.Search:
+  """Builds a search that is ready for its first step.
+
+  Args:
+    config: of the search.
+    dataset: the proxy.
+    splits: its parts.
+
+  Returns:
+    The search, calibrated on the first training batch.
+
+  Raises:
+    ValueError: bad values, an infeasible budget, or a batch that does not
+      divide over the devices.
+  """
+  mesh = sharding.data_mesh()
+  sharding.check_batch_size(config.batch_size, mesh)
+  prepare = search_config.make_prepare(config, dataset, train=False)
+  example = batches_lib.batch_at(
+    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
+  )
+  images = prepare(jax.random.key(0), {"image": jnp.asarray(example["image"])})
+  model = search_config.make_searchable(
+    config, dataset.num_classes, images["image"]
+  )
+  return search.start_search(
+    model,
+    budget=config.budget,
+    settings=search_config.make_settings(config),
+    prepare=search_config.make_prepare(config, dataset, train=True),
+    mesh=mesh,
+  )
+
+
+def _batches(
+  config: ml_collections.ConfigDict, splits: data_lib.Splits, first: int
+) -> Iterator[Any]:
+  """Yields raw batches from a step on: pairs with held-out ones if bilevel."""
+  place: dict[str, Any] = {
+    "batch_size": config.batch_size,
+    "seed": config.search.seed,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
+  for step in range(first, config.search.steps):
+    batch = batches_lib.batch_at(splits.train, step, **place)
+    if config.search.mode == "bilevel":
+      yield batch, batches_lib.batch_at(splits.heldout, step, **place)
+    else:
+      yield batch
+
+
+def _train(
+  config: ml_collections.ConfigDict,
+  made: search.Search,
+  state: state_lib.TrainState,
+  splits: data_lib.Splits,
+  directory: pathlib.Path,
+  first: int | None,
+) -> state_lib.TrainState:
+  """Runs the steps that are left, with metrics, progress and checkpoints."""
+  done = first or 0
+  metadata = {"num_classes": int(splits.train.labels.max()) + 1}
+  with (
+    checkpoints.Checkpoints(directory / "checkpoints") as kept,
+    metrics_log.MetricsWriter(
+      directory / "metrics.jsonl", resume_step=first
+    ) as writer,
+    metrics_log.Progress(
+      config.search.steps, initial=done, label="search"
+    ) as progress,
+  ):
+
+    def on_records(records: list[loop.Record]) -> None:
+      writer.write(records)
+      last = records[-1]
+      progress.update(
+        int(last["step"]), {name: last[name] for name in SHOWN}
+      )
+
+    return loop.run(
+      made.step,
+      state,
+      _batches(config, splits, done),
+      config.search.steps,
+      made.mesh,
+      flush_every=config.flush_every,
+      on_records=on_records,
+      save=lambda step, state: kept.save(step, state, metadata=metadata),
+      save_every=config.checkpoint_every,
+      last_saved=first,
+    )
+
+
+def summarise(
+  config: ml_collections.ConfigDict,
+  finished: result_lib.SearchResult,
+  policy: policy_lib.Policy,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  records: list[dict[str, Any]],
+) -> dict[str, Any]:
+  """Evaluates mixture and policy on the report split, and the search's health.
+
+  Args:
+    config: of the search.
+    finished: the search's result.
+    policy: what was chosen.
+    dataset: the proxy.
+    splits: its parts.
+    records: of `metrics.jsonl`.
+
+  Returns:
+    JSON: accuracies in [0, 1], the discretisation gap (mixture minus policy),
+    the share of steps at the largest radius and the radius's lag-1
+    autocorrelation.
+  """
+  prepare = search_config.make_prepare(config, dataset, train=False)
+
+  def accuracy(model: nnx.Module) -> float:
+    inputs = (
+      prepare(
+        jax.random.key(0),
+        batches_lib.batch_at(
+          splits.train,
+          step,
+          batch_size=config.eval_batch_size,
+          seed=config.search.seed,
+        ),
+      )["image"]
+      for step in range(config.batch_norm_batches)
+    )
+    calibration.reestimate_batch_norm(model, inputs)
+    return evaluate.accuracy(
+      model, splits.report, prepare, batch_size=config.eval_batch_size
+    )
+
+  bits = {
+    path: (layer.weight_bits, layer.activation_bits)
+    for path, layer in policy.layers.items()
+  }
+  of_mixture = accuracy(finished.model)
+  of_policy = accuracy(surgery.select_bits(finished.model, bits))
+  gaps = [r["gap"] for r in records if r.get("gap") is not None]
+  cosines = [r["cosine"] for r in records if r.get("cosine") is not None]
+  return {
+    "mixture_accuracy": of_mixture,
+    "policy_accuracy": of_policy,
+    "discretisation_gap": of_mixture - of_policy,
+    "final_logit_spread": records[-1]["logit_spread"],
+    "mean_gap": float(np.mean(gaps)),
+    "mean_cosine": float(np.mean(cosines)),
+    "share_of_steps_with_negative_cosine": float(
+      np.mean([cosine < 0 for cosine in cosines])
+    ),
+    **radius.radius_health(
+      [r["radius"] for r in records], config.search.sharpness.rho_max
+    ),
+  }
+
+
+def format_result(finished: Finished) -> str:
+  """Lays out a finished search for the terminal: the table and the summary."""
+  lines = [policy_table.format_table(finished.policy), ""]
+  for name, value in finished.summary.items():
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    lines.append(f"{name.replace('_', ' ')}: {shown}")
+  return "\n".join(lines)

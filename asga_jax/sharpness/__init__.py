@@ -1,0 +1,12 @@
+"""Sharpness-aware optax transformations: SGD, SAM, GSAM, SAGM and ASGA."""
+
+from asga_jax.sharpness.presets import PRESETS as PRESETS
+from asga_jax.sharpness.presets import asga as asga
+from asga_jax.sharpness.presets import gsam as gsam
+from asga_jax.sharpness.presets import preset as preset
+from asga_jax.sharpness.presets import sagm as sagm
+from asga_jax.sharpness.presets import sam as sam
+from asga_jax.sharpness.presets import sgd as sgd
+from asga_jax.sharpness.state import AsgaState as AsgaState
+from asga_jax.sharpness.state import diagnostics as diagnostics
+from asga_jax.sharpness.transform import asga_transform as asga_transform

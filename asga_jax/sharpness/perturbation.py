@@ -1,0 +1,171 @@
+"""The perturbation: which leaves move, how far, and the norms it takes.
+
+Sums run in float32, or in float64 where a leaf is float64; a bfloat16 leaf is
+widened before it is squared or moved.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+Mask = PyTree | Callable[[PyTree], PyTree] | None
+
+
+def wide_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
+  """Return the dtype to compute in: float64 if a leaf is, else float32."""
+  double = any(jnp.result_type(leaf) == jnp.float64 for leaf in leaves)
+  return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def check_mask(mask: Mask) -> None:
+  """Check that a mask which is not a callable holds booleans only.
+
+  Args:
+    mask: None, a callable, or a pytree.
+
+  Raises:
+    ValueError: a leaf is not a Python or numpy boolean. An array or a traced
+      value cannot be one, because the mask decides what is compiled.
+  """
+  if mask is None or callable(mask):
+    return
+  for path, leaf in jax.tree.leaves_with_path(mask):
+    if not isinstance(leaf, (bool, np.bool_)):
+      raise ValueError(
+        f"mask{jax.tree_util.keystr(path)}={leaf!r} is not a boolean; a mask is"
+        " None, a pytree of True and False with the structure of params or of"
+        " a prefix of it, or a callable that returns one"
+      )
+
+
+def resolve_mask(mask: Mask, params: PyTree) -> PyTree:
+  """Spread a mask over the parameters, one boolean a leaf.
+
+  Args:
+    mask: None (all leaves), a pytree of booleans with the structure of
+      `params` or a prefix of it, or a callable from params to such a pytree.
+    params: the parameters.
+
+  Returns:
+    Booleans in the structure of `params`; True where a leaf is perturbed.
+
+  Raises:
+    ValueError: the mask holds something else than booleans, does not fit the
+      parameters, or selects no leaf.
+  """
+  if mask is None:
+    return jax.tree.map(lambda _: True, params)
+  tree = mask(params) if callable(mask) else mask
+  check_mask(tree)
+  try:
+    spread = jax.tree.map(
+      lambda flag, part: jax.tree.map(lambda _: bool(flag), part), tree, params
+    )
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"mask={tree!r} is neither of the structure of params nor a prefix of"
+      f" it: {error}"
+    ) from error
+  if not any(jax.tree.leaves(spread)):
+    raise ValueError(
+      f"mask={tree!r} selects no leaf of params; at least one must be True"
+      " (combination='plain' trains without a perturbation)"
+    )
+  return spread
+
+
+def select(tree: PyTree, mask: PyTree) -> list[jax.Array]:
+  """Return the leaves of `tree` whose flag in `mask` is True."""
+  flags = jax.tree.leaves(mask)
+  leaves = jax.tree.leaves(tree)
+  return [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag]
+
+
+def inner_product(left: PyTree, right: PyTree) -> jax.Array:
+  """Return the sum over all leaves of the elementwise product.
+
+  Args:
+    left: a pytree of arrays, at least one.
+    right: a pytree of the same structure and shapes.
+
+  Returns:
+    shape=(), dtype=float32, or float64 where a leaf is float64.
+  """
+  dtype = wide_dtype(*jax.tree.leaves(left), *jax.tree.leaves(right))
+  products = jax.tree.map(
+    lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), left, right
+  )
+  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+  """Return the l2 norm over all leaves; shape=(), dtype as inner_product."""
+  return jnp.sqrt(inner_product(tree, tree))
+
+
+def safe_divide(numerator: jax.Array, divisor: jax.Array) -> jax.Array:
+  """Divide by a norm or its square; 0 where that is not positive (or NaN)."""
+  positive = divisor > 0
+  return jnp.where(positive, numerator / jnp.where(positive, divisor, 1), 0)
+
+
+def step_coefficient(
+  norm: jax.Array,
+  radius: jax.Array,
+  align: jax.typing.ArrayLike,
+  *,
+  cap_align: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """Return c and λ of the displacement δ = c·g with c = ρ/‖g‖ − λ.
+
+  Uncapped, δ turns into a descent where ‖g‖ > ρ/λ; capped, λ is at most
+  ρ/(2‖g‖), so that c is at least half of ρ/‖g‖. A zero gradient gives c = 0.
+
+  Args:
+    norm: ‖g‖. shape=(), floating.
+    radius: ρ. shape=(), the dtype of `norm`.
+    align: λ, the strength of the implicit alignment, >= 0.
+    cap_align: whether λ is capped.
+
+  Returns:
+    c and the λ used, each shape=() with the dtype of `norm`.
+
+  Source: SAGM (Wang et al., CVPR 2023), eq. 8, for the uncapped form; the cap
+  is this project's.
+  """
+  align = jnp.asarray(align, norm.dtype)
+  ascent = safe_divide(radius, norm)
+  if cap_align:
+    align = jnp.where(norm > 0, jnp.minimum(align, ascent / 2), align)
+  return jnp.where(norm > 0, ascent - align, 0), align
+
+
+def displace(
+  params: PyTree, grads: PyTree, coefficient: jax.Array, mask: PyTree
+) -> PyTree:
+  """Move the perturbed leaves by c·g, the others not.
+
+  Args:
+    params: the parameters.
+    grads: the gradient at `params`, in the same structure.
+    coefficient: c. shape=(), floating.
+    mask: booleans in the structure of `params`.
+
+  Returns:
+    The displaced parameters, each leaf computed in float32 or better and
+    returned in its own dtype; a bfloat16 leaf so loses a displacement below
+    half of its spacing.
+  """
+
+  def move(flag: bool, param: jax.Array, grad: jax.Array) -> jax.Array:
+    if not flag:
+      return param
+    dtype = wide_dtype(param, grad)
+    step = coefficient.astype(dtype) * grad.astype(dtype)
+    return (param.astype(dtype) + step).astype(param.dtype)
+
+  return jax.tree.map(move, mask, params, grads)

@@ -1,0 +1,65 @@
+"""The state of the transformation, and where to find it."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+class AsgaState(NamedTuple):
+  """State of `asga_transform`; scalars only, float64 if a parameter is.
+
+  Attributes:
+    count: number of updates made.
+    gaps_seen: number of those whose gap was finite.
+    gap: the gap that enters the next radius: the exponential average of the
+      finite gaps, with `gap_ema=0` the newest finite gap; 0 before the first.
+    raw_gap: h of the last update as it was measured, finite or not.
+    radius: ρ used in the last update; before the first, the one it will use.
+    value: L, as given to the last update.
+    perturbed_value: L', the loss at the displaced parameters.
+    cosine: cos(g, g') over the perturbed leaves; 0 if either is zero.
+    gradient_norm: ‖g‖ over the perturbed leaves.
+    perturbed_gradient_norm: ‖g'‖ over the perturbed leaves.
+  """
+
+  count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
+  gaps_seen: jax.Array  # shape=(), dtype=int32
+  gap: jax.Array  # shape=(), dtype=float32
+  raw_gap: jax.Array  # shape=(), dtype=float32
+  radius: jax.Array  # shape=(), dtype=float32
+  value: jax.Array  # shape=(), dtype=float32
+  perturbed_value: jax.Array  # shape=(), dtype=float32
+  cosine: jax.Array  # shape=(), dtype=float32
+  gradient_norm: jax.Array  # shape=(), dtype=float32
+  perturbed_gradient_norm: jax.Array  # shape=(), dtype=float32
+
+
+def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
+  """Return the fields of the one AsgaState within an optimizer's state.
+
+  Args:
+    opt_state: the state of `asga_transform`, of a chain, or of anything that
+      holds it, such as `nnx.Optimizer.opt_state`.
+
+  Returns:
+    Field name -> array of shape=(); see `AsgaState`.
+
+  Raises:
+    ValueError: there is none, or more than one.
+  """
+  nodes = jax.tree.leaves(
+    opt_state, is_leaf=lambda node: isinstance(node, AsgaState)
+  )
+  states = [node for node in nodes if isinstance(node, AsgaState)]
+  if len(states) != 1:
+    raise ValueError(
+      f"opt_state holds {len(states)} states of asga_transform; diagnostics"
+      " reads exactly one"
+    )
+  # A field may be boxed, as nnx.Optimizer does: its only leaf is the array.
+  return {
+    name: jax.tree.leaves(field)[0]
+    for name, field in states[0]._asdict().items()
+  }

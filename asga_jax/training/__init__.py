@@ -1,0 +1,1 @@
+"""Training: state, steps, sharding, checkpoints and logging."""

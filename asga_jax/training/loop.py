@@ -1,0 +1,105 @@
+"""The loop over steps: figures in blocks, checkpoints, a stop at NaN."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from asga_jax.training import sharding
+from asga_jax.training import state as state_lib
+
+# Figures of one step as plain numbers, 'step' (counted from 1) among them.
+Record = dict[str, float | int]
+
+
+class DivergedError(RuntimeError):
+  """The loss of a step is not finite."""
+
+
+def run(
+  step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]],
+  state: state_lib.TrainState,
+  batches: Iterable[Any],
+  total: int,
+  mesh: Mesh,
+  *,
+  flush_every: int = 10,
+  on_records: Callable[[list[Record]], None] | None = None,
+  save: Callable[[int, state_lib.TrainState], None] | None = None,
+  save_every: int = 100,
+  last_saved: int | None = None,
+) -> state_lib.TrainState:
+  """Runs a compiled step until `total` steps are done.
+
+  Figures stay on the device for `flush_every` steps and are fetched together,
+  so that the host does not wait at each step.
+
+  Args:
+    step: of (state, batch) or (state, batch, heldout).
+    state: to go on from; donated.
+    batches: from that step on; pairs for a step that takes two.
+    total: the number of the last step.
+    mesh: where the batches go.
+    flush_every: steps from one fetch of figures to the next.
+    on_records: takes each block of figures.
+    save: takes (steps done, state), for a checkpoint; only states whose steps
+      all had a finite loss are handed to it.
+    save_every: steps from one save to the next; the last step is saved too.
+    last_saved: the step of the newest checkpoint there is, for the error.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    DivergedError: a loss is not finite; it names the step and the last
+      checkpoint.
+    ValueError: `batches` ended early.
+  """
+  done = int(state.step)
+  source: Iterator[Any] = iter(batches)
+  waiting: list[tuple[int, dict[str, jax.Array]]] = []
+
+  def flush() -> None:
+    fetched = jax.device_get([figures for _, figures in waiting])
+    records: list[Record] = [
+      {"step": number, **{name: float(x) for name, x in figures.items()}}
+      for (number, _), figures in zip(waiting, fetched, strict=True)
+    ]
+    waiting.clear()
+    bad = next((r for r in records if not math.isfinite(r["loss"])), None)
+    if on_records is not None:
+      on_records(records[: records.index(bad) + 1] if bad else records)
+    if bad is not None:
+      kept = (
+        "there is no checkpoint"
+        if last_saved is None
+        else f"the last good checkpoint is that of step {last_saved}"
+      )
+      raise DivergedError(
+        f"the loss of step {bad['step']} is {bad['loss']}; {kept}. A lower "
+        "learning rate or a smaller rho_max may help."
+      )
+
+  while done < total:
+    try:
+      batch = next(source)
+    except StopIteration:
+      raise ValueError(
+        f"batches ended after step {done}; expected enough for {total} steps."
+      ) from None
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    state, figures = step(
+      state, *(sharding.place_batch(part, mesh) for part in parts)
+    )
+    done += 1
+    waiting.append((done, figures))
+    saving = save is not None and (done % save_every == 0 or done == total)
+    if len(waiting) >= flush_every or saving or done == total:
+      flush()
+    if saving:
+      assert save is not None
+      save(done, state)
+      last_saved = done
+  return state

@@ -1,0 +1,74 @@
+"""Placement on devices: state on all of them, batches split over them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+  """Makes a mesh of one axis, `data`, over all devices of all processes."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    (len(devices),),
+    (DATA_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Gives the sharding that holds a whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Gives the sharding that splits the first axis over the devices."""
+  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Checks that a batch splits evenly over the devices.
+
+  Raises:
+    ValueError: it does not; it names both.
+  """
+  if batch_size < 1 or batch_size % mesh.size:
+    raise ValueError(
+      f"batch_size={batch_size} does not split over {mesh.size} devices; "
+      f"expected a positive multiple of {mesh.size}."
+    )
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """Puts this process's part of a batch on its devices.
+
+  Args:
+    batch: a pytree of numpy arrays, the first axis of each being this
+      process's share of the batch.
+    mesh: the mesh.
+
+  Returns:
+    The same tree of global arrays, sharded over `data`.
+  """
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda leaf: jax.make_array_from_process_local_data(
+      sharding, np.asarray(leaf)
+    ),
+    batch,
+  )
+
+
+def place_replicated(tree: Any, mesh: Mesh) -> Any:
+  """Puts a fresh copy of every leaf on every device.
+
+  The copies do not alias what they were made of, so that a step may donate
+  them.
+  """
+  sharding = replicated(mesh)
+  copies = jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tree)
+  return jax.device_put(copies, sharding)

@@ -1,0 +1,310 @@
+"""One compiled step of the search, and of evaluation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from asga_jax import sharpness
+from asga_jax.cost import budget as budget_lib
+from asga_jax.quantization import bit_choice, layers
+from asga_jax.training import sharding
+from asga_jax.training import state as state_lib
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+# From a network and a batch to the mean loss and further figures.
+LossFn = Callable[[Any, Any], tuple[jax.Array, Metrics]]
+# From a key and a raw batch to what the loss function takes.
+PrepareFn = Callable[[jax.Array, Any], Any]
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class StepParts(NamedTuple):
+  """What a step is made of: constants of the compiled program."""
+
+  graphdef: nnx.GraphDef
+  loss_fn: LossFn
+  prepare: PrepareFn
+  transform: optax.GradientTransformationExtraArgs
+  optimizer: optax.GradientTransformation
+  logit_optimizer: optax.GradientTransformation
+  # From logits and temperature to expected cost over budget, shape=(budgets,).
+  expected_use: Callable[[nnx.State, jax.Array], jax.Array] | None
+  temperature: Schedule
+  multiplier_rate: float
+  # Steps from one update of the logits to the next, in a bilevel search.
+  logits_every: int = 1
+
+
+def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+  """Computes the mean softmax cross-entropy and the accuracy.
+
+  Args:
+    model: a network from images to logits, shape (batch, classes).
+    batch: 'image', and 'label' of shape (batch,), integer.
+
+  Returns:
+    The loss, shape (), and {'accuracy': shape ()}.
+  """
+  logits = model(batch["image"])
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, batch["label"]
+  )
+  correct = jnp.argmax(logits, axis=-1) == batch["label"]
+  return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
+
+
+def changed_codes(
+  graphdef: nnx.GraphDef,
+  rest: nnx.State,
+  params: state_lib.Params,
+  displaced: state_lib.Params,
+) -> jax.Array:
+  """Computes the share of integer weight codes that a perturbation changes.
+
+  Each kernel counts at its most likely candidate. At few bits a small
+  perturbation may change no code at all, and then sharpness cannot speak.
+
+  Returns:
+    Shape (), float32, in [0, 1]; 0 for a network without quantized layers.
+  """
+  before = layers.quantized_layers(
+    state_lib.merge_model(graphdef, params, rest)
+  )
+  after = layers.quantized_layers(
+    state_lib.merge_model(graphdef, displaced, rest)
+  )
+  changed = jnp.zeros((), jnp.float32)
+  total = 0
+  for path, layer in before.items():
+    codes = [
+      found.weight.codes(found.kernel[...]) for found in (layer, after[path])
+    ]
+    changed += jnp.sum(codes[0] != codes[1])
+    total += layer.kernel.size
+  return changed / max(total, 1)
+
+
+def logit_slopes(
+  gradients: nnx.State, logits: nnx.State, temperature: jax.Array
+) -> nnx.State:
+  """Recovers dL/dp of the candidates from the gradients of their logits.
+
+  With p = softmax(a/t), t (dL/da_b) / p_b = dL/dp_b - sum_c p_c dL/dp_c: the
+  first-order change of the loss when the mixture moves to candidate b.
+
+  Args:
+    gradients: dL/da, without the budget's penalty.
+    logits: a.
+    temperature: t, shape ().
+
+  Returns:
+    The centred slopes, as the logits.
+  """
+
+  def one(gradient, logit):
+    p = bit_choice.probabilities(logit, temperature)
+    # Below this a probability has underflowed and its gradient is zero.
+    tiny = jnp.finfo(p.dtype).tiny
+    return jnp.where(p > tiny, temperature * gradient / jnp.maximum(p, tiny), 0)
+
+  return jax.tree.map(one, gradients, logits)
+
+
+def _spread(logits: nnx.State) -> jax.Array:
+  """Gives the mean over searched tensors of highest minus lowest logit."""
+  spreads = [
+    jnp.max(leaf) - jnp.min(leaf)
+    for leaf in jax.tree.leaves(logits)
+    if leaf.size > 1
+  ]
+  return jnp.mean(jnp.stack(spreads)) if spreads else jnp.zeros(())
+
+
+def search_step(
+  parts: StepParts,
+  state: state_lib.TrainState,
+  batch: Any,
+  heldout: Any = None,
+) -> tuple[state_lib.TrainState, Metrics]:
+  """Makes one step of the search.
+
+  Joint (`heldout` None): weights and logits move by one aligned gradient of two
+  passes on `batch`. Bilevel: weights by two passes on `batch`, then logits by
+  two passes on `heldout`, where the weights are perturbed by that batch's own
+  gradient; both halves use one radius.
+
+  With no candidate to choose from and no budget it trains a fixed policy.
+
+  Args:
+    parts: the constants.
+    state: the state before.
+    batch: a raw batch for weights.
+    heldout: a raw batch for logits, or None.
+
+  Returns:
+    The state after, and figures of the step, each of shape ().
+  """
+  temperature = parts.temperature(state.step)
+  key = jax.random.fold_in(state.key, state.step)
+  rest = state_lib.set_temperature(state.rest, temperature)
+
+  def aligned(params, raw, key):
+    """Gives the aligned gradient at params and all that came with it."""
+    data = parts.prepare(key, raw)
+
+    def loss(params):
+      model = state_lib.merge_model(parts.graphdef, params, rest)
+      value, figures = parts.loss_fn(model, data)
+      return value, (figures, state_lib.split_model(model)[2])
+
+    both = jax.value_and_grad(loss, has_aux=True)
+    (value, (figures, new_rest)), gradients = both(params)
+    figures = {"loss": value, **figures}
+
+    def second_pass(displaced):
+      figures["codes_changed"] = changed_codes(
+        parts.graphdef, rest, params, displaced
+      )
+      (value, _), gradients = both(displaced)
+      return value, gradients
+
+    combined, new_sharpness = parts.transform.update(
+      gradients,
+      state.sharpness,
+      params,
+      value=value,
+      value_and_grad_fn=second_pass,
+    )
+    return combined, new_sharpness, new_rest, figures
+
+  def move_logits(logits, gradients, optimizer, multiplier, slope_sum):
+    """Adds the budget's penalty to the logits' gradient and moves them."""
+    slopes = logit_slopes(gradients, logits, temperature)
+    if parts.expected_use is not None:
+      use = parts.expected_use
+
+      def penalty(logits):
+        return jnp.sum(budget_lib.penalty(multiplier, use(logits, temperature)))
+
+      gradients = jax.tree.map(jnp.add, gradients, jax.grad(penalty)(logits))
+      multiplier = budget_lib.update_multiplier(
+        multiplier, use(logits, temperature), rate=parts.multiplier_rate
+      )
+    updates, optimizer = parts.logit_optimizer.update(
+      gradients, optimizer, logits
+    )
+    return (
+      optax.apply_updates(logits, updates),
+      optimizer,
+      multiplier,
+      jax.tree.map(jnp.add, slope_sum, slopes),
+    )
+
+  params = state.params
+  gradients, new_sharpness, new_rest, figures = aligned(params, batch, key)
+  trained = {"weights": params.weights, "quantizers": params.quantizers}
+  updates, optimizer = parts.optimizer.update(
+    {"weights": gradients.weights, "quantizers": gradients.quantizers},
+    state.optimizer,
+    trained,
+  )
+  params = state_lib.Params(
+    **optax.apply_updates(trained, updates), logits=params.logits
+  )
+  before = (
+    params.logits,
+    state.logit_optimizer,
+    state.multiplier,
+    state.slope_sum,
+  )
+
+  def from_gradients(gradients, carried):
+    logits, optimizer, multiplier, slope_sum = carried
+    return move_logits(logits, gradients, optimizer, multiplier, slope_sum)
+
+  if heldout is None:
+    after = from_gradients(gradients.logits, before)
+  else:
+    other_key = jax.random.fold_in(key, 1)
+
+    def on_heldout(carried):
+      gradients, _, _, figures = aligned(params, heldout, other_key)
+      return from_gradients(gradients.logits, carried), figures["loss"]
+
+    after, heldout_loss = jax.lax.cond(
+      state.step % parts.logits_every == 0,
+      on_heldout,
+      lambda carried: (carried, jnp.full((), jnp.nan, figures["loss"].dtype)),
+      before,
+    )
+    figures["heldout_loss"] = heldout_loss
+  logits, logit_optimizer, multiplier, slope_sum = after
+  new_state = state_lib.TrainState(
+    step=state.step + 1,
+    key=state.key,
+    params=params._replace(logits=logits),
+    rest=new_rest,
+    sharpness=new_sharpness,
+    optimizer=optimizer,
+    logit_optimizer=logit_optimizer,
+    multiplier=multiplier,
+    slope_sum=slope_sum,
+  )
+  figures |= _state_figures(parts, new_state, temperature)
+  return new_state, figures
+
+
+def _state_figures(
+  parts: StepParts, state: state_lib.TrainState, temperature: jax.Array
+) -> Metrics:
+  measured = sharpness.diagnostics(state.sharpness)
+  figures = {
+    "gap": measured["raw_gap"],
+    "mean_gap": measured["gap"],
+    "radius": measured["radius"],
+    "perturbed_loss": measured["perturbed_value"],
+    "cosine": measured["cosine"],
+    "gradient_norm": measured["gradient_norm"],
+    "perturbed_gradient_norm": measured["perturbed_gradient_norm"],
+    "temperature": temperature,
+    "logit_spread": _spread(state.params.logits),
+  }
+  if parts.expected_use is not None:
+    use = parts.expected_use(state.params.logits, temperature)
+    for index in range(state.multiplier.size):
+      suffix = "" if index == 0 else f"_{index}"
+      figures[f"expected_use{suffix}"] = use[index]
+      figures[f"multiplier{suffix}"] = state.multiplier[index]
+  return figures
+
+
+def compile_step(
+  parts: StepParts, mesh: Mesh, *, bilevel: bool
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+  """Makes the jitted step over a mesh, with its state donated.
+
+  Args:
+    parts: the constants.
+    mesh: of the axis `data`; a single device is the special case of one.
+    bilevel: whether the step takes a held-out batch beside its batch.
+
+  Returns:
+    A function of (state, batch) or (state, batch, heldout) to (state, figures).
+  """
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+  def step(state, *batches):
+    return search_step(parts, state, *batches)
+
+  return jax.jit(
+    step,
+    in_shardings=(whole, split, split) if bilevel else (whole, split),
+    out_shardings=whole,
+    donate_argnums=0,
+  )

@@ -1,0 +1,20 @@
+"""ResNet-18, searched on a proxy of 32x32 images.
+
+Paper: Ma et al., Learning from Loss Landscape (ICML 2025, arXiv 2505.04877).
+Command: python launch/search.py --config=configs/resnet18.py
+Costs are those of the network at 224x224 with 1000 classes: 1814.07 M MACs,
+34.71 G BOPs at 4 bits with 8-bit ends.
+
+Variants, behind a colon:
+  (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
+  cifar10  the paper's setting: 25 epochs of CIFAR-10 at batch 256, for an
+           accelerator; needs --config.data.dir or ASGA_DATA_DIR.
+"""
+
+from asga_jax import search_config
+
+
+def get_config(variant: str = ""):
+  config = search_config.default_config()
+  config.model = "resnet18"
+  return search_config.apply_variant(config, variant)

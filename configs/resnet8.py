@@ -1,0 +1,22 @@
+"""ResNet-8 (16 wide), searched on a proxy of 32x32 images and deployed there.
+
+Networks: He et al., Deep Residual Learning (CVPR 2016), section 4.2.
+Command: python launch/search.py --config=configs/resnet8.py
+Costs are those of the network at 32x32 with 10 classes.
+
+Variants, behind a colon:
+  (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
+  cifar10  25 epochs of CIFAR-10 at batch 256; needs --config.data.dir or
+           ASGA_DATA_DIR.
+"""
+
+from asga_jax import search_config
+
+
+def get_config(variant: str = ""):
+  config = search_config.default_config()
+  config.model = "resnet8"
+  config.deployed.image_size = 32
+  config.deployed.num_classes = 10
+  config.deployed.stem = "small"
+  return search_config.apply_variant(config, variant)

@@ -1,0 +1,41 @@
+"""Searches a mixed-precision policy.
+
+python launch/search.py --config=configs/mobilenetv2.py
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from asga_jax import search_run
+from asga_jax.training import loop, workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, with :ARGUMENT for a variant."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where results go; by default runs/<config>-<hash>."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the search and prints its policy."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  config = _CONFIG.value
+  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  try:
+    path = _WORKDIR.value or workdir.default_workdir(name, config)
+    finished = search_run.run(config, path)
+  except (ValueError, loop.DivergedError) as error:
+    logging.error("%s: %s", type(error).__name__, error)
+    sys.exit(1)
+  print(search_run.format_result(finished))
+  print(f"written to {path}: policy.json, policy.png, search.png")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,273 @@
+"""The mixture's custom VJP against autodiff of the sum of candidates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asga_jax.quantization import mixture as mixture_lib
+from asga_jax.quantization import quantizers
+
+BITS = (2, 3, 5, 8, 32)
+
+
+def _grids(bits=BITS, signed=True):
+  return mixture_lib.make_grids(
+    jnp.asarray(bits, jnp.int32), jnp.asarray(signed), narrow=True
+  )
+
+
+def _inputs(shape, channels=None, *, bits=BITS, dtype=jnp.float32, seed=0):
+  """Makes x, steps that clip about a tenth, logits and an output gradient."""
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=shape), dtype)
+  upper = np.array([2.0 ** (bit - 1) - 1 for bit in bits])
+  clip = rng.uniform(1.4, 1.8, (len(bits), *((channels,) if channels else ())))
+  steps = clip / upper.reshape((-1,) + (1,) * (clip.ndim - 1))
+  logits = rng.normal(size=len(bits))
+  g = rng.normal(size=shape)
+  return (
+    x,
+    jnp.asarray(steps, jnp.float32),
+    jnp.asarray(logits, jnp.float32),
+    jnp.asarray(g, dtype),
+  )
+
+
+def _value_and_gradients(function, arguments, grids, offset, step_gradient):
+  *primals, g = arguments
+
+  def of_logits(x, steps, logits):
+    return function(
+      x, steps, jax.nn.softmax(logits), grids, offset, step_gradient
+    )
+
+  value, pullback = jax.vjp(of_logits, *primals)
+  return value, *pullback(g)
+
+
+def _assert_agrees(arguments, grids, offset=0.0, step_gradient="full"):
+  # A sum of n terms in float32, in another order: an error of a few 1e-7 of
+  # the sum of their absolute values.
+  x, _, _, g = arguments
+  scale = float(jnp.sum(jnp.abs(g * x))) + 1.0
+  compare = jax.jit(_value_and_gradients, static_argnums=(0, 3, 4))
+  found = compare(mixture_lib.mixture, arguments, grids, offset, step_gradient)
+  expected = compare(
+    mixture_lib.naive_mixture, arguments, grids, offset, step_gradient
+  )
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
+  steps_scale = np.abs(expected[2]).max() + 1.0
+  np.testing.assert_allclose(
+    found[2], expected[2], rtol=1e-4, atol=1e-5 * steps_scale
+  )
+  np.testing.assert_allclose(
+    found[3], expected[3], rtol=1e-4, atol=3e-6 * scale
+  )
+  assert np.abs(expected[1]).max() > 0
+
+
+@pytest.mark.parametrize("step_gradient", ["full", "clip"])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("channels", [None, 5])
+def test_agrees_with_autodiff(channels, offset, step_gradient):
+  arguments = _inputs((3, 7, 5), channels)
+  _assert_agrees(arguments, _grids(), offset, step_gradient)
+
+
+@pytest.mark.parametrize(
+  ("shape", "channels"),
+  [
+    ((), None),
+    ((1,), None),
+    ((7,), None),
+    ((7,), 7),
+    ((1, 1), 1),
+    ((1, 5, 3, 2), None),
+    ((3, 3, 1, 6), 6),
+  ],
+)
+def test_odd_shapes(shape, channels):
+  _assert_agrees(_inputs(shape, channels), _grids())
+
+
+@pytest.mark.parametrize(
+  ("shape", "channels"),
+  [
+    # Many chunks; a prime number of rows, which is one chunk; rows that have
+    # no divisor near the wanted number of chunks; one very long row.
+    ((8, 16, 16, 24), None),
+    ((8, 16, 16, 24), 24),
+    ((5003, 8), 8),
+    ((2 * 1009, 16), None),
+    ((50_000,), None),
+  ],
+)
+def test_large_tensors(shape, channels):
+  _assert_agrees(_inputs(shape, channels), _grids())
+
+
+def test_the_large_tensors_do_take_several_chunks():
+  if jax.default_backend() != "cpu":
+    pytest.skip("chunks are for CPUs")
+  assert mixture_lib._chunks((1, 8, 16, 16, 24)) == 8
+  assert mixture_lib._chunks((1, 5003, 8)) == 1
+  assert mixture_lib._chunks((1, 2 * 1009, 16)) == 2
+  assert mixture_lib._chunks((0, 4)) == 1
+
+
+def test_unsigned_with_exact_ties():
+  # Zeros lie on the lowest code and multiples of the step on codes; clipped
+  # elements pass no gradient, those on the edge of the range neither.
+  x, steps, logits, g = _inputs((40, 4))
+  x = jnp.round(jax.nn.relu(x) * 4) / 4
+  steps = jnp.asarray([0.5, 0.25, 0.25, 0.25, 0.25])
+  _assert_agrees((x, steps, logits, g), _grids(signed=False))
+
+
+def test_zeros():
+  _, steps, logits, g = _inputs((6, 4), 4)
+  x = jnp.zeros((6, 4))
+  value, dx, *_ = _value_and_gradients(
+    mixture_lib.mixture, (x, steps, logits, g), _grids(), 0.0, "full"
+  )
+  np.testing.assert_array_equal(value, 0)
+  np.testing.assert_allclose(dx, g, rtol=1e-6)
+  _assert_agrees((x, steps, logits, g), _grids())
+
+
+def test_bfloat16():
+  arguments = _inputs((30, 5), 5, dtype=jnp.bfloat16)
+  x, steps, logits, g = arguments
+  found = _value_and_gradients(
+    mixture_lib.mixture, arguments, _grids(), 0.0, "full"
+  )
+  wide = (x.astype(jnp.float32), steps, logits, g.astype(jnp.float32))
+  expected = _value_and_gradients(
+    mixture_lib.naive_mixture, wide, _grids(), 0.0, "full"
+  )
+  assert [part.dtype for part in found] == [
+    jnp.bfloat16,
+    jnp.bfloat16,
+    jnp.float32,
+    jnp.float32,
+  ]
+  # Codes and sums in float32: only what has the tensor's type is rounded.
+  for index, tolerance in enumerate([2**-8, 2**-8, 1e-4, 1e-4]):
+    np.testing.assert_allclose(
+      found[index].astype(jnp.float32),
+      expected[index],
+      rtol=tolerance,
+      atol=1e-4,
+    )
+
+
+def test_float64():
+  with jax.enable_x64(True):
+    x, steps, logits, g = _inputs((4, 700, 30), dtype=jnp.float64)
+    arguments = (x, steps.astype(jnp.float64), logits.astype(jnp.float64), g)
+    grids = _grids()
+    found, expected = (
+      _value_and_gradients(function, arguments, grids, 0.0, "full")
+      for function in (mixture_lib.mixture, mixture_lib.naive_mixture)
+    )
+    for new, old in zip(found, expected, strict=True):
+      assert new.dtype == jnp.float64
+      np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bit", [2, 3, 5, 8, 32])
+def test_one_candidate_is_that_quantizer(bit):
+  x, steps, _, g = _inputs((20, 4), bits=(bit,))
+  grids = _grids((bit,))
+  ones = jnp.ones(1)
+
+  def quantize(x, step):
+    if bit == 32:
+      return x
+    return quantizers.fake_quantize(x, step, grids.lower, grids.upper)
+
+  value, pullback = jax.vjp(
+    lambda x, step: mixture_lib.mixture(x, step, ones, grids), x, steps
+  )
+  expected, expected_pullback = jax.vjp(quantize, x, steps)
+  np.testing.assert_array_equal(value, expected)
+  for new, old in zip(pullback(g), expected_pullback(g), strict=True):
+    np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
+
+
+def test_a_certain_candidate_is_that_quantizer():
+  x, steps, _, _ = _inputs((20, 4))
+  for index in range(len(BITS)):
+    one = slice(index, index + 1)
+    np.testing.assert_array_equal(
+      mixture_lib.mixture(x, steps, jnp.eye(len(BITS))[index], _grids()),
+      mixture_lib.mixture(x, steps[one], jnp.ones(1), _grids(BITS[one])),
+    )
+
+
+@pytest.mark.parametrize("step", [1e-9, 0.0, -0.3])
+def test_step_below_the_smallest_receives_a_gradient(step):
+  x, steps, logits, g = _inputs((20, 4))
+  # All but the float candidate clip everything: the sign of x is the slope.
+  arguments = (x, jnp.full_like(steps, step), logits, g)
+  _, dx, dsteps, _ = _value_and_gradients(
+    mixture_lib.mixture, arguments, _grids(), 0.0, "full"
+  )
+  upper = np.array([2.0 ** (bit - 1) - 1 for bit in BITS[:-1]])
+  weights = jax.nn.softmax(logits)
+  expected = weights[:-1] * upper * jnp.vdot(g, jnp.sign(x))
+  np.testing.assert_allclose(dsteps[:-1], expected, rtol=1e-3)
+  assert dsteps[-1] == 0
+  np.testing.assert_allclose(dx, weights[-1] * g, rtol=1e-5)
+  _assert_agrees(arguments, _grids())
+
+
+def _memory(bits, function):
+  """Gives the bytes that the pullback keeps, and those a program needs."""
+  arguments = _inputs((64, 32, 32, 16), bits=bits)
+  x, steps, logits, _ = arguments
+
+  def run(x, steps, logits):
+    return function(x, steps, jax.nn.softmax(logits), _grids(bits))
+
+  kept = jax.eval_shape(
+    lambda *primals: jax.tree.leaves(jax.vjp(run, *primals)[1]),
+    x,
+    steps,
+    logits,
+  )
+
+  def train(x, steps, logits):
+    # Two layers, so that the first has to wait for the backward pass.
+    def loss(steps, logits):
+      y = run(jnp.sin(run(x, steps, logits)), steps, logits)
+      return jnp.sum(jnp.sin(y))
+
+    return jax.grad(loss, argnums=(0, 1))(steps, logits)
+
+  compiled = jax.jit(train).lower(x, steps, logits).compile()
+  analysis = compiled.memory_analysis()
+  return (
+    sum(
+      leaf.nbytes if hasattr(leaf, "nbytes") else leaf.size * 4 for leaf in kept
+    ),
+    analysis.temp_size_in_bytes,
+    x.nbytes,
+  )
+
+
+def test_memory_does_not_grow_with_the_candidates():
+  kept, temporary, tensor = zip(
+    *(
+      _memory(bits, mixture_lib.mixture)
+      for bits in [(4, 8), (2, 3, 4, 5, 6, 8)]
+    ),
+    strict=True,
+  )
+  # The tensor itself, and what belongs to candidates: a few numbers each.
+  assert max(kept) < tensor[0] + 2000
+  assert temporary[1] < temporary[0] + 0.3 * tensor[0]
+  naive, _, _ = _memory((2, 3, 4, 5, 6, 8), mixture_lib.naive_mixture)
+  assert naive > 4 * tensor[0]
