@@ -143,16 +143,21 @@ def solve(
   if spread:
     objective *= _SCORE_SCALE / spread
   while True:
-    result = optimize.milp(
-      objective,
-      integrality=np.ones(program.size),
-      bounds=optimize.Bounds(0, 1),
-      constraints=constraints,
-      options={"mip_rel_gap": 0, "presolve": False},
-    )
-    if result.status == 2:
-      return None
-    if not result.success:
+    # Presolve saves most of the time, but on rare small programs HiGHS then
+    # ends in an error; without it these solve.
+    for presolve in (True, False):
+      result = optimize.milp(
+        objective,
+        integrality=np.ones(program.size),
+        bounds=optimize.Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0, "presolve": presolve},
+      )
+      if result.status == 2:
+        return None
+      if result.success:
+        break
+    else:
       raise RuntimeError(f"the integer program failed: {result.message}")
     picks = tuple(int(x[np.argmax(result.x[x])]) for x in blocks)
     if all(

@@ -6,7 +6,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -181,15 +180,3 @@ def make_policy(
 def versions() -> dict[str, str]:
   """Gives the versions of the packages that a search rests on."""
   return {name: metadata.version(name) for name in VERSIONED}
-
-
-def scores_of(
-  space: search_space.SearchSpace,
-  logits: nnx.State,
-  slope_sum: nnx.State,
-  steps: int,
-  temperature: float = 1.0,
-) -> dict[str, dict[str, np.ndarray]]:
-  """Makes both scores from the states of a search, see `make_scores`."""
-  tempered = jax.tree.map(lambda leaf: leaf / jnp.float32(temperature), logits)
-  return make_scores(space.logits(tempered), space.logits(slope_sum), steps)

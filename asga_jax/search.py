@@ -149,6 +149,7 @@ class Search(NamedTuple):
 
   step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
   state: state_lib.TrainState
+  graphdef: nnx.GraphDef
   parts: steps.StepParts
   space: search_space.SearchSpace
   mesh: Mesh
@@ -202,8 +203,10 @@ def start_search(
   allocation.check_feasible(network, space.choices, known, limits)
   mesh = sharding.data_mesh() if mesh is None else mesh
   graphdef, params, rest = state_lib.split_model(model)
+  layout = state_lib.LogitLayout.of(params.logits)
   parts = steps.StepParts(
-    graphdef=graphdef,
+    graphdef=state_lib.split_model(surgery.holding_probabilities(model))[0],
+    layout=layout,
     loss_fn=loss_fn,
     prepare=prepare or (lambda key, batch: batch),
     transform=sharpness.preset(
@@ -217,13 +220,13 @@ def start_search(
       weight_decay=settings.weight_decay,
     ),
     logit_optimizer=optax.adam(settings.logit_learning_rate, b1=0.5),
-    expected_use=space.expected_use(limits, costs),
+    expected_use=space.expected_use(layout, limits, costs),
     temperature=temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
   state = state_lib.initial_state(
-    params,
+    params._replace(logits=layout.stack(params.logits)),
     rest,
     key=jax.random.key(settings.seed),
     transform=parts.transform,
@@ -234,6 +237,7 @@ def start_search(
   return Search(
     step=steps.compile_step(parts, mesh, bilevel=settings.mode == "bilevel"),
     state=sharding.place_replicated(state, mesh),
+    graphdef=graphdef,
     parts=parts,
     space=space,
     mesh=mesh,
@@ -258,10 +262,12 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
 
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Puts a search's network together with what has been trained so far."""
-  rest = state_lib.set_temperature(
-    state.rest, search.parts.temperature(jnp.maximum(state.step - 1, 0))
+  params = state.params._replace(
+    logits=search.parts.layout.unstack(state.params.logits)
   )
-  return state_lib.merge_model(search.parts.graphdef, state.params, rest)
+  model: nnx.Module = state_lib.merge_model(search.graphdef, params, state.rest)
+  last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
+  return surgery.with_temperature(model, last)
 
 
 def finish(
@@ -285,17 +291,17 @@ def finish(
   """
   done = int(state.step)
   settings = search.settings
-  temperature = float(search.parts.temperature(jnp.int32(max(done - 1, 0))))
+  unstack = search.parts.layout.unstack
+  last = search.parts.temperature(jnp.int32(max(done - 1, 0)))
+  mixed = jax.tree.map(lambda rows: rows / last, state.params.logits)
   updates = -(-done // settings.logits_every)
   return result_lib.SearchResult(
     model=trained_model(search, state),
     space=search.space,
-    scores=result_lib.scores_of(
-      search.space,
-      state.params.logits,
-      state.slope_sum,
+    scores=result_lib.make_scores(
+      search.space.by_group(unstack(mixed)),
+      search.space.by_group(unstack(state.slope_sum)),
       updates if settings.mode == "bilevel" else done,
-      temperature,
     ),
     budget=search.budget,
     score=settings.score,

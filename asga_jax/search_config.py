@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from asga_jax import models, search
 from asga_jax import data as data_lib
+from asga_jax import models, search
 from asga_jax.data import augmentation
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery

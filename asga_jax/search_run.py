@@ -193,9 +193,7 @@ def _train(
     def on_records(records: list[loop.Record]) -> None:
       writer.write(records)
       last = records[-1]
-      progress.update(
-        int(last["step"]), {name: last[name] for name in SHOWN}
-      )
+      progress.update(int(last["step"]), {name: last[name] for name in SHOWN})
 
     return loop.run(
       made.step,

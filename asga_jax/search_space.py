@@ -12,6 +12,7 @@ from asga_jax import policy as policy_lib
 from asga_jax import tracing
 from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import bit_choice, layers
+from asga_jax.training import state as state_lib
 
 # The path of a variable in an `nnx.State`.
 VariablePath = tuple[str | int, ...]
@@ -27,60 +28,76 @@ class SearchSpace:
   # From the name of a group to the path of its logits.
   logit_paths: Mapping[str, VariablePath]
 
-  def logits(self, state: nnx.State) -> dict[str, jax.Array]:
-    """Reads the logits of every group from a state of `BitLogits`.
+  def by_group(self, state: nnx.State) -> dict[str, jax.Array]:
+    """Reads what a state of `BitLogits`' form holds for every group.
 
     Args:
-      state: of arrays or of variables.
+      state: of arrays.
 
     Returns:
       Group name -> array, shape (candidates,).
     """
-    flat = dict(nnx.to_flat_state(nnx.as_pure(state)))
+    flat = dict(nnx.to_flat_state(state))
     return {group: flat[path] for group, path in self.logit_paths.items()}
 
-  def layer_probabilities(
-    self, state: nnx.State, temperature: jax.typing.ArrayLike
-  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Gives the probabilities of weight and activation bits by layer path."""
-    by_group = {
-      group: bit_choice.probabilities(logits, jnp.asarray(temperature))
-      for group, logits in self.logits(state).items()
-    }
-    return (
-      {p: by_group[c.weight_group] for p, c in self.choices.items()},
-      {p: by_group[c.activation_group] for p, c in self.choices.items()},
-    )
-
   def expected_use(
-    self, limits: Mapping[str, float], costs: Sequence[costs_lib.Cost] = ()
-  ) -> Callable[[nnx.State, jax.typing.ArrayLike], jax.Array]:
-    """Makes the function from logits to expected cost over budget.
+    self,
+    layout: state_lib.LogitLayout,
+    limits: Mapping[str, float],
+    costs: Sequence[costs_lib.Cost] = (),
+  ) -> Callable[[state_lib.StackedLogits], jax.Array]:
+    """Makes the function from probabilities to expected cost over budget.
+
+    Layers with equally many candidates are treated together: with p of the
+    weights and q of the inputs, the cost of each is p^T T q.
 
     Args:
+      layout: of the stacked probabilities.
       limits: the absolute limit of each cost, by name.
       costs: costs beyond BOPs and size.
 
     Returns:
-      A differentiable function of the logits' state and the temperature, to an
-      array of shape (limits,), in the order of the limits.
+      A differentiable function of the stacked probabilities, to an array of
+      shape (limits,), in the order of the limits.
     """
+    rows = {
+      path: (count, row)
+      for count, paths in layout.rows.items()
+      for row, path in enumerate(paths)
+    }
     by_name = {cost.name: cost for cost in known_costs(costs)}
-    relative = []
-    for name, limit in limits.items():
-      tables, constant = costs_lib.cost_tables(
-        self.network, self.choices, by_name[name]
-      )
-      relative.append(costs_lib.relative_tables(tables, constant, limit))
+    alike: dict[tuple[int, int], list[str]] = {}
+    for path, choice in self.choices.items():
+      shape = (len(choice.weight_bits), len(choice.activation_bits))
+      alike.setdefault(shape, []).append(path)
 
-    def use(state, temperature):
-      weights, activations = self.layer_probabilities(state, temperature)
-      return jnp.stack(
-        [
-          costs_lib.expected_cost(tables, constant, weights, activations)
-          for tables, constant in relative
-        ]
+    def rows_of(paths: list[str], kind: str) -> np.ndarray:
+      groups = [getattr(self.choices[path], f"{kind}_group") for path in paths]
+      return np.array([rows[self.logit_paths[group]][1] for group in groups])
+
+    indices = {
+      shape: (rows_of(paths, "weight"), rows_of(paths, "activation"))
+      for shape, paths in alike.items()
+    }
+    relative = [
+      costs_lib.relative_tables(
+        *costs_lib.cost_tables(self.network, self.choices, by_name[name]),
+        limit,
       )
+      for name, limit in limits.items()
+    ]
+
+    def use(stacked: state_lib.StackedLogits) -> jax.Array:
+      totals = [jnp.asarray(constant) for _, constant in relative]
+      for shape, paths in alike.items():
+        weights, inputs = (
+          stacked[count][index]
+          for count, index in zip(shape, indices[shape], strict=True)
+        )
+        for index, (tables, _) in enumerate(relative):
+          table = np.stack([tables[path] for path in paths])
+          totals[index] += jnp.einsum("li,lij,lj->", weights, table, inputs)
+      return jnp.stack(totals)
 
     return use
 

@@ -68,8 +68,13 @@ class BitChoice(nnx.Module):
     """
     bits = quantizers.check_bits(bits, "bits")
     self.quantizer = quantizer
+    # Whether `logits` holds probabilities: within a training step, which
+    # computes those of all tensors at once.
+    self.holds_probabilities = False
     self.bits = GridData(jnp.asarray(bits, jnp.int32))
-    self.signed = GridData(jnp.asarray(signed))
+    self.lower = GridData(jnp.zeros(len(bits)))
+    self.upper = GridData(jnp.zeros(len(bits)))
+    self.set_signed(signed)
     self.temperature = temperature
     self.logits = BitLogits(jnp.zeros(len(bits))) if logits is None else logits
     self.parameter = QuantizerParameter(
@@ -80,24 +85,50 @@ class BitChoice(nnx.Module):
     """Gives the candidates as integers; not under a trace."""
     return tuple(int(bit) for bit in self.bits[...])
 
+  def set_signed(self, signed: bool) -> None:
+    """Sets the codes to those of a signed or an unsigned grid."""
+    self.lower[...], self.upper[...] = quantizers.levels(
+      self.bits[...], jnp.asarray(signed), self.quantizer.narrow
+    )
+
+  def keep(self, index: int) -> None:
+    """Drops all candidates but one."""
+    for name in ("bits", "lower", "upper", "parameter"):
+      variable = getattr(self, name)
+      setattr(self, name, type(variable)(variable[...][index : index + 1]))
+    self.logits = BitLogits(jnp.zeros(1))
+
   def grids(self) -> mixture_lib.Grids:
     """Gives the grids of the candidates."""
-    return mixture_lib.make_grids(
-      self.bits[...], self.signed[...], self.quantizer.narrow
-    )
+    is_float = self.bits[...] == quantizers.FLOAT_BITS
+    return mixture_lib.Grids(self.lower[...], self.upper[...], is_float)
 
   def steps(self, count: int) -> jax.Array:
     """Gives the steps, for a tensor of `count` elements that share one."""
-    return self.quantizer.step(self.parameter[...], self.grids().upper, count)
+    return self.quantizer.step(self.parameter[...], self.upper[...], count)
+
+  def probabilities(self) -> jax.Array:
+    """Gives the probabilities of the candidates, shape (candidates,)."""
+    if self.holds_probabilities:
+      return self.logits[...]
+    return probabilities(self.logits[...], self.temperature[...])
 
   def codes(self, x: jax.Array) -> jax.Array:
     """Gives the integer codes at the most likely candidate; 0 for float."""
-    best = jnp.argmax(self.logits[...])
     grids = self.grids()
-    step = jnp.maximum(self.steps(1)[best], quantizers.SMALLEST_STEP)
+    # Picked by sums over few scalars, which fuse with what follows.
+    best = jnp.argmax(self.probabilities())
+    chosen = jnp.arange(self.upper.size) == best
+
+    def pick(values):
+      terms = [jnp.where(c, v, 0) for c, v in zip(chosen, values, strict=True)]
+      return functools.reduce(jnp.maximum, terms)
+
+    step = jnp.maximum(pick(self.steps(1)), quantizers.SMALLEST_STEP)
     scaled = self.quantizer.transform(x) / step - self.quantizer.offset
-    codes = jnp.round(jnp.clip(scaled, grids.lower[best], grids.upper[best]))
-    return jnp.where(grids.is_float[best], 0, codes)
+    upper = pick(grids.upper)
+    codes = jnp.round(jnp.clip(scaled, -pick(-grids.lower), upper))
+    return jnp.where(pick(grids.is_float), 0, codes)
 
   def __call__(self, x: jax.Array, count: int) -> jax.Array:
     """Quantizes a tensor to the mixture of its candidates.
@@ -118,7 +149,7 @@ class BitChoice(nnx.Module):
       offset=self.quantizer.offset,
       step_gradient=self.quantizer.step_gradient,
     )
-    weights = probabilities(self.logits[...], self.temperature[...])
+    weights = self.probabilities()
     transformed = self.quantizer.transform(x)
     if transformed is x:
       return mixed(x, probabilities=weights)

@@ -92,7 +92,7 @@ def calibrate(
 def _restart(
   choice: bit_choice.BitChoice, sample: jax.Array, *, signed: bool
 ) -> None:
-  choice.signed[...] = jnp.asarray(signed)
+  choice.set_signed(signed)
   choice.parameter[...] = choice.quantizer.initial_parameter(
     sample, choice.candidates(), signed
   ).astype(choice.parameter[...].dtype)

@@ -98,18 +98,20 @@ def mixture(
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   terms = []
-  for index in range(steps.shape[0]):
-    step, _, code, _ = _codes(wide, steps, grids, index, offset)
-    quantized = jnp.where(grids.is_float[index], wide, step * (code + offset))
-    terms.append(probabilities[index] * quantized)
+  for step, *grid, probability in zip(
+    steps, *grids, probabilities, strict=True
+  ):
+    lower, upper, is_float = grid
+    step, _, code, _ = _codes(wide, step, lower, upper, offset)
+    quantized = jnp.where(is_float, wide, step * (code + offset))
+    terms.append(probability * quantized)
   # Not from zero, so that a float tensor keeps its negative zeros.
   return sum(terms[1:], terms[0]).astype(x.dtype)
 
 
-def _codes(x, steps, grids, index, offset):
+def _codes(x, step, lower, upper, offset):
   """Gives one candidate's step, x in steps, its codes and the inner mask."""
-  step = jnp.maximum(steps[index], quantizers.SMALLEST_STEP).astype(x.dtype)
-  lower, upper = grids.lower[index], grids.upper[index]
+  step = jnp.maximum(step, quantizers.SMALLEST_STEP).astype(x.dtype)
   scaled = x * (1 / step) - offset
   code = jnp.round(jnp.clip(scaled, lower, upper))
   inside = (scaled > lower) & (scaled < upper)
@@ -132,41 +134,45 @@ def _chunks(shape: tuple[int, ...]) -> int:
 
 def _mixture_backward(offset, step_gradient, residuals, g):
   x, steps, probabilities, grids = residuals
-  candidates = range(steps.shape[0])
-
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
+
+  def contributions(x, g, step, lower, upper, is_float):
+    """Gives what one candidate adds to the two sums, element by element."""
+    step, scaled, code, inside = _codes(x, step, lower, upper, offset)
+    quantized = jnp.where(is_float, x, step * (code + offset))
+    inner = code - scaled if step_gradient == "full" else 0.0
+    step_slope = jnp.where(inside, inner, code + offset)
+    return g * quantized, jnp.where(is_float, 0.0, g * step_slope)
 
   def sweep(sums, tensors):
     """Adds one chunk to the sums, lane by lane, and gives its gradient."""
     x, g = (tensor.astype(wide) for tensor in tensors)
     slope = jnp.zeros_like(x)
-    added = []
-    for index in candidates:
-      is_float = grids.is_float[index]
-      step, scaled, code, inside = _codes(x, steps, grids, index, offset)
-      quantized = jnp.where(is_float, x, step * (code + offset))
-      inner = code - scaled if step_gradient == "full" else 0.0
-      step_slope = jnp.where(inside, inner, code + offset)
-      slope += jnp.where(inside | is_float, probabilities[index], 0.0)
-      added.append(g * quantized)
-      added.append(jnp.where(is_float, 0.0, g * step_slope))
-    sums = [total + new for total, new in zip(sums, added, strict=True)]
+    for step, *grid, probability in zip(
+      steps, *grids, probabilities, strict=True
+    ):
+      lower, upper, is_float = grid
+      inside = _codes(x, step, lower, upper, offset)[-1]
+      slope += jnp.where(inside | is_float, probability, 0.0)
+    added = jax.vmap(contributions, in_axes=(None, None, 0, 0, 0, 0))(
+      x, g, steps, *grids
+    )
+    sums = jax.tree.map(jnp.add, sums, added)
     return sums, (g * slope).astype(tensors[0].dtype)
 
   chunks = _chunks((1, *x.shape))
   lanes = (chunks, -1, x.shape[-1] if x.ndim else 1)
   x_lanes, g_lanes = x.reshape(lanes), g.reshape(lanes)
-  zeros = [jnp.zeros(x_lanes.shape[1:], wide)] * (2 * len(candidates))
+  zeros = jnp.zeros((steps.shape[0], *x_lanes.shape[1:]), wide)
   if chunks == 1:
-    sums, dx = sweep(zeros, (x_lanes[0], g_lanes[0]))
+    sums, dx = sweep((zeros, zeros), (x_lanes[0], g_lanes[0]))
   else:
     # XLA reduces many outputs on a CPU an element at a time; adding lanes up
     # in one scan first is about ten times faster.
-    sums, dx = jax.lax.scan(sweep, zeros, (x_lanes, g_lanes))
-  quantized_sums = jnp.stack([jnp.sum(total) for total in sums[::2]])
-  rows = 0 if steps.ndim == 2 else None
-  step_sums = jnp.stack([jnp.sum(total, axis=rows) for total in sums[1::2]])
+    sums, dx = jax.lax.scan(sweep, (zeros, zeros), (x_lanes, g_lanes))
+  quantized_sums = jnp.sum(sums[0], axis=(1, 2))
+  step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
   weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))
   return (
     dx.reshape(x.shape),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -191,12 +192,7 @@ def fix_bits(
   """
   model = nnx.clone(model)
   for choice, index in chosen_indices(model, bits):
-    kept = slice(index, index + 1)
-    choice.bits = bit_choice.GridData(choice.bits[...][kept])
-    choice.logits = bit_choice.BitLogits(jnp.zeros(1))
-    choice.parameter = bit_choice.QuantizerParameter(
-      choice.parameter[...][kept]
-    )
+    choice.keep(index)
   return model
 
 
@@ -225,6 +221,28 @@ def select_bits(
     choice.logits[...] = jnp.where(
       jnp.arange(logits.size) == index, 0.0, -1e9
     ).astype(logits.dtype)
+  return model
+
+
+def with_temperature(model: nnx.Module, temperature: jax.Array) -> nnx.Module:
+  """Sets the softmax temperature of all choices; returns a copy."""
+  model = nnx.clone(model)
+  for layer in layers.quantized_layers(model).values():
+    for choice in (layer.weight, layer.activation):
+      choice.temperature[...] = temperature
+  return model
+
+
+def holding_probabilities(model: nnx.Module) -> nnx.Module:
+  """Makes a copy whose logits are read as the probabilities themselves.
+
+  For a training step, which computes those of all tensors at once and takes
+  gradients in them.
+  """
+  model = nnx.clone(model)
+  for layer in layers.quantized_layers(model).values():
+    layer.weight.holds_probabilities = True
+    layer.activation.holds_probabilities = True
   return model
 
 

@@ -73,17 +73,20 @@ def weight_optimizer(
       ),
       # Step sizes span orders of magnitude between 2 and 8 bits, so they are
       # trained by their relative size.
-      "quantizers": optax.chain(
-        optax.scale_by_adam(),
-        scale_by_param_norm(),
-        optax.scale_by_learning_rate(schedule(quantizer_learning_rate)),
+      # Flattened, they are one tensor to compile instead of hundreds.
+      "quantizers": optax.flatten(
+        optax.chain(
+          optax.scale_by_adam(),
+          scale_by_own_size(),
+          optax.scale_by_learning_rate(schedule(quantizer_learning_rate)),
+        )
       ),
     },
     {"weights": "weights", "quantizers": "quantizers"},
   )
 
 
-def scale_by_param_norm() -> optax.GradientTransformation:
+def scale_by_own_size() -> optax.GradientTransformation:
   """Multiplies every update by the parameter's own size, elementwise."""
 
   def update(updates, params):

@@ -1,5 +1,7 @@
 """What a training step carries on, and how it is cut out of a network."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,10 @@ class Params(NamedTuple):
 
   weights: nnx.State  # every nnx.Param: the only leaves that are perturbed
   quantizers: nnx.State  # steps and clipping values
-  logits: nnx.State  # of the bit choices
+  # Of the bit choices: by their number of candidates n, shape=(tensors, n),
+  # float32; so that a step treats all in a few operations. Where a network is
+  # differentiated, a state of its probabilities stands here.
+  logits: "StackedLogits | nnx.State"
 
 
 # Which leaves a perturbation moves, as a prefix of Params.
@@ -35,7 +40,44 @@ class TrainState(NamedTuple):
   logit_optimizer: optax.OptState
   multiplier: jax.Array  # shape=(budgets,), dtype=float32
   # Sum over the steps of dL/dp of each candidate, centred; as the logits.
-  slope_sum: nnx.State
+  slope_sum: "StackedLogits"
+
+
+StackedLogits = dict[int, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitLayout:
+  """Which row of the stacked logits belongs to which variable."""
+
+  # Number of candidates -> paths of the variables, in the order of the rows.
+  rows: Mapping[int, tuple[tuple[Any, ...], ...]]
+
+  @classmethod
+  def of(cls, logits: nnx.State) -> "LogitLayout":
+    """Reads the layout from a state of `BitLogits`."""
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for path, leaf in nnx.to_flat_state(logits):
+      rows.setdefault(leaf.size, []).append(path)
+    return cls({count: tuple(paths) for count, paths in sorted(rows.items())})
+
+  def stack(self, logits: nnx.State) -> StackedLogits:
+    """Stacks the leaves of a state."""
+    flat = dict(nnx.to_flat_state(logits))
+    return {
+      count: jnp.stack([flat[path] for path in paths])
+      for count, paths in self.rows.items()
+    }
+
+  def unstack(self, stacked: StackedLogits) -> nnx.State:
+    """Puts the rows back into a state."""
+    return nnx.from_flat_state(
+      [
+        (path, stacked[count][row])
+        for count, paths in self.rows.items()
+        for row, path in enumerate(paths)
+      ]
+    )
 
 
 _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
@@ -62,21 +104,6 @@ def merge_model(graphdef: nnx.GraphDef, params: Params, rest: nnx.State) -> Any:
   return nnx.merge(graphdef, *params, rest, copy=True)
 
 
-def set_temperature(rest: nnx.State, temperature: jax.Array) -> nnx.State:
-  """Gives the rest of a network with another softmax temperature."""
-  flat = nnx.to_flat_state(rest)
-  return nnx.from_flat_state(
-    [
-      (path, temperature.astype(leaf.dtype) if _is_temperature(path) else leaf)
-      for path, leaf in flat
-    ]
-  )
-
-
-def _is_temperature(path: tuple[Any, ...]) -> bool:
-  return path[-1] == "temperature" and path[-2] in ("weight", "activation")
-
-
 def initial_state(
   params: Params,
   rest: nnx.State,
@@ -87,7 +114,7 @@ def initial_state(
   logit_optimizer: optax.GradientTransformation,
   budgets: int,
 ) -> TrainState:
-  """Makes the state before the first step."""
+  """Makes the state before the first step; `params` holds stacked logits."""
   trained = {"weights": params.weights, "quantizers": params.quantizers}
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -27,14 +27,16 @@ Schedule = Callable[[jax.Array], jax.Array]
 class StepParts(NamedTuple):
   """What a step is made of: constants of the compiled program."""
 
+  # Of the network whose bit choices hold probabilities.
   graphdef: nnx.GraphDef
+  layout: state_lib.LogitLayout
   loss_fn: LossFn
   prepare: PrepareFn
   transform: optax.GradientTransformationExtraArgs
   optimizer: optax.GradientTransformation
   logit_optimizer: optax.GradientTransformation
-  # From logits and temperature to expected cost over budget, shape=(budgets,).
-  expected_use: Callable[[nnx.State, jax.Array], jax.Array] | None
+  # From stacked probabilities to expected cost over budget, shape=(budgets,).
+  expected_use: Callable[[state_lib.StackedLogits], jax.Array] | None
   temperature: Schedule
   multiplier_rate: float
   # Steps from one update of the logits to the next, in a bilevel search.
@@ -90,40 +92,24 @@ def changed_codes(
   return changed / max(total, 1)
 
 
-def logit_slopes(
-  gradients: nnx.State, logits: nnx.State, temperature: jax.Array
-) -> nnx.State:
-  """Recovers dL/dp of the candidates from the gradients of their logits.
-
-  With p = softmax(a/t), t (dL/da_b) / p_b = dL/dp_b - sum_c p_c dL/dp_c: the
-  first-order change of the loss when the mixture moves to candidate b.
-
-  Args:
-    gradients: dL/da, without the budget's penalty.
-    logits: a.
-    temperature: t, shape ().
-
-  Returns:
-    The centred slopes, as the logits.
-  """
-
-  def one(gradient, logit):
-    p = bit_choice.probabilities(logit, temperature)
-    # Below this a probability has underflowed and its gradient is zero.
-    tiny = jnp.finfo(p.dtype).tiny
-    return jnp.where(p > tiny, temperature * gradient / jnp.maximum(p, tiny), 0)
-
-  return jax.tree.map(one, gradients, logits)
+def stacked_probabilities(
+  logits: state_lib.StackedLogits, temperature: jax.Array
+) -> state_lib.StackedLogits:
+  """Computes the probabilities of all tensors, as their logits are stacked."""
+  return {
+    count: bit_choice.probabilities(rows, temperature)
+    for count, rows in logits.items()
+  }
 
 
-def _spread(logits: nnx.State) -> jax.Array:
+def _spread(logits: state_lib.StackedLogits) -> jax.Array:
   """Gives the mean over searched tensors of highest minus lowest logit."""
   spreads = [
-    jnp.max(leaf) - jnp.min(leaf)
-    for leaf in jax.tree.leaves(logits)
-    if leaf.size > 1
+    jnp.max(rows, axis=1) - jnp.min(rows, axis=1)
+    for count, rows in logits.items()
+    if count > 1
   ]
-  return jnp.mean(jnp.stack(spreads)) if spreads else jnp.zeros(())
+  return jnp.mean(jnp.concatenate(spreads)) if spreads else jnp.zeros(())
 
 
 def search_step(
@@ -152,11 +138,16 @@ def search_step(
   """
   temperature = parts.temperature(state.step)
   key = jax.random.fold_in(state.key, state.step)
-  rest = state_lib.set_temperature(state.rest, temperature)
+  rest = state.rest
 
   def aligned(params, raw, key):
-    """Gives the aligned gradient at params and all that came with it."""
+    """Gives the aligned gradient at params and all that came with it.
+
+    In the place of the logits it is that of the stacked probabilities.
+    """
     data = parts.prepare(key, raw)
+    mixed = stacked_probabilities(params.logits, temperature)
+    params = params._replace(logits=parts.layout.unstack(mixed))
 
     def loss(params):
       model = state_lib.merge_model(parts.graphdef, params, rest)
@@ -181,21 +172,32 @@ def search_step(
       value=value,
       value_and_grad_fn=second_pass,
     )
+    combined = combined._replace(logits=parts.layout.stack(combined.logits))
     return combined, new_sharpness, new_rest, figures
 
-  def move_logits(logits, gradients, optimizer, multiplier, slope_sum):
-    """Adds the budget's penalty to the logits' gradient and moves them."""
-    slopes = logit_slopes(gradients, logits, temperature)
+  def move_logits(logits, slopes, optimizer, multiplier, slope_sum):
+    """Moves the logits by dL/dp and the budget's penalty."""
+    mixed, pull_back = jax.vjp(
+      lambda logits: stacked_probabilities(logits, temperature), logits
+    )
+    # What moving the whole mixture to a candidate would change, to first order.
+    slope_sum = jax.tree.map(
+      lambda total, slope, p: (
+        total + slope - jnp.sum(p * slope, axis=1, keepdims=True)
+      ),
+      slope_sum,
+      slopes,
+      mixed,
+    )
     if parts.expected_use is not None:
-      use = parts.expected_use
-
-      def penalty(logits):
-        return jnp.sum(budget_lib.penalty(multiplier, use(logits, temperature)))
-
-      gradients = jax.tree.map(jnp.add, gradients, jax.grad(penalty)(logits))
+      use, pull_use = jax.vjp(parts.expected_use, mixed)
+      # The gradient of budget_lib.penalty in the expected use.
+      (costs,) = pull_use(jax.grad(budget_lib.penalty, 1)(multiplier, use))
+      slopes = jax.tree.map(jnp.add, slopes, costs)
       multiplier = budget_lib.update_multiplier(
-        multiplier, use(logits, temperature), rate=parts.multiplier_rate
+        multiplier, use, rate=parts.multiplier_rate
       )
+    (gradients,) = pull_back(slopes)
     updates, optimizer = parts.logit_optimizer.update(
       gradients, optimizer, logits
     )
@@ -203,7 +205,7 @@ def search_step(
       optax.apply_updates(logits, updates),
       optimizer,
       multiplier,
-      jax.tree.map(jnp.add, slope_sum, slopes),
+      slope_sum,
     )
 
   params = state.params
@@ -276,7 +278,9 @@ def _state_figures(
     "logit_spread": _spread(state.params.logits),
   }
   if parts.expected_use is not None:
-    use = parts.expected_use(state.params.logits, temperature)
+    use = parts.expected_use(
+      stacked_probabilities(state.params.logits, temperature)
+    )
     for index in range(state.multiplier.size):
       suffix = "" if index == 0 else f"_{index}"
       figures[f"expected_use{suffix}"] = use[index]

@@ -1,5 +1,7 @@
 """The mixture's custom VJP against autodiff of the sum of candidates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from asga_jax.quantization import mixture as mixture_lib
 from asga_jax.quantization import quantizers
 
-BITS = (2, 3, 5, 8, 32)
+BITS = (2, 5, 32)
 
 
 def _grids(bits=BITS, signed=True):
@@ -34,6 +36,7 @@ def _inputs(shape, channels=None, *, bits=BITS, dtype=jnp.float32, seed=0):
   )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _value_and_gradients(function, arguments, grids, offset, step_gradient):
   *primals, g = arguments
 
@@ -51,10 +54,9 @@ def _assert_agrees(arguments, grids, offset=0.0, step_gradient="full"):
   # the sum of their absolute values.
   x, _, _, g = arguments
   scale = float(jnp.sum(jnp.abs(g * x))) + 1.0
-  compare = jax.jit(_value_and_gradients, static_argnums=(0, 3, 4))
-  found = compare(mixture_lib.mixture, arguments, grids, offset, step_gradient)
-  expected = compare(
-    mixture_lib.naive_mixture, arguments, grids, offset, step_gradient
+  found, expected = (
+    _value_and_gradients(function, arguments, grids, offset, step_gradient)
+    for function in (mixture_lib.mixture, mixture_lib.naive_mixture)
   )
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
@@ -68,9 +70,15 @@ def _assert_agrees(arguments, grids, offset=0.0, step_gradient="full"):
   assert np.abs(expected[1]).max() > 0
 
 
-@pytest.mark.parametrize("step_gradient", ["full", "clip"])
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-@pytest.mark.parametrize("channels", [None, 5])
+@pytest.mark.parametrize(
+  ("channels", "offset", "step_gradient"),
+  [
+    (None, 0.0, "full"),
+    (5, 0.0, "clip"),
+    (None, 0.5, "clip"),
+    (5, 0.5, "full"),
+  ],
+)
 def test_agrees_with_autodiff(channels, offset, step_gradient):
   arguments = _inputs((3, 7, 5), channels)
   _assert_agrees(arguments, _grids(), offset, step_gradient)
@@ -80,7 +88,6 @@ def test_agrees_with_autodiff(channels, offset, step_gradient):
   ("shape", "channels"),
   [
     ((), None),
-    ((1,), None),
     ((7,), None),
     ((7,), 7),
     ((1, 1), 1),
@@ -98,7 +105,7 @@ def test_odd_shapes(shape, channels):
     # Many chunks; a prime number of rows, which is one chunk; rows that have
     # no divisor near the wanted number of chunks; one very long row.
     ((8, 16, 16, 24), None),
-    ((8, 16, 16, 24), 24),
+    ((4, 16, 16, 24), 24),
     ((5003, 8), 8),
     ((2 * 1009, 16), None),
     ((50_000,), None),
@@ -122,7 +129,7 @@ def test_unsigned_with_exact_ties():
   # elements pass no gradient, those on the edge of the range neither.
   x, steps, logits, g = _inputs((40, 4))
   x = jnp.round(jax.nn.relu(x) * 4) / 4
-  steps = jnp.asarray([0.5, 0.25, 0.25, 0.25, 0.25])
+  steps = jnp.asarray([0.5, 0.25, 0.25])
   _assert_agrees((x, steps, logits, g), _grids(signed=False))
 
 
@@ -177,7 +184,12 @@ def test_float64():
       np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("bit", [2, 3, 5, 8, 32])
+def _with_gradients(function, x, steps, g):
+  value, pullback = jax.vjp(function, x, steps)
+  return value, pullback(g)
+
+
+@pytest.mark.parametrize("bit", [2, 8, 32])
 def test_one_candidate_is_that_quantizer(bit):
   x, steps, _, g = _inputs((20, 4), bits=(bit,))
   grids = _grids((bit,))
@@ -188,12 +200,17 @@ def test_one_candidate_is_that_quantizer(bit):
       return x
     return quantizers.fake_quantize(x, step, grids.lower, grids.upper)
 
-  value, pullback = jax.vjp(
-    lambda x, step: mixture_lib.mixture(x, step, ones, grids), x, steps
+  def mix(x, step):
+    return mixture_lib.mixture(x, step, ones, grids)
+
+  (value, gradients), (expected, expected_gradients) = (
+    jax.jit(
+      lambda x, step, function=function: _with_gradients(function, x, step, g)
+    )(x, steps)
+    for function in (mix, quantize)
   )
-  expected, expected_pullback = jax.vjp(quantize, x, steps)
   np.testing.assert_array_equal(value, expected)
-  for new, old in zip(pullback(g), expected_pullback(g), strict=True):
+  for new, old in zip(gradients, expected_gradients, strict=True):
     np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
 
 
@@ -260,14 +277,11 @@ def _memory(bits, function):
 
 def test_memory_does_not_grow_with_the_candidates():
   kept, temporary, tensor = zip(
-    *(
-      _memory(bits, mixture_lib.mixture)
-      for bits in [(4, 8), (2, 3, 4, 5, 6, 8)]
-    ),
+    *(_memory(bits, mixture_lib.mixture) for bits in [(4, 8), (2, 3, 4, 6, 8)]),
     strict=True,
   )
   # The tensor itself, and what belongs to candidates: a few numbers each.
   assert max(kept) < tensor[0] + 2000
   assert temporary[1] < temporary[0] + 0.3 * tensor[0]
-  naive, _, _ = _memory((2, 3, 4, 5, 6, 8), mixture_lib.naive_mixture)
-  assert naive > 4 * tensor[0]
+  naive, _, _ = _memory((4, 8), mixture_lib.naive_mixture)
+  assert naive > 2 * tensor[0]

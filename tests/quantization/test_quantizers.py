@@ -98,7 +98,11 @@ def test_32_bits_is_the_identity(
   for call in (choice, jax.jit(lambda x, count: choice(x, 1))):
     quantized = call(x, x.size)
     assert np.asarray(quantized).tobytes() == np.asarray(x).tobytes()
-  gradient = jax.grad(lambda x: jnp.vdot(choice(x, x.size), x**2))(x)
+
+  def loss(x):
+    return jnp.vdot(choice(x, x.size), x**2)
+
+  gradient = jax.jit(jax.grad(loss))(x)
   np.testing.assert_allclose(gradient, 3 * x**2, rtol=1e-5)
 
 
@@ -109,7 +113,11 @@ def test_zeros_stay_finite(name, weights, per_channel, signed, idempotent):
   del idempotent
   x = jnp.zeros((300, 4))
   choice = _choice(x, (2, 8, 32), name, weights, per_channel, signed)
-  value, gradient = jax.value_and_grad(lambda x: choice(x, 8).sum())(x)
+
+  def loss(x):
+    return choice(x, 8).sum()
+
+  value, gradient = jax.jit(jax.value_and_grad(loss))(x)
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
   # What replaces the zeros can be told apart: it is not clipped to nothing.
@@ -131,7 +139,7 @@ def test_error_table():
     expected = np.trapezoid((rounded - points) ** 2 * density, points)
     choice = _choice(gaussian, (bit,), "lsq", True, False, True)
     error = np.mean((choice(gaussian, 1) - gaussian) ** 2)
-    np.testing.assert_allclose(error, expected, rtol=0.03)
+    np.testing.assert_allclose(error, expected, rtol=0.05)
   for bit in range(2, 9):
     choice = _choice(uniform, (bit,), "lsq", True, False, True)
     error = np.mean((choice(uniform, 1) - uniform) ** 2)
@@ -168,7 +176,8 @@ def test_lsq_gradients(bit, weights, per_channel, signed):
   def loss(x, steps):
     return jnp.vdot(_with_parameter(choice, steps)(x, 40), g)
 
-  dx, dstep = jax.grad(loss, argnums=(0, 1))(jnp.asarray(x), steps)
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  dx, dstep = gradients(jnp.asarray(x), steps)
   expected_dx, expected = _lsq_by_hand(
     x.astype(np.float64), g, step, lower, upper, 40
   )
@@ -191,9 +200,8 @@ def test_pact_gradients(bit):
     return jnp.vdot(_with_parameter(choice, alpha[None])(x, 1), g)
 
   alpha = 1.7
-  dx, dalpha = jax.grad(loss, argnums=(0, 1))(
-    jnp.asarray(x), jnp.asarray(alpha)
-  )
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  dx, dalpha = gradients(jnp.asarray(x), jnp.asarray(alpha))
   np.testing.assert_allclose(dx, g * ((x > 0) & (x < alpha)), rtol=1e-6)
   np.testing.assert_allclose(dalpha, g[x >= alpha].sum(), rtol=1e-4)
   levels = 2**bit - 1
@@ -220,8 +228,8 @@ def test_dorefa_weight_gradient_is_that_of_the_squashing():
   choice = _choice(w, (3,), "dorefa", True, False, True)
   squash = choice.quantizer.transform
   np.testing.assert_allclose(
-    jax.grad(lambda w: jnp.vdot(choice(w, 1), g))(w),
-    jax.grad(lambda w: jnp.vdot(squash(w), g))(w),
+    jax.jit(jax.grad(lambda w: jnp.vdot(choice(w, 1), g)))(w),
+    jax.jit(jax.grad(lambda w: jnp.vdot(squash(w), g)))(w),
     rtol=1e-4,
     atol=1e-6,
   )

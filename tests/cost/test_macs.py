@@ -1,0 +1,116 @@
+"""MACs and weights against published figures and counting by hand."""
+
+import jax
+import pytest
+from flax import nnx
+
+from asga_jax import models, tracing
+from asga_jax.cost import costs, macs
+
+
+def _abstract(name, **settings):
+  return nnx.eval_shape(
+    lambda: models.constructor(name)(1000, rngs=nnx.Rngs(0), **settings)
+  )
+
+
+# MACs as HAWQ-V3 and ABS give them in their tables of bit operations (1858 G
+# and 308.0 G of float32), parameters as torchvision's documentation does.
+@pytest.mark.parametrize(
+  ("name", "expected_macs", "parameters", "buffers"),
+  [
+    ("resnet18", 1814.07e6, 11_689_512, 2 * 4_800),
+    ("mobilenet_v2", 300.77e6, 3_504_872, 2 * 17_056),
+  ],
+)
+def test_published_figures(name, expected_macs, parameters, buffers):
+  stats = macs.network_stats(_abstract(name), (224, 224, 3))
+  total = sum(layer.macs for layer in stats.layers)
+  assert total == pytest.approx(expected_macs, rel=1e-4)
+  weights = sum(layer.weights for layer in stats.layers)
+  assert weights + stats.float_parameters == parameters + buffers
+  assert stats.paths[0] == "stem"
+  assert stats.paths[-1] == "head"
+
+
+# Of 4 bits, the first and the last layer at 8.
+@pytest.mark.parametrize(
+  ("name", "expected"), [("resnet18", 34.71e9), ("mobilenet_v2", 5.39e9)]
+)
+def test_bit_operations(name, expected):
+  stats = macs.network_stats(_abstract(name), (224, 224, 3))
+  bits = dict.fromkeys(stats.paths, (4, 4))
+  bits[stats.paths[0]] = bits[stats.paths[-1]] = (8, 8)
+  found = costs.total_cost(stats, bits, costs.BOPS)
+  assert found == pytest.approx(expected, rel=1e-3)
+
+
+class Net(nnx.Module):
+  """A strided, a depthwise and a shared layer."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.z_stem = nnx.Conv(3, 8, (3, 5), strides=2, rngs=rngs)
+    self.depthwise = nnx.Conv(
+      8, 16, (3, 3), feature_group_count=8, padding="VALID", rngs=rngs
+    )
+    self.norm = nnx.BatchNorm(16, rngs=rngs)
+    self.shared = nnx.Linear(16, 16, use_bias=False, rngs=rngs)
+    self.unused = nnx.Linear(16, 3, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.norm(self.depthwise(self.z_stem(x)))
+    return self.shared(self.dropout(self.shared(x).mean(axis=(1, 2))))
+
+
+def test_counted_by_hand():
+  stats = macs.network_stats(Net(), (11, 8, 3))
+  # Outputs of 6x4, then 4x2; the shared layer at 8 positions and once more.
+  assert stats.layers == (
+    costs.LayerStats("z_stem", 6 * 4 * 8 * 3 * 3 * 5, 3 * 5 * 3 * 8),
+    costs.LayerStats("depthwise", 4 * 2 * 16 * 3 * 3, 3 * 3 * 16),
+    costs.LayerStats("shared", (4 * 2 + 1) * 16 * 16, 16 * 16),
+  )
+  # Two biases, a norm's four vectors, and a layer that is not called.
+  assert stats.float_parameters == 8 + 16 + 4 * 16 + (16 * 3 + 3)
+
+
+def test_the_model_is_not_changed():
+  model = Net()
+  before = [leaf.tolist() for leaf in jax.tree.leaves(_numbers(model))]
+  macs.network_stats(model, (11, 8, 3))
+  after = [leaf.tolist() for leaf in jax.tree.leaves(_numbers(model))]
+  assert after == before
+  assert model.shared.dot_general is jax.lax.dot_general
+
+
+def _numbers(model):
+  return nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+
+
+def test_no_array_is_made():
+  model = nnx.eval_shape(Net)
+  assert macs.network_stats(model, (11, 8, 3)) == macs.network_stats(
+    Net(), (11, 8, 3)
+  )
+  for leaf in jax.tree.leaves(nnx.state(model)):
+    assert isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def test_other_method_and_paths():
+  class Two(nnx.Module):
+    def __init__(self):
+      self.tail = nnx.List([nnx.Linear(4, 5, rngs=nnx.Rngs(0))])
+
+    def encode(self, x):
+      return self.tail[0](x)
+
+  stats = macs.network_stats(Two(), (7, 4), method="encode")
+  assert stats.layers == (costs.LayerStats("tail/0", 7 * 4 * 5, 20),)
+  assert list(tracing.find_layers(Two())) == list(stats.paths)
+
+
+def test_no_layers():
+  with pytest.raises(ValueError, match=r"BatchNorm.*no layer"):
+    macs.network_stats(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), (8, 8, 3))

@@ -1,0 +1,116 @@
+"""The variables of a bit choice, and what it computes from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asga_jax.quantization import bit_choice, quantizers
+
+SAMPLE = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
+
+
+def _choice(bits=(2, 4, 8), *, per_channel=False, **settings):
+  return bit_choice.BitChoice(
+    bits,
+    SAMPLE if per_channel else SAMPLE.reshape(-1),
+    quantizer=quantizers.make_quantizer(
+      "lsq", weights=True, per_channel=per_channel
+    ),
+    signed=True,
+    temperature=bit_choice.Temperature(jnp.ones(())),
+    **settings,
+  )
+
+
+def test_probabilities():
+  logits = np.array([0.3, -1.0, 2.0])
+  for temperature in (0.1, 1.0, 5.0):
+    powers = np.exp(logits / temperature)
+    np.testing.assert_allclose(
+      bit_choice.probabilities(jnp.asarray(logits), jnp.asarray(temperature)),
+      powers / powers.sum(),
+      rtol=1e-5,
+    )
+  for logit in (0.0, -1e9, 1e9):
+    one = bit_choice.probabilities(jnp.asarray([logit]), jnp.asarray(0.01))
+    assert one.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_variables(per_channel):
+  choice = _choice(per_channel=per_channel)
+  state = nnx.to_flat_state(nnx.as_pure(nnx.state(choice)))
+  assert {path[0]: leaf.shape for path, leaf in state} == {
+    "bits": (3,),
+    "lower": (3,),
+    "upper": (3,),
+    "temperature": (),
+    "logits": (3,),
+    "parameter": (3, 3) if per_channel else (3,),
+  }
+  assert choice.candidates() == (2, 4, 8)
+  # Only kernels and biases are what an optimizer of weights asks for.
+  assert not jax.tree.leaves(nnx.state(choice, nnx.Param))
+  logits = nnx.state(choice, bit_choice.BitLogits)
+  np.testing.assert_array_equal(jax.tree.leaves(logits)[0], np.zeros(3))
+
+
+def test_is_the_mean_of_its_quantizers():
+  choice = _choice(per_channel=True)
+  choice.logits[...] = jnp.asarray([0.5, -0.5, 1.0])
+  choice.temperature[...] = jnp.asarray(0.5)
+  expected = 0.0
+  weights = np.exp([1.0, -1.0, 2.0]) / np.exp([1.0, -1.0, 2.0]).sum()
+  x, steps = np.asarray(SAMPLE), np.asarray(choice.parameter[...])
+  for weight, step, upper in zip(weights, steps, (1, 7, 127), strict=True):
+    expected += weight * step * np.clip(np.round(x / step), -upper, upper)
+  np.testing.assert_allclose(choice(SAMPLE, 64), expected, atol=1e-5)
+
+
+def test_gradient_of_the_logits():
+  # The derivative of a softmax: p_b (Q_b - sum_c p_c Q_c) at each element.
+  choice = _choice()
+  graphdef, logits, rest = nnx.split(choice, bit_choice.BitLogits, ...)
+  g = jnp.cos(SAMPLE)
+
+  def loss(logits):
+    return jnp.vdot(nnx.merge(graphdef, logits, rest, copy=True)(SAMPLE, 1), g)
+
+  found = jax.tree.leaves(jax.grad(loss)(logits))[0]
+  parts = []
+  for index in range(3):
+    choice.logits[...] = jnp.where(jnp.arange(3) == index, 0.0, -1e9)
+    parts.append(np.vdot(choice(SAMPLE, 1), g))
+  expected = (np.array(parts) - np.mean(parts)) / 3
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_logits():
+  first = _choice()
+  second = _choice(logits=first.logits)
+  assert second.logits is first.logits
+  assert second.parameter is not first.parameter
+
+
+def test_the_gradient_of_a_step_is_scaled_by_the_count():
+  choice = _choice((4,))
+  graphdef, parameter, rest = nnx.split(
+    choice, bit_choice.QuantizerParameter, ...
+  )
+
+  def slope(count):
+    def loss(parameter):
+      copy = nnx.merge(graphdef, parameter, rest, copy=True)
+      return copy(SAMPLE, count).sum()
+
+    return jax.tree.leaves(jax.grad(loss)(parameter))[0]
+
+  np.testing.assert_allclose(slope(1), 10 * slope(100), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [(), (4, 4), (9,)])
+def test_bad_bits(bits):
+  with pytest.raises(ValueError, match=r"bits .*expected distinct"):
+    _choice(bits)

@@ -1,0 +1,180 @@
+"""Initial ranges and signedness, and batch norm's statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from asga_jax.quantization import calibration, layers, surgery
+
+
+class Net(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+    self.middle = nnx.Linear(8, 8, rngs=rngs)
+    self.head = nnx.Linear(8, 4, rngs=rngs)
+
+  def __call__(self, x):
+    x = nnx.relu(self.norm(self.conv(x)))
+    x = self.dropout(x).mean(axis=(1, 2))
+    return self.head(self.middle(x))
+
+
+def _net():
+  model = Net()
+  model.eval()
+  return model
+
+
+def _x(seed=0, size=16):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=(size, 6, 6, 3)), jnp.float32)
+
+
+def _leaves(model):
+  return [
+    np.asarray(leaf)
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(nnx.RngState)))
+  ]
+
+
+def test_samples():
+  model, x = _net(), _x()
+  samples = calibration.sample_inputs(model, x)
+  assert list(samples) == ["conv", "middle", "head"]
+  assert [bool(s.signed) for s in samples.values()] == [True, False, True]
+  for sample in samples.values():
+    assert sample.values.shape == (calibration.SAMPLE_SIZE,)
+  assert set(np.asarray(samples["conv"].values)) <= set(np.asarray(x).ravel())
+  np.testing.assert_allclose(samples["conv"].values.std(), x.std(), rtol=0.05)
+
+
+def test_samples_of_a_quantized_network_are_those_of_the_float_one():
+  model, x = _net(), _x()
+  quantized = surgery.make_searchable(model, x, bits=(2,), end_bits=2)
+  expected = calibration.sample_inputs(model, x)
+  for path, sample in calibration.sample_inputs(quantized, x).items():
+    np.testing.assert_allclose(
+      sample.values, expected[path].values, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_one_negative_value_is_enough_for_a_sign():
+  x = jnp.abs(_x())
+  assert not calibration.sample_inputs(_net(), x)["conv"].signed
+  x = x.at[7, 3, 2, 1].set(-1e-3)
+  assert calibration.sample_inputs(_net(), x)["conv"].signed
+
+
+def _error(values, step, lower, upper):
+  code = np.clip(np.round(values / step), lower, upper)
+  return np.mean((code * step - values) ** 2)
+
+
+def test_steps_start_near_the_optimum():
+  model, x = _net(), _x(size=64)
+  bits = (2, 4, 8)
+  found = surgery.make_searchable(model, x, bits=bits, end_bits=bits)
+  inputs = np.asarray(x).ravel()
+  kernel = np.asarray(model.conv.kernel[...]).reshape(-1, 8)
+  for index, bit in enumerate(bits):
+    half = 2 ** (bit - 1)
+    cases = [(inputs, found.conv.activation.parameter[...][index], -half)]
+    steps = found.conv.weight.parameter[...][index]
+    cases += [
+      (kernel[:, channel], steps[channel], 1 - half) for channel in range(8)
+    ]
+    for values, step, lower in cases:
+      grid = np.abs(values).max() / (half - 1) * np.linspace(0.01, 1, 300)
+      best = min(_error(values, s, lower, half - 1) for s in grid)
+      # A sample of the inputs misses some of their range.
+      limit = 1.15 if values is not inputs else 1.6
+      assert _error(values, float(step), lower, half - 1) < limit * best
+
+
+def test_calibrate():
+  model, x = _net(), _x()
+  # Calibrated on inputs of another scale and without a sign.
+  before = surgery.make_searchable(model, jnp.abs(x) / 100)
+  assert before.conv.activation.lower[...].max() == 0
+  leaves = _leaves(before)
+  after = calibration.calibrate(before, x)
+  expected = surgery.make_searchable(model, x)
+  for new, old in zip(_leaves(after), _leaves(expected), strict=True):
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
+  for new, old in zip(_leaves(before), leaves, strict=True):
+    np.testing.assert_array_equal(new, old)
+
+
+def test_calibrate_takes_the_weights_as_they_are_now():
+  model = surgery.make_searchable(_net(), _x())
+  step = np.asarray(model.middle.weight.parameter[...])
+  model.middle.kernel[...] *= 10
+  again = calibration.calibrate(model, _x())
+  np.testing.assert_allclose(
+    again.middle.weight.parameter[...], 10 * step, rtol=1e-4
+  )
+
+
+def test_calibrate_a_fixed_network():
+  model = surgery.make_searchable(_net(), _x())
+  bits = {path: (8, 8) for path in layers.quantized_layers(model)}
+  fixed = surgery.fix_bits(model, bits)
+  again = calibration.calibrate(fixed, _x())
+  for new, old in zip(_leaves(again), _leaves(fixed), strict=True):
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_statistics_are_the_means_over_batches():
+  model = _net()
+  model.norm.mean[...] += 100.0
+  model.norm.var[...] *= 50.0
+  model.train()
+  batches = [_x(seed, size) for seed, size in [(1, 16), (2, 16), (3, 8)]]
+  outputs = [np.asarray(model.conv(x)).reshape(-1, 8) for x in batches]
+  assert calibration.reestimate_batch_norm(model, iter(batches)) == 3
+  np.testing.assert_allclose(
+    model.norm.mean[...], np.mean([y.mean(axis=0) for y in outputs], axis=0),
+    rtol=1e-4, atol=1e-5,
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    model.norm.var[...], np.mean([y.var(axis=0) for y in outputs], axis=0),
+    rtol=1e-4,
+  )  # fmt: skip
+  assert model.norm.momentum == 0.99
+  # Left in evaluation mode.
+  assert model.norm.use_running_average
+  assert model.dropout.deterministic
+
+
+class _Stacked(nnx.Module):
+  """A norm after dropout: its statistics tell whether units were dropped."""
+
+  def __init__(self):
+    self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+  def __call__(self, x):
+    return self.norm(self.dropout(x))
+
+
+def test_batch_norm_is_reestimated_without_dropout():
+  model = _Stacked()
+  x = 5 + _x()
+  calibration.reestimate_batch_norm(model, [x])
+  np.testing.assert_allclose(
+    model.norm.var[...], np.var(x, axis=(0, 1, 2)), rtol=1e-3
+  )
+
+
+def test_batch_norm_without_batches_or_without_norms():
+  model = _net()
+  before = _leaves(model)
+  assert calibration.reestimate_batch_norm(model, []) == 0
+  for new, old in zip(_leaves(model), before, strict=True):
+    np.testing.assert_array_equal(new, old)
+  linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  assert calibration.reestimate_batch_norm(linear, [_x()]) == 0

@@ -1,0 +1,193 @@
+"""Quantized layers against quantizing by hand and calling `jax.lax`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asga_jax.quantization import bit_choice, layers, quantizers
+
+LSQ = quantizers.make_quantizer("lsq", weights=True, per_channel=True)
+ACTIVATION = quantizers.make_quantizer("lsq", weights=False, per_channel=False)
+
+
+def _choice(bits, sample, quantizer, signed):
+  return bit_choice.BitChoice(
+    bits,
+    sample,
+    quantizer=quantizer,
+    signed=signed,
+    temperature=bit_choice.Temperature(jnp.ones(())),
+  )
+
+
+def _quantize(layer, x, weight_bits, activation_bits):
+  kernel = layer.kernel[...]
+  return layers.quantize_layer(
+    layer,
+    weight=_choice(
+      weight_bits, kernel.reshape(-1, kernel.shape[-1]), LSQ, True
+    ),
+    activation=_choice(activation_bits, x.reshape(-1), ACTIVATION, True),
+  )
+
+
+def _by_hand(x, step, lower, upper):
+  x, step = np.asarray(x, np.float64), np.asarray(step, np.float64)
+  return jnp.asarray(step * np.clip(np.round(x / step), lower, upper))
+
+
+def _x(shape, seed=0):
+  return jnp.asarray(
+    np.random.default_rng(seed).normal(size=shape), jnp.float32
+  )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+  ("settings", "lax_settings"),
+  [
+    ({}, {}),
+    ({"strides": 2}, {"window_strides": (2, 2)}),
+    (
+      {"feature_group_count": 4, "padding": "VALID"},
+      {"feature_group_count": 4, "padding": "VALID"},
+    ),
+    ({"kernel_dilation": 2}, {"rhs_dilation": (2, 2)}),
+    (
+      {"input_dilation": 2, "padding": "VALID"},
+      {"lhs_dilation": (2, 2), "padding": "VALID"},
+    ),
+    (
+      {"padding": ((1, 2), (0, 3)), "strides": (1, 3)},
+      {"padding": ((1, 2), (0, 3)), "window_strides": (1, 3)},
+    ),
+  ],
+  ids=["plain", "strided", "grouped", "dilated", "fractional", "padded"],
+)
+def test_convolution(settings, lax_settings, bias):
+  layer = nnx.Conv(4, 8, (3, 3), use_bias=bias, rngs=nnx.Rngs(0), **settings)
+  if bias:
+    layer.bias[...] = _x(8, seed=1)
+  x = _x((2, 9, 8, 4))
+  quantized = _quantize(layer, x, (3,), (4,))
+  expected = jax.lax.conv_general_dilated(
+    _by_hand(x, quantized.activation.parameter[...][0], -8, 7),
+    _by_hand(layer.kernel[...], quantized.weight.parameter[...][0], -3, 3),
+    **{"window_strides": (1, 1), "padding": "SAME", **lax_settings},
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  if bias:
+    expected += layer.bias[...]
+  np.testing.assert_allclose(quantized(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 6), (6,), (2, 3, 6)])
+def test_linear(shape, bias):
+  layer = nnx.Linear(6, 3, use_bias=bias, rngs=nnx.Rngs(0))
+  x = _x(shape)
+  quantized = _quantize(layer, x, (2,), (8,))
+  expected = _by_hand(
+    x, quantized.activation.parameter[...][0], -128, 127
+  ) @ _by_hand(layer.kernel[...], quantized.weight.parameter[...][0], -1, 1)
+  np.testing.assert_allclose(quantized(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mixtures_are_convolved_once():
+  # sum_b p_b Q_b(x) times sum_c p_c Q_c(w), not a product a candidate.
+  layer = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+  x = _x((5, 6))
+  quantized = _quantize(layer, x, (2, 4, 8), (2, 4, 8))
+  expected = quantized.activation(x, 6) @ quantized.weight(layer.kernel[...], 6)
+  np.testing.assert_allclose(quantized(x), expected, rtol=1e-6)
+  jaxpr = str(jax.make_jaxpr(lambda x: quantized(x))(x))
+  assert jaxpr.count("dot_general") == 1
+
+
+def test_gradients_of_steps_are_scaled_by_what_shares_them():
+  # Of a kernel the elements of a channel, of an input those of one image.
+  layer = nnx.Conv(4, 8, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
+  x = _x((2, 5, 5, 4))
+  quantized = _quantize(layer, x, (4,), (4,))
+  counts = []
+  for choice in (quantized.weight, quantized.activation):
+    choice.quantizer = _Recorder(counts, choice.quantizer)
+  quantized(x)
+  assert sorted(counts) == [3 * 3 * 4, 5 * 5 * 4]
+
+
+class _Recorder:
+  """Notes the count with which a step is asked for."""
+
+  def __init__(self, counts, quantizer):
+    self._counts = counts
+    self._quantizer = quantizer
+
+  def __getattr__(self, name):
+    return getattr(self._quantizer, name)
+
+  def step(self, parameter, upper, count):
+    self._counts.append(count)
+    return self._quantizer.step(parameter, upper, count)
+
+
+def test_variables_and_product_are_those_of_the_layer():
+  calls = []
+
+  def product(*args, **kwargs):
+    calls.append(kwargs["feature_group_count"])
+    return jax.lax.conv_general_dilated(*args, **kwargs)
+
+  layer = nnx.Conv(
+    2, 2, (3,), feature_group_count=2, conv_general_dilated=product,
+    rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  x = _x((1, 6, 2))
+  quantized = _quantize(layer, x, (32,), (32,))
+  assert quantized.kernel is layer.kernel
+  assert quantized.bias is layer.bias
+  np.testing.assert_array_equal(quantized(x), layer(x))
+  assert calls == [2, 2]
+  assert type(layer) is nnx.Conv
+
+
+def test_bfloat16_layer():
+  layer = nnx.Linear(6, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  x = _x((5, 6))
+  quantized = _quantize(layer, x, (4,), (8,))
+  assert quantized(x).dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    quantized(x).astype(jnp.float32), layer(x), atol=0.5
+  )
+
+
+def test_make_float():
+  layer = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+  x = _x((5, 6))
+  quantized = _quantize(layer, x, (2,), (2,))
+  assert np.abs(quantized(x) - layer(x)).max() > 0.01
+  layers.make_float(quantized)
+  np.testing.assert_array_equal(quantized(x), layer(x))
+
+
+class _Doubled(nnx.Linear):
+  def __call__(self, x):
+    return 2 * super().__call__(x)
+
+
+class _Wide(nnx.Linear):
+  def __init__(self, features, rngs):
+    super().__init__(features, 4 * features, rngs=rngs)
+
+
+def test_subclasses():
+  x = _x((5, 2))
+  wide = _Wide(2, nnx.Rngs(0))
+  np.testing.assert_array_equal(_quantize(wide, x, (32,), (32,))(x), wide(x))
+  with pytest.raises(TypeError, match=r"_Doubled.*nnx.Linear"):
+    _quantize(_Doubled(2, 3, rngs=nnx.Rngs(0)), x, (4,), (4,))
+  transposed = nnx.ConvTranspose(2, 3, (3,), rngs=nnx.Rngs(0))
+  with pytest.raises(TypeError, match="ConvTranspose"):
+    _quantize(transposed, x, (4,), (4,))
