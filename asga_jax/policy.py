@@ -234,7 +234,7 @@ def from_json(text: str, *, source: str = "policy") -> Policy:
         "input_shape": tuple(shape) if isinstance(shape, list) else shape,
       }
     )
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, RecursionError) as error:
     raise PolicyError(
       f"{source}: damaged or truncated, not JSON: {error}."
     ) from error

@@ -130,7 +130,7 @@ def test_a_program_on_which_presolve_fails_is_solved():
       -553.0269000850577,
     ]
   )
-  # Sums are multiples of 0.4 from 8.0: none lies in 9.8 to 10.0.
+  # From 8.0 up in steps of 1.2, 1.6 and more: none lies in 9.8 to 10.0.
   assert pair_program.solve(program, scores, {"latency": (9.8, 10.0)}) is None
   picks = pair_program.solve(program, scores, {"latency": (9.2, 9.3)})
   assert pair_program.total(program, picks, "latency") == 9.2

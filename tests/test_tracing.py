@@ -9,16 +9,27 @@ from flax import nnx
 from asga_jax import tracing
 
 
+def _init(key, shape, dtype):
+  """Draws from numpy: the initializers of `jax` take seconds to compile."""
+  del key
+  rng = np.random.default_rng(shape)
+  return jnp.asarray(
+    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
+  )
+
+
 class Net(nnx.Module):
   """Calls its layers in another order than their names have."""
 
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.z_first = nnx.Conv(3, 4, (3, 3), padding="CIRCULAR", rngs=rngs)
-    self.inner = nnx.Dict(shared=nnx.Linear(4, 4, rngs=rngs))
-    self.a_last = nnx.Linear(4, 2, rngs=rngs)
+    self.z_first = nnx.Conv(
+      3, 4, (3, 3), padding="CIRCULAR", kernel_init=_init, rngs=rngs
+    )
+    self.inner = nnx.Dict(shared=nnx.Linear(4, 4, kernel_init=_init, rngs=rngs))
+    self.a_last = nnx.Linear(4, 2, kernel_init=_init, rngs=rngs)
     self.alias = self.inner["shared"]
-    self.unused = nnx.Linear(4, 2, rngs=rngs)
+    self.unused = nnx.Linear(4, 2, kernel_init=_init, rngs=rngs)
     self.norm = nnx.BatchNorm(4, rngs=rngs)
     self.calls = nnx.BatchStat(jnp.zeros(()))
 
@@ -94,9 +105,9 @@ def test_path_name(path, name):
 
 def test_product_attribute():
   rngs = nnx.Rngs(0)
-  conv = nnx.Conv(1, 1, (1,), rngs=rngs)
+  conv = nnx.Conv(1, 1, (1,), kernel_init=_init, rngs=rngs)
   assert tracing.product_attribute(conv) == "conv_general_dilated"
-  linear = nnx.Linear(1, 1, rngs=rngs)
+  linear = nnx.Linear(1, 1, kernel_init=_init, rngs=rngs)
   assert tracing.product_attribute(linear) == "dot_general"
   norm = nnx.BatchNorm(1, rngs=rngs)
   assert tracing.product_attribute(norm) is None

@@ -29,12 +29,12 @@ def _quantized_product(
   shared = kernel.size
   if layer.weight.quantizer.per_channel:
     shared //= kernel.shape[-1]
-  return layer.product(
-    layer.activation(inputs, per_image),
-    layer.weight(kernel, shared),
-    *args,
-    **kwargs,
+  # Without the barrier XLA computes the mixture anew inside every product that
+  # is no library call, once for each tap of a depthwise convolution.
+  operands = jax.lax.optimization_barrier(
+    (layer.activation(inputs, per_image), layer.weight(kernel, shared))
   )
+  return layer.product(*operands, *args, **kwargs)
 
 
 class QuantConv(nnx.Conv):

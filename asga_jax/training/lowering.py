@@ -81,9 +81,24 @@ def conv_general_dilated(
   pads = tuple((int(low), int(high)) for low, high in padding)
   accumulated = jnp.promote_types(lhs.dtype, jnp.float32)
   out = _depthwise(
-    lhs.astype(accumulated), rhs.astype(accumulated), strides, pads, dilation
+    lhs.astype(accumulated),
+    _stored(rhs.astype(accumulated)),
+    strides,
+    pads,
+    dilation,
   )
   return out.astype(lhs.dtype)
+
+
+def _stored(rhs: jax.Array) -> jax.Array:
+  """Returns a kernel as it is, from memory.
+
+  XLA fuses what makes a small kernel, such as its quantization, into the sum
+  over positions, and computes it again for every element of the output. A loop
+  is a border to fusion; `lax.optimization_barrier` is none on a CPU.
+  """
+  one = jnp.ones((), rhs.dtype)
+  return lax.scan(lambda one, row: (one, row * one), one, rhs)[1]
 
 
 def _is_depthwise(

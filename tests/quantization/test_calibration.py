@@ -8,14 +8,23 @@ from flax import nnx
 from asga_jax.quantization import calibration, layers, surgery
 
 
+def _init(key, shape, dtype):
+  """Draws from numpy: the initializers of `jax` take seconds to compile."""
+  del key
+  rng = np.random.default_rng(shape)
+  return jnp.asarray(
+    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
+  )
+
+
 class Net(nnx.Module):
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+    self.conv = nnx.Conv(3, 8, (3, 3), kernel_init=_init, rngs=rngs)
     self.norm = nnx.BatchNorm(8, rngs=rngs)
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
-    self.middle = nnx.Linear(8, 8, rngs=rngs)
-    self.head = nnx.Linear(8, 4, rngs=rngs)
+    self.middle = nnx.Linear(8, 8, kernel_init=_init, rngs=rngs)
+    self.head = nnx.Linear(8, 4, kernel_init=_init, rngs=rngs)
 
   def __call__(self, x):
     x = nnx.relu(self.norm(self.conv(x)))

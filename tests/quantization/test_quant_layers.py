@@ -12,6 +12,15 @@ LSQ = quantizers.make_quantizer("lsq", weights=True, per_channel=True)
 ACTIVATION = quantizers.make_quantizer("lsq", weights=False, per_channel=False)
 
 
+def _init(key, shape, dtype):
+  """Draws from numpy: the initializers of `jax` take seconds to compile."""
+  del key
+  rng = np.random.default_rng(shape)
+  return jnp.asarray(
+    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
+  )
+
+
 def _choice(bits, sample, quantizer, signed):
   return bit_choice.BitChoice(
     bits,
@@ -56,8 +65,8 @@ def _x(shape, seed=0):
     ),
     ({"kernel_dilation": 2}, {"rhs_dilation": (2, 2)}),
     (
-      {"input_dilation": 2, "padding": "VALID"},
-      {"lhs_dilation": (2, 2), "padding": "VALID"},
+      {"input_dilation": 2, "padding": 1},
+      {"lhs_dilation": (2, 2), "padding": ((1, 1), (1, 1))},
     ),
     (
       {"padding": ((1, 2), (0, 3)), "strides": (1, 3)},
@@ -67,7 +76,9 @@ def _x(shape, seed=0):
   ids=["plain", "strided", "grouped", "dilated", "fractional", "padded"],
 )
 def test_convolution(settings, lax_settings, bias):
-  layer = nnx.Conv(4, 8, (3, 3), use_bias=bias, rngs=nnx.Rngs(0), **settings)
+  layer = nnx.Conv(
+    4, 8, (3, 3), use_bias=bias, kernel_init=_init, rngs=nnx.Rngs(0), **settings
+  )
   if bias:
     layer.bias[...] = _x(8, seed=1)
   x = _x((2, 9, 8, 4))
@@ -86,7 +97,7 @@ def test_convolution(settings, lax_settings, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 6), (6,), (2, 3, 6)])
 def test_linear(shape, bias):
-  layer = nnx.Linear(6, 3, use_bias=bias, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(6, 3, use_bias=bias, kernel_init=_init, rngs=nnx.Rngs(0))
   x = _x(shape)
   quantized = _quantize(layer, x, (2,), (8,))
   expected = _by_hand(
@@ -97,7 +108,7 @@ def test_linear(shape, bias):
 
 def test_the_mixtures_are_convolved_once():
   # sum_b p_b Q_b(x) times sum_c p_c Q_c(w), not a product a candidate.
-  layer = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(6, 3, kernel_init=_init, rngs=nnx.Rngs(0))
   x = _x((5, 6))
   quantized = _quantize(layer, x, (2, 4, 8), (2, 4, 8))
   expected = quantized.activation(x, 6) @ quantized.weight(layer.kernel[...], 6)
@@ -108,7 +119,9 @@ def test_the_mixtures_are_convolved_once():
 
 def test_gradients_of_steps_are_scaled_by_what_shares_them():
   # Of a kernel the elements of a channel, of an input those of one image.
-  layer = nnx.Conv(4, 8, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
+  layer = nnx.Conv(
+    4, 8, (3, 3), use_bias=False, kernel_init=_init, rngs=nnx.Rngs(0)
+  )
   x = _x((2, 5, 5, 4))
   quantized = _quantize(layer, x, (4,), (4,))
   counts = []
@@ -142,7 +155,7 @@ def test_variables_and_product_are_those_of_the_layer():
 
   layer = nnx.Conv(
     2, 2, (3,), feature_group_count=2, conv_general_dilated=product,
-    rngs=nnx.Rngs(0),
+    kernel_init=_init, rngs=nnx.Rngs(0),
   )  # fmt: skip
   x = _x((1, 6, 2))
   quantized = _quantize(layer, x, (32,), (32,))
@@ -154,7 +167,9 @@ def test_variables_and_product_are_those_of_the_layer():
 
 
 def test_bfloat16_layer():
-  layer = nnx.Linear(6, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(
+    6, 3, dtype=jnp.bfloat16, kernel_init=_init, rngs=nnx.Rngs(0)
+  )
   x = _x((5, 6))
   quantized = _quantize(layer, x, (4,), (8,))
   assert quantized(x).dtype == jnp.bfloat16
@@ -164,7 +179,7 @@ def test_bfloat16_layer():
 
 
 def test_make_float():
-  layer = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(6, 3, kernel_init=_init, rngs=nnx.Rngs(0))
   x = _x((5, 6))
   quantized = _quantize(layer, x, (2,), (2,))
   assert np.abs(quantized(x) - layer(x)).max() > 0.01
@@ -179,7 +194,7 @@ class _Doubled(nnx.Linear):
 
 class _Wide(nnx.Linear):
   def __init__(self, features, rngs):
-    super().__init__(features, 4 * features, rngs=rngs)
+    super().__init__(features, 4 * features, kernel_init=_init, rngs=rngs)
 
 
 def test_subclasses():
@@ -187,7 +202,11 @@ def test_subclasses():
   wide = _Wide(2, nnx.Rngs(0))
   np.testing.assert_array_equal(_quantize(wide, x, (32,), (32,))(x), wide(x))
   with pytest.raises(TypeError, match=r"_Doubled.*nnx.Linear"):
-    _quantize(_Doubled(2, 3, rngs=nnx.Rngs(0)), x, (4,), (4,))
-  transposed = nnx.ConvTranspose(2, 3, (3,), rngs=nnx.Rngs(0))
+    _quantize(
+      _Doubled(2, 3, kernel_init=_init, rngs=nnx.Rngs(0)), x, (4,), (4,)
+    )
+  transposed = nnx.ConvTranspose(
+    2, 3, (3,), kernel_init=_init, rngs=nnx.Rngs(0)
+  )
   with pytest.raises(TypeError, match="ConvTranspose"):
     _quantize(transposed, x, (4,), (4,))
