@@ -1,1 +1,43 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
+
+from asga_jax.cost.costs import Cost as Cost
+from asga_jax.finetune import FinetuneSettings as FinetuneSettings
+from asga_jax.finetune import train_policy as train_policy
+from asga_jax.policy import Policy as Policy
+from asga_jax.policy import load as load_policy
+from asga_jax.policy import save as save_policy
+from asga_jax.quantization.rules import Rule as Rule
+from asga_jax.result import SearchResult as SearchResult
+from asga_jax.result import allocate as allocate
+from asga_jax.search import SearchSettings as SearchSettings
+from asga_jax.search import finish as finish
+from asga_jax.search import search_policy as search_policy
+from asga_jax.search import searchable as searchable
+from asga_jax.search import start_search as start_search
+from asga_jax.search import with_policy as with_policy
+from asga_jax.sharpness import asga_transform as asga_transform
+from asga_jax.sharpness import diagnostics as diagnostics
+from asga_jax.sharpness import preset as preset
+from asga_jax.training.steps import cross_entropy as cross_entropy
+
+__all__ = [
+  "Cost",
+  "FinetuneSettings",
+  "Policy",
+  "Rule",
+  "SearchResult",
+  "SearchSettings",
+  "allocate",
+  "asga_transform",
+  "cross_entropy",
+  "diagnostics",
+  "finish",
+  "load_policy",
+  "preset",
+  "save_policy",
+  "search_policy",
+  "searchable",
+  "start_search",
+  "train_policy",
+  "with_policy",
+]

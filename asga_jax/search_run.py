@@ -84,20 +84,20 @@ def run(
   if restored is not None:
     first, state = restored
     logging.info("going on from the checkpoint of step %d", first)
-  state = _train(config, made, state, splits, directory, first)
-  finished = search.finish(
-    made,
-    state,
-    model_name=config.model,
-    provenance={
-      "proxy": dataset.name,
-      "config_sha256": workdir.config_sha256(config),
-    },
-  )
+  metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
+  state = _train(config, made, state, splits, directory, first, metadata)
+  finished = finish(config, made, state, dataset.name)
   policy = result_lib.allocate(finished)
   policy_lib.save(policy, directory / "policy.json")
   records = metrics_log.read_metrics(directory / "metrics.jsonl")
-  plots.plot_policy(policy, directory / "policy.png")
+  plots.plot_policy(
+    policy.layers,
+    directory / "policy.png",
+    model=policy.model,
+    budget=policy.budget,
+    budget_used=float(policy.cost["budget_used"]),
+    convention=str(policy.cost["bops_convention"]),
+  )
   rho_max = config.search.sharpness.rho_max
   plots.plot_search(records, directory / "search.png", rho_max=rho_max)
   summary = summarise(config, finished, policy, dataset, splits, records)
@@ -105,6 +105,61 @@ def run(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
   return Finished(policy, summary)
+
+
+def finish(
+  config: ml_collections.ConfigDict,
+  made: search.Search,
+  state: state_lib.TrainState,
+  proxy: str,
+) -> result_lib.SearchResult:
+  """Ends a search of the command line; see `search.finish`."""
+  return search.finish(
+    made,
+    state,
+    model_name=config.model,
+    provenance={
+      "proxy": proxy,
+      "config_sha256": workdir.config_sha256(config),
+    },
+  )
+
+
+def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
+  """Reads the result of a search from its newest checkpoint, without its data.
+
+  Args:
+    path: the work directory.
+
+  Returns:
+    The result, for `asga_jax.allocate`: any budget, the same scores.
+
+  Raises:
+    ValueError: no configuration or no whole checkpoint there.
+  """
+  directory = pathlib.Path(path)
+  config = ml_collections.ConfigDict(workdir.read_config(directory))
+  folder = directory / "checkpoints"
+  step = checkpoints.latest_step(folder)
+  if step is None:
+    raise checkpoints.CheckpointError(
+      f"{folder} holds no checkpoint; expected the work directory of a search"
+    )
+  search_config.check_config(config)
+  metadata = checkpoints.read_metadata(folder, step)
+  shape = search_config.example_shape(config)
+  # Ranges and signedness come from the checkpoint, so any image will do.
+  model = search_config.make_searchable(
+    config, metadata["num_classes"], jnp.zeros((1, *shape))
+  )
+  made = search.start_search(
+    model,
+    budget=config.budget,
+    settings=search_config.make_settings(config),
+  )
+  restored = checkpoints.restore_latest(folder, made.state)
+  assert restored is not None
+  return finish(config, made, restored[1], metadata["proxy"])
 
 
 def _read(directory: pathlib.Path) -> Finished:
@@ -176,10 +231,10 @@ def _train(
   splits: data_lib.Splits,
   directory: pathlib.Path,
   first: int | None,
+  metadata: dict[str, Any],
 ) -> state_lib.TrainState:
   """Runs the steps that are left, with metrics, progress and checkpoints."""
   done = first or 0
-  metadata = {"num_classes": int(splits.train.labels.max()) + 1}
   with (
     checkpoints.Checkpoints(directory / "checkpoints") as kept,
     metrics_log.MetricsWriter(
@@ -258,6 +313,9 @@ def summarise(
   }
   of_mixture = accuracy(finished.model)
   of_policy = accuracy(surgery.select_bits(finished.model, bits))
+  health = radius.radius_health(
+    [r["radius"] for r in records], config.search.sharpness.rho_max
+  )
   gaps = [r["gap"] for r in records if r.get("gap") is not None]
   cosines = [r["cosine"] for r in records if r.get("cosine") is not None]
   return {
@@ -270,9 +328,10 @@ def summarise(
     "share_of_steps_with_negative_cosine": float(
       np.mean([cosine < 0 for cosine in cosines])
     ),
-    **radius.radius_health(
-      [r["radius"] for r in records], config.search.sharpness.rho_max
-    ),
+    **{
+      f"radius_{name}": value if np.isfinite(value) else None
+      for name, value in health.items()
+    },
   }
 
 

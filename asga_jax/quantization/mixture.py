@@ -123,13 +123,18 @@ def _mixture_forward(x, steps, probabilities, grids, offset, step_gradient):
   return result, (x, steps, probabilities, grids)
 
 
-def _chunks(shape: tuple[int, ...]) -> int:
-  """Chooses in how many chunks of whole rows a CPU sweeps a tensor."""
-  rows = math.prod(shape[:-1])
-  if jax.default_backend() != "cpu" or rows == 0:
-    return 1
-  most = max(1, rows * shape[-1] // CPU_CHUNK)
-  return max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)
+def _chunks(rows: int, columns: int) -> tuple[int, int]:
+  """Chooses in how many chunks of whole rows a CPU sweeps a matrix.
+
+  Returns:
+    The chunks, and how many rows to add so that they divide them.
+  """
+  most = min(rows, rows * columns // CPU_CHUNK)
+  if jax.default_backend() != "cpu" or most < 2:
+    return 1, 0
+  divisor = max(n for n in range(1, most + 1) if rows % n == 0)
+  # Adding rows copies the tensor; a few large chunks need far more memory.
+  return (divisor, 0) if 4 * divisor > most else (most, -rows % most)
 
 
 def _mixture_backward(offset, step_gradient, residuals, g):
@@ -161,9 +166,15 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     sums = jax.tree.map(jnp.add, sums, added)
     return sums, (g * slope).astype(tensors[0].dtype)
 
-  chunks = _chunks((1, *x.shape))
-  lanes = (chunks, -1, x.shape[-1] if x.ndim else 1)
-  x_lanes, g_lanes = x.reshape(lanes), g.reshape(lanes)
+  columns = x.shape[-1] if x.ndim else 1
+  chunks, padding = _chunks(math.prod(x.shape[:-1]), columns)
+
+  def lanes(tensor):
+    """Shapes a tensor to chunks of rows, where zeros add nothing."""
+    rows = jnp.pad(tensor.reshape(-1, columns), ((0, padding), (0, 0)))
+    return rows.reshape(chunks, -1, columns)
+
+  x_lanes, g_lanes = lanes(x), lanes(g)
   zeros = jnp.zeros((steps.shape[0], *x_lanes.shape[1:]), wide)
   if chunks == 1:
     sums, dx = sweep((zeros, zeros), (x_lanes[0], g_lanes[0]))
@@ -175,7 +186,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
   step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
   weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))
   return (
-    dx.reshape(x.shape),
+    dx.reshape(-1)[: x.size].reshape(x.shape),
     (step_sums * weights).astype(steps.dtype),
     quantized_sums.astype(probabilities.dtype),
     None,

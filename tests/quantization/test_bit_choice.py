@@ -78,7 +78,7 @@ def test_gradient_of_the_logits():
   def loss(logits):
     return jnp.vdot(nnx.merge(graphdef, logits, rest, copy=True)(SAMPLE, 1), g)
 
-  found = jax.tree.leaves(jax.grad(loss)(logits))[0]
+  found = jax.tree.leaves(jax.jit(jax.grad(loss))(logits))[0]
   parts = []
   for index in range(3):
     choice.logits[...] = jnp.where(jnp.arange(3) == index, 0.0, -1e9)
@@ -105,7 +105,7 @@ def test_the_gradient_of_a_step_is_scaled_by_the_count():
       copy = nnx.merge(graphdef, parameter, rest, copy=True)
       return copy(SAMPLE, count).sum()
 
-    return jax.tree.leaves(jax.grad(loss)(parameter))[0]
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(parameter))[0]
 
   np.testing.assert_allclose(slope(1), 10 * slope(100), rtol=1e-5)
 

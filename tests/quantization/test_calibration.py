@@ -99,8 +99,9 @@ def test_steps_start_near_the_optimum():
     for values, step, lower in cases:
       grid = np.abs(values).max() / (half - 1) * np.linspace(0.01, 1, 300)
       best = min(_error(values, s, lower, half - 1) for s in grid)
-      # A sample of the inputs misses some of their range.
-      limit = 1.15 if values is not inputs else 1.6
+      # A sample of the inputs misses some of their range, and at 8 bits the
+      # error of 27 values is jagged.
+      limit = 1.15 if bit < 8 else 1.6
       assert _error(values, float(step), lower, half - 1) < limit * best
 
 

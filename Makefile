@@ -1,0 +1,36 @@
+# `make search` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= configs/mobilenetv2.py
+ARGS ?=
+
+.PHONY: search test test-slow lint bench setup
+
+search: .venv/ready
+	$(BIN)/python launch/search.py --config=$(CONFIG) $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/policies.py
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps -e .
+	@touch $@

@@ -1,0 +1,53 @@
+"""Writes what a finished search found, for its budget or another.
+
+python launch/export.py --workdir=DIR --format=policy --output=policy.json
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+from asga_jax import policy as policy_lib
+from asga_jax import policy_table, search_run
+from asga_jax import result as result_lib
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The work directory of a search.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", "policy", ["policy"], "What to write.")
+_OUTPUT = flags.DEFINE_string(
+  "output",
+  None,
+  "Where to; by default policy.json, or with --budget "
+  "policy-BUDGET.json, in the work directory.",
+)
+_BUDGET = flags.DEFINE_string(
+  "budget", None, "Another budget, from the same scores, such as bops=3bit."
+)
+_SCORE = flags.DEFINE_enum(
+  "score", None, result_lib.SCORES, "Another score to choose by."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Restores the search and writes its policy."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  try:
+    found = search_run.restore(_WORKDIR.value)
+    policy = result_lib.allocate(
+      found, budget=_BUDGET.value, score=_SCORE.value
+    )
+    name = f"policy-{policy.budget}.json" if _BUDGET.value else "policy.json"
+    output = _OUTPUT.value or f"{_WORKDIR.value}/{name}"
+    policy_lib.save(policy, output)
+  except (ValueError, OSError) as error:
+    logging.error("%s: %s", type(error).__name__, error)
+    sys.exit(1)
+  print(policy_table.format_table(policy))
+  print(f"written to {output}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,104 @@
+"""A tiny network, its batches and one compiled search, shared by the tests."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import asga_jax
+
+
+class TinyNetwork(nnx.Module):
+  """Two convolutions, a norm and two linear layers: 8x8x1 to 3 classes."""
+
+  def __init__(self, num_classes: int = 3, channels: int = 1, *, rngs):
+    self.first = nnx.Conv(channels, 4, (3, 3), rngs=rngs)
+    self.norm = nnx.BatchNorm(4, rngs=rngs)
+    self.middle = nnx.Conv(4, 6, (3, 3), strides=2, rngs=rngs)
+    self.inner = nnx.Linear(6, 5, rngs=rngs)
+    self.head = nnx.Linear(5, num_classes, rngs=rngs)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    features = nnx.relu(self.norm(self.first(images)))
+    features = nnx.relu(self.middle(features)).mean(axis=(1, 2))
+    return self.head(nnx.relu(self.inner(features)))
+
+
+class Perceptron(nnx.Module):
+  """Two linear layers: 8x8x1 to 3 classes; it compiles fastest."""
+
+  def __init__(self, *, rngs):
+    self.hidden = nnx.Linear(64, 4, rngs=rngs)
+    self.head = nnx.Linear(4, 3, rngs=rngs)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    return self.head(nnx.relu(self.hidden(images.reshape(len(images), -1))))
+
+
+@pytest.fixture(scope="session")
+def tiny_batches():
+  """Batches of 16 images whose brightest third tells their class."""
+  rng = np.random.default_rng(0)
+  batches = []
+  for _ in range(12):
+    labels = rng.integers(0, 3, 16).astype(np.int32)
+    images = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+      image[:, 2 * label : 2 * label + 3] += 1.5
+    batches.append({"image": images, "label": labels})
+  return batches
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+  return TinyNetwork(rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_network_class():
+  return TinyNetwork
+
+
+@pytest.fixture(scope="session")
+def tiny_searchable(tiny_network, tiny_batches):
+  """`middle` and `inner` are searched; `first` and `head` have 8 bits."""
+  return asga_jax.searchable(
+    tiny_network, tiny_batches[0]["image"], bits=(2, 4, 8)
+  )
+
+
+@pytest.fixture(scope="session")
+def perceptron(tiny_batches):
+  """A searchable perceptron of two layers, both searched."""
+  return asga_jax.searchable(
+    Perceptron(rngs=nnx.Rngs(0)),
+    tiny_batches[0]["image"],
+    rules=[asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=(2, 4, 8))],
+  )
+
+
+@pytest.fixture(scope="session")
+def traces():
+  """Grows whenever the loss of `tiny_search` is traced."""
+  return []
+
+
+@pytest.fixture(scope="session")
+def tiny_search(tiny_searchable, traces):
+  """A joint ASGA search whose step is compiled once for all tests.
+
+  The step donates its state: hand it `sharding.place_replicated` copies.
+  """
+
+  def loss_fn(model, batch):
+    traces.append("loss")
+    return asga_jax.cross_entropy(model, batch)
+
+  return asga_jax.start_search(
+    tiny_searchable,
+    loss_fn,
+    budget="bops=4bit",
+    settings=asga_jax.SearchSettings(
+      steps=12, learning_rate=0.1, logit_learning_rate=0.05, multiplier_rate=0.3
+    ),
+  )

@@ -1,0 +1,306 @@
+"""The compiled step: its passes, its arithmetic, and what recompiles it."""
+
+import re
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from asga_jax import sharpness
+from asga_jax.quantization import bit_choice, layers
+from asga_jax.training import sharding, steps
+from asga_jax.training import state as state_lib
+
+# Layers of the tiny network that are searched, over these bits.
+SEARCHED, BITS = ("middle", "inner"), (2.0, 4.0, 8.0)
+# Output positions times kernel size; `middle` has a stride of 2.
+MACS = {
+  "first": 64 * 9 * 4,
+  "middle": 16 * 9 * 4 * 6,
+  "inner": 30,
+  "head": 15,
+}
+
+
+def _fresh(search, **changes):
+  state = sharding.place_replicated(search.state, search.mesh)
+  placed = sharding.place_replicated(changes, search.mesh)
+  return state._replace(**placed)
+
+
+def test_nothing_that_is_data_recompiles_the_step(
+  tiny_search, tiny_batches, traces
+):
+  batch = tiny_batches[0]
+  state, figures = tiny_search.step(_fresh(tiny_search), batch)
+  count = len(traces)
+  tiny_search.step(state, tiny_batches[1])
+  losses = [float(figures["loss"])]
+  start = tiny_search.state
+  random = np.random.default_rng(0)
+  logits = jax.tree.map(
+    lambda rows: jnp.asarray(random.normal(size=rows.shape), rows.dtype),
+    start.params.logits,
+  )
+  gap = start.sharpness._replace(
+    gap=jnp.float32(0.5), gaps_seen=jnp.int32(3)
+  )
+
+  def fewer_bits(path, leaf):
+    return leaf / 2 if "['upper']" in jax.tree_util.keystr(path) else leaf
+
+  rest = jax.tree_util.tree_map_with_path(fewer_bits, start.rest)
+  for changes in (
+    {"step": jnp.int32(9)},  # the temperature
+    {"sharpness": gap},  # the radius
+    {"multiplier": jnp.full(1, 0.7, jnp.float32)},
+    {"params": start.params._replace(logits=logits)},
+    {"rest": rest},
+  ):
+    _, figures = tiny_search.step(_fresh(tiny_search, **changes), batch)
+    losses.append(float(figures["loss"]))
+    if "step" in changes:
+      assert figures["temperature"] < 0.5
+    if "sharpness" in changes:
+      expected = min(0.05, 2e-3 / np.log1p(0.5))
+      assert figures["radius"] == pytest.approx(expected, rel=1e-5)
+  # Logits and bits are seen by the compiled step, not baked into it.
+  assert len({*losses[-3:]}) == 3
+  assert tiny_search.step._cache_size() == 1
+  assert len(traces) == count
+
+
+def _products(text: str) -> tuple[int, int]:
+  """Counts convolutions, and products of two matrices, in HLO of any form.
+
+  The expected cost is made of products of other ranks.
+  """
+  convolutions = re.findall(r"stablehlo\.convolution\(| convolution\(", text)
+  matrices = re.findall(
+    r"dot_general.*-> tensor<\d+x\d+xf32>|f32\[\d+,\d+\]\S* dot\(", text
+  )
+  return len(convolutions), len(matrices)
+
+
+@pytest.fixture(scope="module")
+def one_pass(tiny_searchable, tiny_batches):
+  """The lowered plain `value_and_grad` of the same network."""
+  graphdef, params, rest = state_lib.split_model(tiny_searchable)
+
+  def loss(params, rest, batch):
+    model = state_lib.merge_model(graphdef, params, rest)
+    return steps.cross_entropy(model, batch)[0]
+
+  return jax.jit(jax.value_and_grad(loss)).lower(params, rest, tiny_batches[0])
+
+
+def test_a_joint_step_compiles_to_exactly_two_passes(
+  tiny_search, tiny_batches, one_pass
+):
+  lowered = tiny_search.step.lower(tiny_search.state, tiny_batches[0])
+  single = _products(one_pass.compile().as_text())
+  # Forward, kernel gradient and input gradient of two layers each.
+  assert single == (6, 6)
+  assert _products(lowered.compile().as_text()) == (12, 12)
+
+
+@pytest.mark.parametrize(
+  ("preset", "bilevel", "passes"),
+  [
+    ("sgd", False, 1),
+    ("sam", False, 2),
+    ("gsam", False, 2),
+    ("sagm", False, 2),
+    ("asga", True, 4),
+  ],
+)
+def test_passes_of_the_other_forms(
+  tiny_search, tiny_batches, one_pass, preset, bilevel, passes
+):
+  parts = tiny_search.parts._replace(
+    transform=sharpness.preset(preset, mask=state_lib.PERTURBED),
+    logits_every=3,
+  )
+  step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
+  count = 2 if bilevel else 1
+  lowered = step.lower(tiny_search.state, *tiny_batches[:count])
+  single = _products(one_pass.as_text())
+  assert single == (6, 6)
+  assert _products(lowered.as_text()) == tuple(passes * n for n in single)
+
+
+def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
+  """The paper's step in plain JAX: logits differentiated through the softmax."""
+  graphdef, params, rest = state_lib.split_model(tiny_searchable)
+  layout = state_lib.LogitLayout.of(params.logits)
+  random = np.random.default_rng(1)
+  logits = jax.tree.map(
+    lambda leaf: jnp.asarray(random.normal(size=leaf.shape) * 0.3, leaf.dtype),
+    params.logits,
+  )
+  by_hand = {
+    "weights": params.weights,
+    "quantizers": params.quantizers,
+  }
+  optimizer = tiny_search.parts.optimizer
+  adam = optax.adam(0.05, b1=0.5)
+  optimizer_state, adam_state = optimizer.init(by_hand), adam.init(logits)
+  multiplier, radius = 0.5, 0.05
+  slope_sums = jax.tree.map(jnp.zeros_like, logits)
+  state = _fresh(
+    tiny_search,
+    multiplier=jnp.full(1, 0.5, jnp.float32),
+    params=tiny_search.state.params._replace(logits=layout.stack(logits)),
+  )
+
+  @jax.jit
+  def one_pass(theta, quantizers, logits, rest, batch, temperature):
+    def loss(theta, quantizers, logits):
+      softened = jax.tree.map(lambda leaf: leaf / temperature, logits)
+      model = state_lib.merge_model(
+        graphdef, state_lib.Params(theta, quantizers, softened), rest
+      )
+      value, _ = steps.cross_entropy(model, batch)
+      return value, state_lib.split_model(model)[2]
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+      theta, quantizers, logits
+    )
+
+  def use(logits, temperature):
+    total = (MACS["first"] + MACS["head"]) * 64.0
+    for layer in SEARCHED:
+      mean_bits = [
+        jax.nn.softmax(logits[layer][kind]["logits"] / temperature)
+        @ jnp.asarray(BITS)
+        for kind in ("weight", "activation")
+      ]
+      total += MACS[layer] * mean_bits[0] * mean_bits[1]
+    limit = sum(MACS.values()) * 16
+    limit += (MACS["first"] + MACS["head"]) * (64 - 16)
+    return total / limit
+
+  value_and_slope = jax.jit(jax.value_and_grad(use))
+  for step in range(3):
+    batch = tiny_batches[step]
+    temperature = 0.3 ** (step / 11)
+    theta, quantizers = by_hand["weights"], by_hand["quantizers"]
+    arguments = (quantizers, logits, rest, batch, temperature)
+    (value, new_rest), first = one_pass(theta, *arguments)
+    flat, unravel = jax.flatten_util.ravel_pytree(theta)
+    gradient, _ = jax.flatten_util.ravel_pytree(first[0])
+    norm = jnp.linalg.norm(gradient)
+    align = jnp.minimum(1e-3, radius / (2 * norm))
+    there = unravel(flat + (radius / norm - align) * gradient)
+    (raised, _), second = one_pass(there, *arguments)
+    other, _ = jax.flatten_util.ravel_pytree(second[0])
+    gap = raised - value + align * (gradient @ other)
+    of_weights, of_quantizers, of_logits = jax.tree.map(
+      lambda a, b: (a + b) / 2, first, second
+    )
+    updates, optimizer_state = optimizer.update(
+      {"weights": of_weights, "quantizers": of_quantizers},
+      optimizer_state,
+      by_hand,
+    )
+    by_hand = optax.apply_updates(by_hand, updates)
+    used, cost_slope = value_and_slope(logits, temperature)
+    penalised = jax.tree.map(
+      lambda loss, cost, mu=multiplier: loss + mu * cost, of_logits, cost_slope
+    )
+    # d L/d logit = p (s - <p, s>) / T: so the centred slope s comes back.
+    slope_sums = jax.tree.map(
+      lambda total, g, leaf, t=temperature: (
+        total + g * t / jax.nn.softmax(leaf / t)
+      ),
+      slope_sums,
+      of_logits,
+      logits,
+    )
+    updates, adam_state = adam.update(penalised, adam_state, logits)
+    logits = optax.apply_updates(logits, updates)
+    multiplier = max(0.0, multiplier + 0.3 * (float(used) - 1))
+    rest = new_rest
+
+    state, figures = tiny_search.step(state, batch)
+    np.testing.assert_allclose(figures["radius"], radius, rtol=1e-4)
+    np.testing.assert_allclose(figures["gap"], gap, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(figures["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(figures["multiplier"], multiplier, rtol=1e-5)
+    assert gap > 0
+    radius = float(jnp.minimum(0.05, 2e-3 / jnp.log1p(gap)))
+
+  def close(actual, desired, rtol, atol):
+    actual, desired = (
+      dict(nnx.to_flat_state(tree)) for tree in (actual, desired)
+    )
+    assert actual.keys() == desired.keys()
+    for path, leaf in desired.items():
+      np.testing.assert_allclose(
+        actual[path], leaf, rtol=rtol, atol=atol, err_msg=str(path)
+      )
+
+  close(layout.unstack(state.params.logits), logits, 1e-3, 1e-5)
+  close(layout.unstack(state.slope_sum), slope_sums, 1e-3, 1e-5)
+  close(state.params.weights, by_hand["weights"], 1e-3, 1e-5)
+  close(state.params.quantizers, by_hand["quantizers"], 1e-4, 1e-6)
+  # Running statistics, which differ between the passes: of the first alone.
+  close(state.rest, rest, 1e-5, 1e-7)
+  assert int(state.step) == 3
+
+
+def test_the_state_is_donated(tiny_search, tiny_batches):
+  state = _fresh(tiny_search)
+  given = [leaf for leaf in jax.tree.leaves(state.params) if leaf.size > 8]
+  tiny_search.step(state, tiny_batches[0])
+  assert given
+  assert all(leaf.is_deleted() for leaf in given)
+
+
+def test_changed_codes_counts_codes_of_the_likeliest_candidate(
+  tiny_searchable,
+):
+  graphdef, params, rest = state_lib.split_model(tiny_searchable)
+  logits = jax.tree.map(
+    lambda leaf: jnp.arange(leaf.size, dtype=leaf.dtype), params.logits
+  )
+  params = params._replace(logits=logits)
+  moved = jax.tree.map(lambda leaf: leaf + 0.02, params.weights)
+  share = steps.changed_codes(
+    graphdef, rest, params, params._replace(weights=moved)
+  )
+  changed = total = 0
+  for path, layer in layers.quantized_layers(tiny_searchable).items():
+    # The last of the candidates: 8 bits, of the narrow symmetric range.
+    step = np.asarray(layer.weight.steps(1))[-1]
+    kernel = np.asarray(layer.kernel[...])
+    codes = [
+      np.round(np.clip(k / step, -127, 127)) for k in (kernel, kernel + 0.02)
+    ]
+    changed += int((codes[0] != codes[1]).sum())
+    total += kernel.size
+    assert layer.weight.candidates()[-1] == 8, path
+  assert 0.5 < changed / total < 1
+  assert float(share) == pytest.approx(changed / total, abs=1e-6)
+  assert steps.changed_codes(graphdef, rest, params, params) == 0
+
+
+def test_stacked_probabilities_are_those_of_each_tensor():
+  rows = jnp.asarray([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]])
+  stacked = steps.stacked_probabilities({3: rows}, jnp.float32(0.5))
+  for row, found in zip(rows, stacked[3], strict=True):
+    expected = np.exp(2 * row) / np.exp(2 * row).sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  one = bit_choice.probabilities(rows[0], jnp.float32(0.5))
+  np.testing.assert_allclose(stacked[3][0], one, rtol=1e-6)
+
+
+def test_cross_entropy_of_equal_logits_is_log_classes():
+  batch = {"image": jnp.zeros((4, 2)), "label": jnp.asarray([0, 1, 2, 0])}
+  loss, figures = steps.cross_entropy(lambda x: jnp.zeros((4, 3)), batch)
+  assert float(loss) == pytest.approx(np.log(3), rel=1e-6)
+  assert float(figures["accuracy"]) == 0.5
