@@ -31,7 +31,7 @@ class SearchSettings:
   """How to search. The paper's values are not public: these are ours."""
 
   # Steps of the schedule.
-  steps: int = 300
+  steps: int = 200
   # 'joint': weights and logits on one batch; 'bilevel': logits on held-out
   # batches.
   mode: str = "joint"

@@ -30,8 +30,10 @@ def default_config() -> ml_collections.ConfigDict:
   settings = dataclasses.asdict(search.SearchSettings())
   config = ml_collections.ConfigDict(
     {
-      # One of asga_jax.models.CONSTRUCTORS; its stem fits small images.
+      # One of asga_jax.models.CONSTRUCTORS, and its stem on the proxy: 'small'
+      # keeps the resolution of small images, 'imagenet' is the cheaper.
       "model": "mobilenet_v2",
+      "stem": "small",
       # What costs are counted on: the network as it will be deployed.
       "deployed": {
         "image_size": 224,
@@ -131,7 +133,7 @@ def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
         f"config.rules[{index}] has the fields {sorted(fields)}; expected "
         f"'pattern' and any of {sorted(known - {'pattern'})}"
       )
-    values = {
+    values: dict[str, Any] = {
       key: tuple(value) if isinstance(value, list) else value
       for key, value in dict(fields).items()
     }
@@ -145,7 +147,7 @@ def make_network(
   """Makes the float network that is searched, for the proxy's images."""
   return models.constructor(config.model)(
     num_classes,
-    stem="small",
+    stem=config.stem,
     conv_general_dilated=lowering.conv_general_dilated,
     rngs=nnx.Rngs(seed),
   )

@@ -27,6 +27,7 @@ from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration, surgery
 from asga_jax.training import (
   checkpoints,
+  compile_cache,
   loop,
   metrics_log,
   sharding,
@@ -66,6 +67,7 @@ def run(
       before the first step.
     DivergedError: the loss is not finite.
   """
+  compile_cache.enable()
   search_config.check_config(config)
   budget_lib.parse_budget(config.budget)
   directory = workdir.open_workdir(path, config)
@@ -83,7 +85,7 @@ def run(
   restored = checkpoints.restore_latest(directory / "checkpoints", state)
   if restored is not None:
     first, state = restored
-    logging.info("going on from the checkpoint of step %d", first)
+    logging.warning("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   state = _train(config, made, state, splits, directory, first, metadata)
   finished = finish(config, made, state, dataset.name)
@@ -163,7 +165,7 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
 
 
 def _read(directory: pathlib.Path) -> Finished:
-  logging.info("the search in %s has ended; this is its result", directory)
+  logging.warning("the search in %s has ended; this is its result", directory)
   summary = json.loads((directory / "summary.json").read_text())
   return Finished(policy_lib.load(directory / "policy.json"), summary)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from asga_jax.quantization import bit_choice, layers
 from asga_jax.training import state as state_lib
 
 # The path of a variable in an `nnx.State`.
-VariablePath = tuple[str | int, ...]
+VariablePath = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +135,18 @@ def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:
   names: dict[int, str] = {}
   paths: dict[str, VariablePath] = {}
   for path, _ in states:
-    node = model
+    node: Any = model
     for part in path:
-      node = node[part] if isinstance(part, int) else getattr(node, part)
+      node = node[part] if isinstance(part, int) else getattr(node, str(part))
     name = tracing.path_name(path[:-1])
     names[id(node)] = name
     paths[name] = path
   choices = {}
-  for path in network.paths:
-    layer = found[path]
+  for layer_path in network.paths:
+    layer = found[layer_path]
     weight_bits = layer.weight.candidates()
     activation_bits = layer.activation.candidates()
-    choices[path] = policy_lib.LayerChoice(
+    choices[layer_path] = policy_lib.LayerChoice(
       weight_bits,
       activation_bits,
       searched=max(len(weight_bits), len(activation_bits)) > 1,

@@ -39,9 +39,9 @@ from asga_jax.training import loop, workdir
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BUDGET = flags.DEFINE_string("budget", "bops=3bit", "Uniform bits' budget.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
-_RANDOM = flags.DEFINE_integer("random", 3, "Random policies a seed.")
+_RANDOM = flags.DEFINE_integer("random", 2, "Random policies a seed.")
 _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 300, "Of each search.")
-_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 500, "Of each training.")
+_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 400, "Of each training.")
 
 Bits = Mapping[str, tuple[int, int]]
 

@@ -17,4 +17,6 @@ from asga_jax import search_config
 def get_config(variant: str = ""):
   config = search_config.default_config()
   config.model = "resnet18"
+  # On two cores the resolution of the small stem would take too long.
+  config.stem = "small" if variant else "imagenet"
   return search_config.apply_variant(config, variant)

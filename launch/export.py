@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   """Restores the search and writes its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  logging.set_verbosity(logging.INFO)
+  logging.set_verbosity(logging.WARNING)
   try:
     found = search_run.restore(_WORKDIR.value)
     policy = result_lib.allocate(

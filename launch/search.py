@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
   """Runs the search and prints its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  logging.set_verbosity(logging.INFO)
+  logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:

@@ -1,5 +1,6 @@
 """Initial ranges and signedness from data, and batch-norm statistics."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -122,35 +123,15 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   Returns:
     How many batches were seen; with none the statistics stay.
   """
-  norms = [
-    module
-    for _, module in nnx.iter_modules(model)
-    if isinstance(module, nnx.BatchNorm)
-  ]
+  norms = _batch_norms(model)
   model.eval()
   if not norms:
     return 0
   graphdef, state = nnx.split(model)
-
-  @jax.jit
-  def statistics(state, inputs):
-    copy = nnx.merge(graphdef, state, copy=True)
-    inner = [
-      module
-      for _, module in nnx.iter_modules(copy)
-      if isinstance(module, nnx.BatchNorm)
-    ]
-    for norm in inner:
-      # With a momentum of zero the running statistics are the batch's own.
-      norm.momentum = 0.0
-      norm.use_running_average = False
-    copy(inputs)
-    return [(norm.mean[...], norm.var[...]) for norm in inner]
-
   seen = 0
   total = None
   for inputs in batches:
-    new = statistics(state, inputs)
+    new = _batch_statistics(graphdef, state, inputs)
     total = new if total is None else jax.tree.map(jnp.add, total, new)
     seen += 1
   if total is not None:
@@ -158,3 +139,26 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
       norm.mean[...] = mean / seen
       norm.var[...] = var / seen
   return seen
+
+
+def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
+  return [
+    module
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, nnx.BatchNorm)
+  ]
+
+
+# The structure is an argument, so that the policies of a network share one
+# compilation.
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_statistics(graphdef, state, inputs):
+  """Gives mean and variance of one batch at every batch norm."""
+  model = nnx.merge(graphdef, state, copy=True)
+  norms = _batch_norms(model)
+  for norm in norms:
+    # With a momentum of zero the running statistics are the batch's own.
+    norm.momentum = 0.0
+    norm.use_running_average = False
+  model(inputs)
+  return [(norm.mean[...], norm.var[...]) for norm in norms]

@@ -58,8 +58,8 @@ def weight_optimizer(
     return optax.warmup_cosine_decay_schedule(
       init_value=peak / 10,
       peak_value=peak,
-      warmup_steps=int(warmup_fraction * steps),
-      decay_steps=steps,
+      warmup_steps=max(1, int(warmup_fraction * steps)),
+      decay_steps=max(2, steps),
     )
 
   def kernels(params: Any) -> Any:

@@ -21,7 +21,7 @@ class Params(NamedTuple):
   # Of the bit choices: by their number of candidates n, shape=(tensors, n),
   # float32; so that a step treats all in a few operations. Where a network is
   # differentiated, a state of its probabilities stands here.
-  logits: "StackedLogits | nnx.State"
+  logits: Any
 
 
 # Which leaves a perturbation moves, as a prefix of Params.

@@ -33,45 +33,46 @@ def _fresh(search, **changes):
 
 
 def test_nothing_that_is_data_recompiles_the_step(
-  tiny_search, tiny_batches, traces
+  tiny_search, tiny_batches, compilations
 ):
-  batch = tiny_batches[0]
-  state, figures = tiny_search.step(_fresh(tiny_search), batch)
-  count = len(traces)
-  tiny_search.step(state, tiny_batches[1])
-  losses = [float(figures["loss"])]
   start = tiny_search.state
   random = np.random.default_rng(0)
   logits = jax.tree.map(
     lambda rows: jnp.asarray(random.normal(size=rows.shape), rows.dtype),
     start.params.logits,
   )
-  gap = start.sharpness._replace(
-    gap=jnp.float32(0.5), gaps_seen=jnp.int32(3)
-  )
+  known_gap = {"gap": jnp.float32(0.5), "gaps_seen": jnp.int32(3)}
 
-  def fewer_bits(path, leaf):
+  def other_bits(path, leaf):
     return leaf / 2 if "['upper']" in jax.tree_util.keystr(path) else leaf
 
-  rest = jax.tree_util.tree_map_with_path(fewer_bits, start.rest)
-  for changes in (
-    {"step": jnp.int32(9)},  # the temperature
-    {"sharpness": gap},  # the radius
-    {"multiplier": jnp.full(1, 0.7, jnp.float32)},
-    {"params": start.params._replace(logits=logits)},
-    {"rest": rest},
-  ):
-    _, figures = tiny_search.step(_fresh(tiny_search, **changes), batch)
-    losses.append(float(figures["loss"]))
-    if "step" in changes:
-      assert figures["temperature"] < 0.5
-    if "sharpness" in changes:
-      expected = min(0.05, 2e-3 / np.log1p(0.5))
-      assert figures["radius"] == pytest.approx(expected, rel=1e-5)
-  # Logits and bits are seen by the compiled step, not baked into it.
-  assert len({*losses[-3:]}) == 3
-  assert tiny_search.step._cache_size() == 1
-  assert len(traces) == count
+  states = [
+    _fresh(tiny_search, **changes)
+    for changes in (
+      {},
+      {"step": jnp.int32(9)},  # the temperature
+      {"sharpness": start.sharpness._replace(**known_gap)},  # the radius
+      {"multiplier": jnp.full(1, 0.7, jnp.float32)},
+      {"params": start.params._replace(logits=logits)},
+      {"rest": jax.tree_util.tree_map_with_path(other_bits, start.rest)},
+    )
+  ]
+  batch = sharding.place_batch(tiny_batches[0], tiny_search.mesh)
+  state, first = tiny_search.step(states[0], batch)
+  before = len(compilations)
+  tiny_search.step(state, batch)
+  plain, temperature, radius, multiplier, logits, bits = [
+    first,
+    *(tiny_search.step(state, batch)[1] for state in states[1:]),
+  ]
+  assert len(compilations) == before
+  # The compiled step sees every one of them.
+  assert temperature["temperature"] < 0.5 * plain["temperature"]
+  expected = min(0.05, 2e-3 / np.log1p(0.5))
+  assert radius["radius"] == pytest.approx(expected, rel=1e-5)
+  assert multiplier["multiplier"] > 0.3 + plain["multiplier"]
+  assert logits["loss"] != plain["loss"]
+  assert bits["loss"] != plain["loss"]
 
 
 def _products(text: str) -> tuple[int, int]:
@@ -101,7 +102,8 @@ def one_pass(tiny_searchable, tiny_batches):
 def test_a_joint_step_compiles_to_exactly_two_passes(
   tiny_search, tiny_batches, one_pass
 ):
-  lowered = tiny_search.step.lower(tiny_search.state, tiny_batches[0])
+  batch = sharding.place_batch(tiny_batches[0], tiny_search.mesh)
+  lowered = tiny_search.step.lower(tiny_search.state, batch)
   single = _products(one_pass.compile().as_text())
   # Forward, kernel gradient and input gradient of two layers each.
   assert single == (6, 6)
@@ -123,6 +125,8 @@ def test_passes_of_the_other_forms(
 ):
   parts = tiny_search.parts._replace(
     transform=sharpness.preset(preset, mask=state_lib.PERTURBED),
+    # It is made of products of matrices too.
+    expected_use=None,
     logits_every=3,
   )
   step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
@@ -134,7 +138,7 @@ def test_passes_of_the_other_forms(
 
 
 def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
-  """The paper's step in plain JAX: logits differentiated through the softmax."""
+  """The same in plain JAX, its logits differentiated through the softmax."""
   graphdef, params, rest = state_lib.split_model(tiny_searchable)
   layout = state_lib.LogitLayout.of(params.logits)
   random = np.random.default_rng(1)
@@ -186,7 +190,7 @@ def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
 
   value_and_slope = jax.jit(jax.value_and_grad(use))
   for step in range(3):
-    batch = tiny_batches[step]
+    batch = sharding.place_batch(tiny_batches[step], tiny_search.mesh)
     temperature = 0.3 ** (step / 11)
     theta, quantizers = by_hand["weights"], by_hand["quantizers"]
     arguments = (quantizers, logits, rest, batch, temperature)
@@ -256,7 +260,8 @@ def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
 def test_the_state_is_donated(tiny_search, tiny_batches):
   state = _fresh(tiny_search)
   given = [leaf for leaf in jax.tree.leaves(state.params) if leaf.size > 8]
-  tiny_search.step(state, tiny_batches[0])
+  batch = sharding.place_batch(tiny_batches[0], tiny_search.mesh)
+  tiny_search.step(state, batch)
   assert given
   assert all(leaf.is_deleted() for leaf in given)
 

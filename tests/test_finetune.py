@@ -1,0 +1,81 @@
+"""Training at a fixed policy."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import asga_jax
+from asga_jax.quantization import surgery
+from asga_jax.training import loop
+
+
+@pytest.fixture(scope="module")
+def fixed(perceptron):
+  return surgery.fix_bits(perceptron, {"hidden": (4, 8), "head": (4, 4)})
+
+
+def _snapshot(model):
+  return jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model)))
+
+
+def _loss(model, batches):
+  model = nnx.clone(model)
+  model.eval()
+  losses = [asga_jax.cross_entropy(model, batch)[0] for batch in batches]
+  return float(np.mean([np.asarray(loss) for loss in losses]))
+
+
+def test_training_lowers_the_loss_and_keeps_policy_and_argument(
+  fixed, tiny_batches
+):
+  before = _snapshot(fixed)
+  trained = asga_jax.train_policy(
+    fixed,
+    tiny_batches[:10] * 3,
+    settings=asga_jax.FinetuneSettings(
+      steps=30, preset="asga", learning_rate=0.1
+    ),
+  )
+  # On images that were not trained on.
+  assert _loss(trained, tiny_batches[10:]) < 0.7 * _loss(
+    fixed, tiny_batches[10:]
+  )
+  jax.tree.map(np.testing.assert_array_equal, _snapshot(fixed), before)
+  for name, bits in (("hidden", (4, 8)), ("head", (4, 4))):
+    layer, start = getattr(trained, name), getattr(fixed, name)
+    found = (layer.weight.candidates(), layer.activation.candidates())
+    assert found == ((bits[0],), (bits[1],))
+    for kind in ("weight", "activation"):
+      choice, old = getattr(layer, kind), getattr(start, kind)
+      np.testing.assert_array_equal(choice.logits[...], old.logits[...])
+      assert not choice.holds_probabilities
+      # Step sizes are trained.
+      assert not np.array_equal(choice.parameter[...], old.parameter[...])
+    assert not np.array_equal(layer.kernel[...], start.kernel[...])
+
+
+@pytest.mark.parametrize(
+  ("settings", "named"),
+  [
+    ({"preset": "asam"}, "asam"),
+    ({"steps": 0}, "steps=0"),
+    ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+    ({"sharpness": {"rho_max": 0.0}, "preset": "sam"}, "rho_max"),
+  ],
+)
+def test_bad_settings_are_named(fixed, tiny_batches, settings, named):
+  with pytest.raises(ValueError, match=named):
+    asga_jax.train_policy(
+      fixed, tiny_batches, settings=asga_jax.FinetuneSettings(**settings)
+    )
+
+
+def test_no_batches_and_a_nan_are_errors(fixed, tiny_batches):
+  with pytest.raises(ValueError, match="ended after step 0"):
+    asga_jax.train_policy(fixed, [])
+  bad = {**tiny_batches[0], "image": tiny_batches[0]["image"] * np.nan}
+  with pytest.raises(loop.DivergedError, match="step 1"):
+    asga_jax.train_policy(
+      fixed, [bad], settings=asga_jax.FinetuneSettings(steps=1)
+    )

@@ -1,0 +1,344 @@
+"""The search as a call and step by step, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import asga_jax
+from asga_jax import search as search_lib
+from asga_jax.cost import budget as budget_lib
+from asga_jax.quantization import layers, surgery
+from asga_jax.training import loop, sharding, steps
+from asga_jax.training import state as state_lib
+
+
+def _pairs(batches):
+  return list(zip(batches[::2], batches[1::2], strict=True))
+
+
+def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
+  settings = asga_jax.SearchSettings(steps=6, logit_learning_rate=0.2)
+  result = asga_jax.search_policy(
+    perceptron, tiny_batches, budget="bops=4bit", settings=settings
+  )
+  before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(perceptron)))
+  search = asga_jax.start_search(
+    perceptron, budget="bops=4bit", settings=settings
+  )
+  state = search.state
+  for batch in tiny_batches[:6]:
+    state, figures = search.step(state, batch)
+  other = asga_jax.finish(search, state)
+  policy = asga_jax.allocate(result)
+  assert policy == asga_jax.allocate(other)
+  assert policy.provenance["steps"] == 6
+  assert policy.provenance["method"] == "asga"
+  for score, groups in result.scores.items():
+    for group, values in groups.items():
+      np.testing.assert_array_equal(other.scores[score][group], values)
+      assert np.ptp(values) > 0
+  assert np.isfinite(figures["loss"])
+  # The network that was handed in is as it was, the result's is not.
+  after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(perceptron)))
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  kernel = result.model.hidden.kernel[...]
+  assert not np.array_equal(kernel, perceptron.hidden.kernel[...])
+  # It holds the last temperature and logits, not probabilities.
+  assert result.model.hidden.weight.temperature[...] == pytest.approx(0.3)
+  shares = result.model.hidden.weight.probabilities()
+  group = result.space.choices["hidden"].weight_group
+  np.testing.assert_allclose(
+    np.log(shares), result.scores["log_prob"][group], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("preset", ["sgd", "sam", "gsam", "sagm"])
+def test_every_preset_makes_a_step(perceptron, tiny_batches, preset):
+  search = asga_jax.start_search(
+    perceptron,
+    budget="bops=4bit",
+    settings=asga_jax.SearchSettings(steps=4, preset=preset),
+  )
+  state = sharding.place_replicated(search.state, search.mesh)
+  state, figures = search.step(state, tiny_batches[0])
+  assert all(np.isfinite(value) for value in figures.values())
+  assert float(figures["radius"]) == pytest.approx(
+    0.0 if preset == "sgd" else 0.05
+  )
+  moved = jax.tree.map(
+    lambda new, old: float(jnp.abs(new - old).max()),
+    state.params,
+    search.state.params,
+  )
+  assert all(change > 0 for change in jax.tree.leaves(moved.logits))
+  assert max(jax.tree.leaves(moved.weights)) > 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_bilevel_search_moves_logits_on_heldout_batches(
+  perceptron, tiny_batches, every
+):
+  search = asga_jax.start_search(
+    perceptron,
+    budget="bops=4bit",
+    settings=asga_jax.SearchSettings(
+      steps=4, mode="bilevel", logits_every=every
+    ),
+  )
+  losses, logits = [], []
+
+  def step(state, *batches):
+    logits.append(jax.device_get(state.params.logits))
+    state, figures = search.step(state, *batches)
+    losses.append(float(figures["heldout_loss"]))
+    return state, figures
+
+  end = loop.run(step, search.state, _pairs(tiny_batches), 4, search.mesh)
+  logits.append(jax.device_get(end.params.logits))
+  for index in range(4):
+    updates = index % every == 0
+    assert np.isfinite(losses[index]) == updates
+    for count, rows in logits[index].items():
+      assert np.array_equal(rows, logits[index + 1][count]) != updates
+  # The mean slope is over the steps that measured one.
+  scores = asga_jax.finish(search, end).scores["first_order"]
+  slopes = search.space.by_group(search.parts.layout.unstack(end.slope_sum))
+  for group, values in scores.items():
+    np.testing.assert_allclose(
+      values, -np.asarray(slopes[group]) / (4 / every), rtol=1e-6
+    )
+
+
+def test_first_order_scores_are_free_of_the_budget(perceptron, tiny_batches):
+  """A step's slopes are those of the loss, whatever the multiplier."""
+  search = asga_jax.start_search(
+    perceptron,
+    budget="bops=3bit",
+    settings=asga_jax.SearchSettings(steps=4, preset="sgd"),
+  )
+  ends = []
+  for multiplier in (0.0, 50.0):
+    placed = sharding.place_replicated(
+      search.state._replace(multiplier=jnp.full(1, multiplier, jnp.float32)),
+      search.mesh,
+    )
+    ends.append(search.step(placed, tiny_batches[0])[0])
+  for count, rows in ends[0].slope_sum.items():
+    np.testing.assert_array_equal(ends[1].slope_sum[count], rows)
+    assert not np.array_equal(
+      ends[0].params.logits[count], ends[1].params.logits[count]
+    )
+
+
+def test_the_temperature_falls_by_a_constant_factor():
+  settings = asga_jax.SearchSettings(steps=5, temperature=(2.0, 0.125))
+  schedule = search_lib.temperature_schedule(settings)
+  found = [float(schedule(jnp.int32(step))) for step in (0, 1, 2, 3, 4, 9)]
+  np.testing.assert_allclose(
+    found, [2.0, 1.0, 0.5, 0.25, 0.125, 0.125], rtol=1e-5
+  )
+  one = asga_jax.SearchSettings(steps=1, temperature=(2.0, 0.5))
+  assert float(search_lib.temperature_schedule(one)(jnp.int32(0))) == 2.0
+
+
+def test_two_policies_share_one_compiled_evaluation(
+  tiny_searchable, tiny_batches, compilations
+):
+  images = jnp.asarray(tiny_batches[0]["image"])
+
+  @nnx.jit
+  def evaluate(model, images):
+    return model(images)
+
+  def policy(bits):
+    result = asga_jax.SearchResult(
+      model=tiny_searchable,
+      space=search_lib.search_space.build(
+        tiny_searchable, tiny_searchable.deployed_network[0]
+      ),
+      scores={
+        "log_prob": {
+          group: np.array([4, 2, 1.0]) * (bits == 2) if searched else np.ones(1)
+          for group, searched in groups.items()
+        }
+      },
+      budget=f"bops={bits}bit",
+    )
+    return asga_jax.allocate(result)
+
+  groups = {}
+  found = search_lib.search_space.build(
+    tiny_searchable, tiny_searchable.deployed_network[0]
+  )
+  for choice in found.choices.values():
+    groups[choice.weight_group] = len(choice.weight_bits) > 1
+    groups[choice.activation_group] = len(choice.activation_bits) > 1
+  models = []
+  for bits in (2, 8):
+    model = asga_jax.with_policy(tiny_searchable, policy(bits))
+    model.eval()
+    for path, layer in layers.quantized_layers(model).items():
+      wanted = bits if path in ("middle", "inner") else 8
+      assert layer.weight.candidates() == (wanted,)
+      assert layer.activation.candidates() == (wanted,)
+    models.append(model)
+  low = evaluate(models[0], images)
+  before = len(compilations)
+  high = evaluate(models[1], images)
+  assert len(compilations) == before
+  assert not np.allclose(low, high)
+  # The mixture's network still has its candidates.
+  assert tiny_searchable.middle.weight.candidates() == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+  ("bits", "named"),
+  [((), "bits"), ((2, 2, 4), "2"), ((1, 4), "1"), ((4, 9), "9"), ((33,), "33")],
+)
+def test_bad_candidates_are_named(tiny_network, tiny_batches, bits, named):
+  with pytest.raises(ValueError, match=named):
+    asga_jax.searchable(tiny_network, tiny_batches[0]["image"], bits=bits)
+
+
+def test_a_rule_that_matches_nothing_is_named(tiny_network, tiny_batches):
+  with pytest.raises(ValueError, match="'stage3'.* matches no layer"):
+    asga_jax.searchable(
+      tiny_network,
+      tiny_batches[0]["image"],
+      rules=[asga_jax.Rule("stage3", weight_bits=4)],
+    )
+
+
+def test_a_deployed_network_that_does_not_match_is_named(
+  tiny_network, tiny_batches
+):
+  class Other(nnx.Module):
+    def __init__(self, rngs):
+      self.only = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+      return self.only(x)
+
+  with pytest.raises(ValueError, match="deployed network does not fit"):
+    asga_jax.searchable(
+      tiny_network,
+      tiny_batches[0]["image"],
+      deployed=(Other(nnx.Rngs(0)), (3,)),
+    )
+
+
+def test_costs_are_those_of_the_deployed_network(
+  tiny_network, tiny_network_class, tiny_batches
+):
+  deployed = nnx.eval_shape(lambda: tiny_network_class(10, rngs=nnx.Rngs(0)))
+  made = asga_jax.searchable(
+    tiny_network,
+    tiny_batches[0]["image"],
+    bits=(2, 4),
+    deployed=(deployed, (16, 16, 1)),
+  )
+  network, shape = made.deployed_network
+  assert shape == (16, 16, 1)
+  macs = {layer.path: layer.macs for layer in network.layers}
+  assert macs == {
+    "first": 256 * 9 * 4,
+    "middle": 64 * 9 * 4 * 6,
+    "inner": 30,
+    "head": 50,
+  }
+
+
+def test_a_float_network_is_not_searchable(tiny_network):
+  with pytest.raises(ValueError, match=r"TinyNetwork.*asga_jax\.searchable"):
+    asga_jax.start_search(tiny_network, budget="bops=4bit")
+
+
+@pytest.mark.parametrize(
+  ("budget", "error", "named"),
+  [
+    ("bops=1", budget_lib.InfeasibleBudgetError, r"lowest reachable: \d"),
+    ("bops 4bit", ValueError, "bops 4bit"),
+    ("latency=3ms", ValueError, "latency"),
+    ("bops=0", ValueError, "bops=0"),
+    ("bops=4bit,bops=3bit", ValueError, "twice"),
+  ],
+)
+def test_a_bad_budget_is_an_error_before_the_search(
+  perceptron, budget, error, named
+):
+  with pytest.raises(error, match=named):
+    asga_jax.start_search(perceptron, budget=budget)
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("steps", 0),
+    ("mode", "trilevel"),
+    ("logits_every", 0),
+    ("preset", "asam"),
+    ("temperature", (1.0, 0.0)),
+    ("logit_learning_rate", -1.0),
+    ("multiplier_rate", -1.0),
+    ("score", "entropy"),
+  ],
+)
+def test_bad_settings_are_named(name, value):
+  with pytest.raises(ValueError, match=f"^{name}=.*; expected"):
+    asga_jax.SearchSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"sharpness": {"rho_max": -1.0}},
+    {"momentum": 2.0},
+    {"weight_decay": -1.0},
+  ],
+)
+def test_bad_values_of_the_optimizers_are_errors_before_a_step(
+  perceptron, settings
+):
+  with pytest.raises(ValueError, match=r"-1\.0|2\.0"):
+    asga_jax.start_search(
+      perceptron,
+      budget="bops=4bit",
+      settings=asga_jax.SearchSettings(**settings),
+    )
+
+
+def test_a_loss_that_turns_nan_names_the_step(perceptron, tiny_batches):
+  batches = [dict(batch) for batch in tiny_batches[:4]]
+  batches[2]["image"] = np.full_like(batches[2]["image"], np.nan)
+  with pytest.raises(loop.DivergedError, match="the loss of step 3 is nan"):
+    asga_jax.search_policy(
+      perceptron,
+      batches,
+      budget="bops=4bit",
+      settings=asga_jax.SearchSettings(steps=4, preset="sgd"),
+    )
+
+
+def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
+  search = asga_jax.start_search(perceptron, budget="bops=4bit")
+  policy = asga_jax.allocate(asga_jax.finish(search, search.state))
+  with pytest.raises(ValueError, match="unknown layers .*hidden"):
+    asga_jax.with_policy(tiny_searchable, policy)
+
+
+def test_holding_probabilities_gives_the_mixture_of_the_logits(
+  tiny_searchable, tiny_batches
+):
+  """What a step differentiates is the network that is handed back."""
+  images = jnp.asarray(tiny_batches[0]["image"])
+  held = surgery.holding_probabilities(tiny_searchable)
+  graphdef = state_lib.split_model(held)[0]
+  _, params, rest = state_lib.split_model(tiny_searchable)
+  layout = state_lib.LogitLayout.of(params.logits)
+  stacked = steps.stacked_probabilities(layout.stack(params.logits), 1.0)
+  params = params._replace(logits=layout.unstack(stacked))
+  model = state_lib.merge_model(graphdef, params, rest)
+  expected = nnx.clone(tiny_searchable)(images)
+  np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)
