@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asga_jax import files
+
 SCHEMA_VERSION = 1
 FLOAT_BITS = 32
 ACCEPTED_BITS = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
@@ -282,23 +284,7 @@ def save(policy: Policy, path: str | os.PathLike) -> None:
     OSError: the directory is missing or cannot be written.
     PolicyError: see `to_json`.
   """
-  path = pathlib.Path(path)
-  text = to_json(policy)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  # Without this a power cut may lose the new name though not the new bytes.
-  directory = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(directory)
-  finally:
-    os.close(directory)
+  files.write_text_atomic(path, to_json(policy))
 
 
 def load(path: str | os.PathLike) -> Policy:

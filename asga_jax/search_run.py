@@ -15,6 +15,7 @@ from flax import nnx
 from asga_jax import data as data_lib
 from asga_jax import (
   evaluate,
+  files,
   policy_table,
   search,
   search_config,
@@ -103,7 +104,7 @@ def run(
   rho_max = config.search.sharpness.rho_max
   plots.plot_search(records, directory / "search.png", rho_max=rho_max)
   summary = summarise(config, finished, policy, dataset, splits, records)
-  workdir.write_text_atomic(
+  files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
   return Finished(policy, summary)

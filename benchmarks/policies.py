@@ -25,6 +25,7 @@ from matplotlib import figure as figure_lib
 from asga_jax import data as data_lib
 from asga_jax import (
   evaluate,
+  files,
   finetune,
   search,
   search_config,
@@ -34,7 +35,7 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration
-from asga_jax.training import loop, workdir
+from asga_jax.training import loop
 
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BUDGET = flags.DEFINE_string("budget", "bops=3bit", "Uniform bits' budget.")
@@ -238,7 +239,7 @@ def main(_: list[str]) -> None:
       },
       indent=2,
     )
-    workdir.write_text_atomic(output / "policies.json", text + "\n")
+    files.write_text_atomic(output / "policies.json", text + "\n")
   draw(seeds, output / "policies.png")
   print(format_table(seeds))
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 import asga_jax
 from asga_jax import search as search_lib
+from asga_jax import search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import layers, surgery
 from asga_jax.training import loop, sharding, steps
@@ -147,48 +148,42 @@ def test_two_policies_share_one_compiled_evaluation(
   tiny_searchable, tiny_batches, compilations
 ):
   images = jnp.asarray(tiny_batches[0]["image"])
+  space = search_space.build(
+    tiny_searchable, tiny_searchable.deployed_network[0]
+  )
+  sizes = {}
+  for choice in space.choices.values():
+    sizes[choice.weight_group] = len(choice.weight_bits)
+    sizes[choice.activation_group] = len(choice.activation_bits)
+  result = asga_jax.SearchResult(
+    model=tiny_searchable,
+    space=space,
+    scores={"log_prob": {group: np.zeros(n) for group, n in sizes.items()}},
+    budget="bops=2bit",
+  )
 
   @nnx.jit
   def evaluate(model, images):
     return model(images)
 
-  def policy(bits):
-    result = asga_jax.SearchResult(
-      model=tiny_searchable,
-      space=search_lib.search_space.build(
-        tiny_searchable, tiny_searchable.deployed_network[0]
-      ),
-      scores={
-        "log_prob": {
-          group: np.array([4, 2, 1.0]) * (bits == 2) if searched else np.ones(1)
-          for group, searched in groups.items()
-        }
-      },
-      budget=f"bops={bits}bit",
-    )
-    return asga_jax.allocate(result)
-
-  groups = {}
-  found = search_lib.search_space.build(
-    tiny_searchable, tiny_searchable.deployed_network[0]
-  )
-  for choice in found.choices.values():
-    groups[choice.weight_group] = len(choice.weight_bits) > 1
-    groups[choice.activation_group] = len(choice.activation_bits) > 1
-  models = []
-  for bits in (2, 8):
-    model = asga_jax.with_policy(tiny_searchable, policy(bits))
+  def fixed_at(budget):
+    policy = asga_jax.allocate(result, budget=budget)
+    model = asga_jax.with_policy(tiny_searchable, policy)
     model.eval()
     for path, layer in layers.quantized_layers(model).items():
-      wanted = bits if path in ("middle", "inner") else 8
-      assert layer.weight.candidates() == (wanted,)
-      assert layer.activation.candidates() == (wanted,)
-    models.append(model)
-  low = evaluate(models[0], images)
+      chosen = policy.layers[path]
+      assert layer.weight.candidates() == (chosen.weight_bits,)
+      assert layer.activation.candidates() == (chosen.activation_bits,)
+    return model, policy.layers["middle"].weight_bits
+
+  (low, low_bits), (high, high_bits) = fixed_at(None), fixed_at("bops=8bit")
+  assert low_bits == 2
+  assert high_bits > 2
+  output = evaluate(low, images)
   before = len(compilations)
-  high = evaluate(models[1], images)
+  other = evaluate(high, images)
   assert len(compilations) == before
-  assert not np.allclose(low, high)
+  assert not np.allclose(output, other)
   # The mixture's network still has its candidates.
   assert tiny_searchable.middle.weight.candidates() == (2, 4, 8)
 
@@ -203,7 +198,7 @@ def test_bad_candidates_are_named(tiny_network, tiny_batches, bits, named):
 
 
 def test_a_rule_that_matches_nothing_is_named(tiny_network, tiny_batches):
-  with pytest.raises(ValueError, match="'stage3'.* matches no layer"):
+  with pytest.raises(ValueError, match=r"'stage3'.* matches no layer"):
     asga_jax.searchable(
       tiny_network,
       tiny_batches[0]["image"],
@@ -324,7 +319,7 @@ def test_a_loss_that_turns_nan_names_the_step(perceptron, tiny_batches):
 def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
   search = asga_jax.start_search(perceptron, budget="bops=4bit")
   policy = asga_jax.allocate(asga_jax.finish(search, search.state))
-  with pytest.raises(ValueError, match="unknown layers .*hidden"):
+  with pytest.raises(ValueError, match=r"unknown layers .*hidden"):
     asga_jax.with_policy(tiny_searchable, policy)
 
 

@@ -7,9 +7,6 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 
-import jax
-import jax.numpy as jnp
-import jax.typing
 import numpy as np
 
 from asga_jax import policy as policy_lib
@@ -224,57 +221,13 @@ def relative_tables(
 ) -> tuple[dict[str, np.ndarray], float]:
   """Divide tables and constant by a limit, in float64.
 
-  With these `expected_cost` is the share of the budget that is used, and no
+  With these an expected cost is the share of the budget that is used, and no
   figure in it is too large for float32.
   """
   return (
     {path: np.asarray(x, np.float64) / limit for path, x in tables.items()},
     float(constant) / limit,
   )
-
-
-def expected_cost(
-  tables: Mapping[str, jax.typing.ArrayLike],
-  constant: jax.typing.ArrayLike,
-  weight_probs: Mapping[str, jax.Array],
-  activation_probs: Mapping[str, jax.Array],
-) -> jax.Array:
-  """Compute the expected cost of independent bits, differentiably.
-
-  Args:
-    tables: path -> cost, shape [weight candidates, activation candidates].
-    constant: what is added, shape [].
-    weight_probs: path -> probabilities, shape [weight candidates]; a layer
-      with one candidate may be absent.
-    activation_probs: the same for the layers' inputs.
-
-  Returns:
-    sum_l p_w[l]^T T[l] p_a[l] + constant, shape [], in the dtype of the
-    probabilities, float32 or wider.
-
-  Raises:
-    ValueError: no probabilities for a layer with several candidates, or
-      probabilities of another shape.
-  """
-  dtype = jnp.result_type(
-    jnp.float32, *weight_probs.values(), *activation_probs.values()
-  )
-  total = jnp.asarray(constant, dtype)
-  for path, table in tables.items():
-    shape = np.shape(table)
-    sides = []
-    for axis, name, probs in (
-      (0, "weight_probs", weight_probs),
-      (1, "activation_probs", activation_probs),
-    ):
-      side = probs.get(path, np.ones(1))
-      if side.shape != (shape[axis],):
-        raise ValueError(
-          f"{name}[{path!r}] has shape {side.shape}: expected {(shape[axis],)}."
-        )
-      sides.append(jnp.asarray(side, dtype))
-    total += sides[0] @ jnp.asarray(table, dtype) @ sides[1]
-  return total
 
 
 def uniform_bops(

@@ -7,15 +7,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from asga_jax.training import sharding
+from asga_jax.training import metrics_log, sharding
 from asga_jax.training import state as state_lib
 
-# Figures of one step as plain numbers, 'step' (counted from 1) among them.
-Record = dict[str, float | int]
+# Figures of one step, 'step' (counted from 1) among them.
+Record = dict[str, Any]
 
 
 class DivergedError(RuntimeError):
-  """The loss of a step is not finite."""
+  """The loss or a gradient of a step is not finite."""
+
+
+def _diverged(record: Record) -> str | None:
+  """Names the figure that shows that a step spoilt the weights."""
+  for name in ("loss", "gradient_norm", "perturbed_gradient_norm"):
+    if not math.isfinite(record.get(name, 0.0)):
+      return name
+  return None
 
 
 def run(
@@ -59,16 +67,11 @@ def run(
   """
   done = int(state.step)
   source: Iterator[Any] = iter(batches)
-  waiting: list[tuple[int, dict[str, jax.Array]]] = []
+  buffer = metrics_log.MetricsBuffer()
 
   def flush() -> None:
-    fetched = jax.device_get([figures for _, figures in waiting])
-    records: list[Record] = [
-      {"step": number, **{name: float(x) for name, x in figures.items()}}
-      for (number, _), figures in zip(waiting, fetched, strict=True)
-    ]
-    waiting.clear()
-    bad = next((r for r in records if not math.isfinite(r["loss"])), None)
+    records = buffer.flush()
+    bad = next((r for r in records if _diverged(r)), None)
     if on_records is not None:
       on_records(records[: records.index(bad) + 1] if bad else records)
     if bad is not None:
@@ -78,8 +81,8 @@ def run(
         else f"the last good checkpoint is that of step {last_saved}"
       )
       raise DivergedError(
-        f"the loss of step {bad['step']} is {bad['loss']}; {kept}. A lower "
-        "learning rate or a smaller rho_max may help."
+        f"{_diverged(bad)} of step {bad['step']} is not finite; {kept}. A "
+        "lower learning rate or a smaller rho_max may help."
       )
 
   while done < total:
@@ -94,9 +97,9 @@ def run(
       state, *(sharding.place_batch(part, mesh) for part in parts)
     )
     done += 1
-    waiting.append((done, figures))
+    buffer.add(done, figures)
     saving = save is not None and (done % save_every == 0 or done == total)
-    if len(waiting) >= flush_every or saving or done == total:
+    if done % flush_every == 0 or saving or done == total:
       flush()
     if saving:
       assert save is not None

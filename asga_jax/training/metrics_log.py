@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tqdm
 
-from asga_jax.training import workdir as workdir_lib
+from asga_jax import files
 
 Record = dict[str, Any]
 
@@ -90,7 +90,7 @@ class MetricsWriter:
     kept: list[Record] = []
     if resume_step is not None and self._path.exists():
       kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
-    workdir_lib.write_text_atomic(path, "".join(map(_line, kept)))
+    files.write_text_atomic(path, "".join(map(_line, kept)))
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
   def write(self, records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The directory of a run: its name, its configuration, whole-or-not writing."""
+"""The directory of a run: its name and its configuration."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from asga_jax import files
 from asga_jax.training import config as config_lib
 
 CONFIG_NAME = "config.json"
@@ -15,30 +16,6 @@ _SHOWN = 8  # differing keys that an error names
 
 class WorkdirError(ValueError):
   """A work directory that cannot be used for this run."""
-
-
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a file whole or not at all, replacing the one that is there.
-
-  Args:
-    path: the file; its directory must exist.
-    text: what to write, in UTF-8.
-
-  Raises:
-    OSError: if it cannot be written; the old file is then as it was.
-  """
-  path = pathlib.Path(path)
-  # Not tempfile: its files are private, a result is for others to read.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
 
 
 def _canonical(value: Any) -> Any:
@@ -165,7 +142,7 @@ def open_workdir(
     ) from error
   file = directory / CONFIG_NAME
   if not file.exists():
-    write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
+    files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
     return directory
   differences = _differences(read_config(directory), wanted)
   if differences:

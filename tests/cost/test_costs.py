@@ -1,7 +1,5 @@
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -200,85 +198,6 @@ def test_missing_latency_names_the_entry():
   table = {("a", 8, 8): 0.5, ("b", 2, 2): 0.25}
   with pytest.raises(ValueError, match=r"layer 'b' at 2 weight bits and 3"):
     costs_lib.cost_tables(network, choices, costs_lib.latency(table))
-
-
-def random_probabilities(choices, seed=0):
-  rng = np.random.default_rng(seed)
-  return [
-    {
-      path: rng.dirichlet(np.ones(len(bits)))
-      for path, bits in ((p, getattr(c, name)) for p, c in choices.items())
-      if len(bits) > 1
-    }
-    for name in ("weight_bits", "activation_bits")
-  ]
-
-
-def test_expected_cost_is_the_mean_over_all_policies():
-  network, choices = small()
-  weight, activation = random_probabilities(choices)
-  mean = 0.0
-  for i, j, k in itertools.product(range(2), range(3), range(2)):
-    bits = {"a": (8, 8), "b": ((2, 4)[i], (2, 3, 4)[j]), "c": ((2, 4)[k], 8)}
-    chance = weight["b"][i] * activation["b"][j] * weight["c"][k]
-    mean += chance * costs_lib.total_cost(network, bits, costs_lib.SIZE)
-  tables, constant = costs_lib.cost_tables(network, choices, costs_lib.SIZE)
-  value = costs_lib.expected_cost(tables, constant, weight, activation)
-  np.testing.assert_allclose(value, mean, rtol=1e-6)
-
-
-def test_expected_use_in_float32_and_its_gradient():
-  network = resnet18()
-  choices = ends_fixed(network)
-  weight, activation = random_probabilities(choices)
-  limit = 34.7e9
-  tables, constant = costs_lib.cost_tables(network, choices, costs_lib.BOPS)
-  relative, start = costs_lib.relative_tables(tables, constant, limit)
-  exact = sum(
-    weight.get(path, np.ones(1))
-    @ table.astype(np.float64)
-    @ activation.get(path, np.ones(1))
-    for path, table in tables.items()
-  )
-  single = lambda tree: jax.tree.map(jnp.float32, tree)  # noqa: E731
-  use = costs_lib.expected_cost(
-    relative, start, single(weight), single(activation)
-  )
-  assert use.dtype == jnp.float32
-  np.testing.assert_allclose(use, exact / limit, rtol=1e-6)
-  slope = jax.grad(costs_lib.expected_cost, 2)(
-    relative, start, single(weight), single(activation)
-  )
-  for path, values in slope.items():
-    expected = tables[path].astype(np.float64) @ activation[path] / limit
-    np.testing.assert_allclose(values, expected, rtol=1e-6)
-
-
-def test_another_budget_does_not_recompile():
-  network, choices = small()
-  weight, activation = random_probabilities(choices)
-  tables, constant = costs_lib.cost_tables(network, choices, costs_lib.BOPS)
-  traces = []
-
-  @jax.jit
-  def use(tables, constant):
-    traces.append(1)
-    return costs_lib.expected_cost(tables, constant, weight, activation)
-
-  first = use(*costs_lib.relative_tables(tables, constant, 1000))
-  second = use(*costs_lib.relative_tables(tables, constant, 2000))
-  np.testing.assert_allclose(first, 2 * second, rtol=1e-6)
-  assert len(traces) == 1
-
-
-def test_expected_cost_wants_probabilities_of_the_right_shape():
-  network, choices = small()
-  weight, activation = random_probabilities(choices)
-  tables = costs_lib.cost_tables(network, choices, costs_lib.BOPS)[0]
-  with pytest.raises(ValueError, match=r"activation_probs\['b'\] has shape"):
-    costs_lib.expected_cost(tables, 0, weight, {"b": np.ones(2)})
-  with pytest.raises(ValueError, match=r"weight_probs\['b'\].*\(2,\)"):
-    costs_lib.expected_cost(tables, 0, {}, activation)
 
 
 def test_choices_must_match_the_layers():

@@ -7,6 +7,7 @@ import tempfile
 import ml_collections
 import pytest
 
+from asga_jax import files
 from asga_jax.training import workdir as workdir_lib
 
 CONFIG = {"seed": 0, "bits": (2, 4), "data": {"name": "digits", "pad": 4.0}}
@@ -119,10 +120,10 @@ def test_a_file_in_the_place_of_the_directory(tmp_path):
 
 def test_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
   path = tmp_path / "a.json"
-  workdir_lib.write_text_atomic(path, "first é")
+  files.write_text_atomic(path, "first é")
   assert path.read_text(encoding="utf-8") == "first é"
   mask = os.umask(0o022)
-  workdir_lib.write_text_atomic(path, "second")
+  files.write_text_atomic(path, "second")
   os.umask(mask)
   assert path.stat().st_mode & 0o777 == 0o644
 
@@ -131,6 +132,6 @@ def test_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "fsync", fail)
   with pytest.raises(OSError, match="disk full"):
-    workdir_lib.write_text_atomic(path, "third")
+    files.write_text_atomic(path, "third")
   assert path.read_text() == "second"
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,34 @@
+"""Files that appear whole or not at all."""
+
+import os
+import pathlib
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a file whole or not at all, replacing the one that is there.
+
+  Args:
+    path: the file; its directory must exist.
+    text: what to write, in UTF-8.
+
+  Raises:
+    OSError: if it cannot be written; the old file is then as it was.
+  """
+  path = pathlib.Path(path)
+  # Not tempfile: its files are private, a result is for others to read.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  # Without this a power cut may lose the new name though not the new bytes.
+  directory = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(directory)
+  finally:
+    os.close(directory)
