@@ -5,7 +5,7 @@ import pathlib
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a file whole or not at all, replacing the one that is there.
+  """Write a file whole or not at all, replacing the one that is there.
 
   Args:
     path: the file; its directory must exist.

@@ -40,7 +40,7 @@ def train_policy(
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
 ) -> nnx.Module:
-  """Trains the weights and step sizes of a network at its policy.
+  """Train the weights and step sizes of a network at its policy.
 
   Args:
     model: from `search.with_policy`, or any network; it is not changed.

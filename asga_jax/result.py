@@ -42,7 +42,7 @@ def make_scores(
   slope_sums: Mapping[str, jax.Array],
   steps: int,
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Makes both scores of a search's candidates; larger is better.
+  """Make both scores of a search's candidates; larger is better.
 
   Args:
     logits: group -> logits, shape (candidates,).
@@ -74,7 +74,7 @@ def allocate(
   score: str | None = None,
   min_use: float = 0.98,
 ) -> policy_lib.Policy:
-  """Chooses the best policy of a search within a budget, exactly.
+  """Choose the best policy of a search within a budget, exactly.
 
   One search serves every budget: nothing is trained here.
 
@@ -131,7 +131,7 @@ def make_policy(
   input_shape: Sequence[int],
   provenance: Mapping[str, Any],
 ) -> policy_lib.Policy:
-  """Makes a policy of bits, with its exact costs.
+  """Make a policy of bits, with its exact costs.
 
   Args:
     space: the layers.
@@ -178,5 +178,5 @@ def make_policy(
 
 
 def versions() -> dict[str, str]:
-  """Gives the versions of the packages that a search rests on."""
+  """Give the versions of the packages that a search rests on."""
   return {name: metadata.version(name) for name in VERSIONED}

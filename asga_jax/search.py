@@ -86,7 +86,7 @@ def searchable(
   deployed: tuple[nnx.Module, Sequence[int]] | None = None,
   **settings: Any,
 ) -> nnx.Module:
-  """Gives every convolution and linear layer of a network a choice of bits.
+  """Give every convolution and linear layer of a network a choice of bits.
 
   Args:
     model: any Flax NNX module; it is not changed.
@@ -118,7 +118,7 @@ def searchable(
 
 
 def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
-  """Fixes a searchable network at a policy.
+  """Fix a searchable network at a policy.
 
   Args:
     model: from `searchable`; it is not changed.
@@ -169,7 +169,7 @@ def start_search(
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
 ) -> Search:
-  """Checks everything that can be checked and builds the compiled step.
+  """Check everything that can be checked and builds the compiled step.
 
   Args:
     model: from `searchable`; it is not changed.
@@ -249,7 +249,7 @@ def start_search(
 
 
 def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
-  """Makes the geometric fall of the temperature over a search's steps."""
+  """Make the geometric fall of the temperature over a search's steps."""
   first, last = settings.temperature
   rate = math.log(last / first) / max(settings.steps - 1, 1)
 
@@ -261,11 +261,11 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
 
 
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
-  """Puts a search's network together with what has been trained so far."""
-  params = state.params._replace(
-    logits=search.parts.layout.unstack(state.params.logits)
-  )
-  model: nnx.Module = state_lib.merge_model(search.graphdef, params, state.rest)
+  """Put a search's network together with what has been trained so far."""
+  # Copies, since the next step donates the state.
+  params, rest = jax.tree.map(jnp.copy, (state.params, state.rest))
+  params = params._replace(logits=search.parts.layout.unstack(params.logits))
+  model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
   return surgery.with_temperature(model, last)
 
@@ -277,7 +277,7 @@ def finish(
   model_name: str = "model",
   provenance: Mapping[str, Any] | None = None,
 ) -> result_lib.SearchResult:
-  """Ends a search: its network and the scores of its candidates.
+  """End a search: its network and the scores of its candidates.
 
   Args:
     search: from `start_search`.
@@ -330,7 +330,7 @@ def search_policy(
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
 ) -> result_lib.SearchResult:
-  """Trains weights and bit choices of a searchable network under a budget.
+  """Train weights and bit choices of a searchable network under a budget.
 
   Args:
     model: from `searchable`; it is not changed.

@@ -21,7 +21,7 @@ from asga_jax.training import lowering, steps
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Gives every key that a search accepts, with its default.
+  """Give every key that a search accepts, with its default.
 
   Returns:
     The configuration of MobileNetV2 on the embedded proxy. The files in
@@ -64,6 +64,8 @@ def default_config() -> ml_collections.ConfigDict:
       },
       "batch_size": 64,
       "eval_batch_size": 250,
+      # Batches of the report split that accuracies rest on; 0 for all.
+      "report_batches": 0,
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
       "search": settings,
@@ -89,7 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-  """Checks the keys, types and values of a configuration.
+  """Check the keys, types and values of a configuration.
 
   Raises:
     ValueError: names the key, its value and what is accepted.
@@ -111,7 +113,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
-  """Makes the settings of the search; raises ValueError for a bad value."""
+  """Make the settings of the search; raises ValueError for a bad value."""
   values: dict[str, Any] = config.search.to_dict()
   values["temperature"] = tuple(values["temperature"])
   values["sharpness"] = {
@@ -123,7 +125,7 @@ def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
 
 
 def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
-  """Makes the rules; raises ValueError for an unknown field or bad value."""
+  """Make the rules; raises ValueError for an unknown field or bad value."""
   known = {field.name for field in dataclasses.fields(rules_lib.Rule)}
   rules = []
   for index, fields in enumerate(config.rules):
@@ -144,7 +146,7 @@ def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
 def make_network(
   config: ml_collections.ConfigDict, num_classes: int, *, seed: int = 0
 ) -> nnx.Module:
-  """Makes the float network that is searched, for the proxy's images."""
+  """Make the float network that is searched, for the proxy's images."""
   return models.constructor(config.model)(
     num_classes,
     stem=config.stem,
@@ -158,7 +160,7 @@ def make_searchable(
   num_classes: int,
   example_images: np.ndarray | jax.Array,
 ) -> nnx.Module:
-  """Makes the searchable network with the costs of its deployed form.
+  """Make the searchable network with the costs of its deployed form.
 
   Args:
     config: of the search.
@@ -199,7 +201,7 @@ def make_prepare(
   *,
   train: bool,
 ) -> steps.PrepareFn:
-  """Makes what turns a raw batch into a network's input, inside the step.
+  """Make what turns a raw batch into a network's input, inside the step.
 
   Args:
     config: of the search.
@@ -228,14 +230,14 @@ def make_prepare(
 
 
 def example_shape(config: ml_collections.ConfigDict) -> Sequence[int]:
-  """Gives the shape of one preprocessed image of the proxy."""
+  """Give the shape of one preprocessed image of the proxy."""
   return (config.data.image_size, config.data.image_size, 3)
 
 
 def apply_variant(
   config: ml_collections.ConfigDict, variant: str
 ) -> ml_collections.ConfigDict:
-  """Sets the proxy and the schedule of a variant.
+  """Set the proxy and the schedule of a variant.
 
   Args:
     config: to change.

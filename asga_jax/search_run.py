@@ -50,7 +50,7 @@ class Finished(NamedTuple):
 def run(
   config: ml_collections.ConfigDict, path: str | pathlib.Path
 ) -> Finished:
-  """Searches a policy, or goes on with a search that was interrupted.
+  """Search a policy, or goes on with a search that was interrupted.
 
   The directory holds `config.json`, `metrics.jsonl`, `checkpoints/` and, at the
   end, `policy.json`, `summary.json`, `policy.png` and `search.png`. A search
@@ -116,7 +116,7 @@ def finish(
   state: state_lib.TrainState,
   proxy: str,
 ) -> result_lib.SearchResult:
-  """Ends a search of the command line; see `search.finish`."""
+  """End a search of the command line; see `search.finish`."""
   return search.finish(
     made,
     state,
@@ -129,7 +129,7 @@ def finish(
 
 
 def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
-  """Reads the result of a search from its newest checkpoint, without its data.
+  """Read the result of a search from its newest checkpoint, without its data.
 
   Args:
     path: the work directory.
@@ -176,7 +176,7 @@ def start(
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
 ) -> search.Search:
-  """Builds a search that is ready for its first step.
+  """Build a search that is ready for its first step.
 
   Args:
     config: of the search.
@@ -212,7 +212,7 @@ def start(
 def _batches(
   config: ml_collections.ConfigDict, splits: data_lib.Splits, first: int
 ) -> Iterator[Any]:
-  """Yields raw batches from a step on: pairs with held-out ones if bilevel."""
+  """Yield raw batches from a step on: pairs with held-out ones if bilevel."""
   place: dict[str, Any] = {
     "batch_size": config.batch_size,
     "seed": config.search.seed,
@@ -236,7 +236,7 @@ def _train(
   first: int | None,
   metadata: dict[str, Any],
 ) -> state_lib.TrainState:
-  """Runs the steps that are left, with metrics, progress and checkpoints."""
+  """Run the steps that are left, with metrics, progress and checkpoints."""
   done = first or 0
   with (
     checkpoints.Checkpoints(directory / "checkpoints") as kept,
@@ -275,7 +275,7 @@ def summarise(
   splits: data_lib.Splits,
   records: list[dict[str, Any]],
 ) -> dict[str, Any]:
-  """Evaluates mixture and policy on the report split, and the search's health.
+  """Evaluate mixture and policy on the report split, and the search's health.
 
   Args:
     config: of the search.
@@ -307,7 +307,11 @@ def summarise(
     )
     calibration.reestimate_batch_norm(model, inputs)
     return evaluate.accuracy(
-      model, splits.report, prepare, batch_size=config.eval_batch_size
+      model,
+      splits.report,
+      prepare,
+      batch_size=config.eval_batch_size,
+      batches=config.report_batches,
     )
 
   bits = {
@@ -339,7 +343,7 @@ def summarise(
 
 
 def format_result(finished: Finished) -> str:
-  """Lays out a finished search for the terminal: the table and the summary."""
+  """Lay out a finished search for the terminal: the table and the summary."""
   lines = [policy_table.format_table(finished.policy), ""]
   for name, value in finished.summary.items():
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)

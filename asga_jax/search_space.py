@@ -30,7 +30,7 @@ class SearchSpace:
   logit_paths: Mapping[str, VariablePath]
 
   def by_group(self, state: nnx.State) -> dict[str, jax.Array]:
-    """Reads what a state of `BitLogits`' form holds for every group.
+    """Read what a state of `BitLogits`' form holds for every group.
 
     Args:
       state: of arrays.
@@ -47,7 +47,7 @@ class SearchSpace:
     limits: Mapping[str, float],
     costs: Sequence[costs_lib.Cost] = (),
   ) -> Callable[[state_lib.StackedLogits], jax.Array]:
-    """Makes the function from probabilities to expected cost over budget.
+    """Make the function from probabilities to expected cost over budget.
 
     Layers with equally many candidates are treated together: with p of the
     weights and q of the inputs, the cost of each is p^T T q.
@@ -106,12 +106,12 @@ class SearchSpace:
 def known_costs(
   costs: Sequence[costs_lib.Cost] = (),
 ) -> tuple[costs_lib.Cost, ...]:
-  """Lists the costs that a budget may name: BOPs, size and the user's."""
+  """List the costs that a budget may name: BOPs, size and the user's."""
   return (costs_lib.BOPS, costs_lib.SIZE, *costs)
 
 
 def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:
-  """Reads the choices of a searchable network.
+  """Read the choices of a searchable network.
 
   Args:
     model: a network from `quantization.surgery.make_searchable`.
@@ -159,7 +159,7 @@ def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:
 def split_scores(
   space: SearchSpace, by_group: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Sorts scores by group into those of weights and those of activations."""
+  """Sort scores by group into those of weights and those of activations."""
   of_weights = {c.weight_group for c in space.choices.values()}
   of_activations = {c.activation_group for c in space.choices.values()}
   return (

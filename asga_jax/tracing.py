@@ -23,12 +23,12 @@ class LayerCall(NamedTuple):
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Joins the parts of a module's path by slashes."""
+  """Join the parts of a module's path by slashes."""
   return "/".join(str(part) for part in path)
 
 
 def product_attribute(module: Any) -> str | None:
-  """Names the attribute that holds a layer's product, None for no layer."""
+  """Name the attribute that holds a layer's product, None for no layer."""
   for layer_type, attribute in PRODUCTS.items():
     if isinstance(module, layer_type):
       return attribute
@@ -36,7 +36,7 @@ def product_attribute(module: Any) -> str | None:
 
 
 def find_layers(model: nnx.Module) -> dict[str, nnx.Module]:
-  """Finds the convolutions and linear layers of a network.
+  """Find the convolutions and linear layers of a network.
 
   Args:
     model: any Flax NNX module. A shared layer is listed once, under the first
@@ -68,7 +68,7 @@ def _recorder(
 def record_calls(
   model: nnx.Module, *args: Any, method: str = "__call__"
 ) -> tuple[Any, list[LayerCall]]:
-  """Runs a network and lists the calls of its layers, in call order.
+  """Run a network and lists the calls of its layers, in call order.
 
   Args:
     model: any Flax NNX module; it is not changed, nor is its state.

@@ -35,20 +35,20 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration
-from asga_jax.training import loop
+from asga_jax.training import compile_cache, loop
 
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BUDGET = flags.DEFINE_string("budget", "bops=3bit", "Uniform bits' budget.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _RANDOM = flags.DEFINE_integer("random", 2, "Random policies a seed.")
-_SEARCH_STEPS = flags.DEFINE_integer("search_steps", 300, "Of each search.")
-_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 400, "Of each training.")
+_SEARCH_STEPS = flags.DEFINE_integer("search_steps", 200, "Of each search.")
+_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 300, "Of each training.")
 
 Bits = Mapping[str, tuple[int, int]]
 
 
 def make_config(seed: int) -> Any:
-  """Makes the configuration of ResNet-8 on the embedded proxy."""
+  """Make the configuration of ResNet-8 on the embedded proxy."""
   config = search_config.default_config()
   config.model = "resnet8"
   config.deployed.update(image_size=32, num_classes=10, stem="small")
@@ -61,7 +61,7 @@ class Bench:
   """One seed: its network, its data and its trainings."""
 
   def __init__(self, seed: int, dataset: data_lib.Dataset):
-    """Builds the search and the network that every training starts from."""
+    """Build the search and the network that every training starts from."""
     self.config = make_config(seed)
     self.dataset = dataset
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
@@ -70,7 +70,7 @@ class Bench:
     self.plain = search_config.make_prepare(self.config, dataset, train=False)
 
   def batches(self, steps: int) -> Any:
-    """Yields training batches."""
+    """Yield training batches."""
     for step in range(steps):
       yield batches_lib.batch_at(
         self.splits.train,
@@ -80,7 +80,7 @@ class Bench:
       )
 
   def run_search(self) -> result_lib.SearchResult:
-    """Searches, and gives the result."""
+    """Search, and gives the result."""
     steps = self.config.search.steps
     state = loop.run(
       self.search.step,
@@ -92,7 +92,7 @@ class Bench:
     return search.finish(self.search, state, model_name="resnet8")
 
   def accuracy(self, model: Any) -> float:
-    """Trains a network alike and gives its test accuracy in per cent."""
+    """Train a network alike and gives its test accuracy in per cent."""
     trained = finetune.train_policy(
       model,
       self.batches(_TRAIN_STEPS.value),
@@ -109,7 +109,7 @@ class Bench:
     return 100 * evaluate.accuracy(trained, self.splits.report, self.plain)
 
   def policy_accuracy(self, policy: policy_lib.Policy) -> dict[str, float]:
-    """Trains at a policy; gives accuracy (%) and share of the budget (%)."""
+    """Train at a policy; gives accuracy (%) and share of the budget (%)."""
     return {
       "accuracy": self.accuracy(search.with_policy(self.start, policy)),
       "budget_used": 100 * float(policy.cost["budget_used"]),
@@ -117,7 +117,7 @@ class Bench:
 
 
 def uniform_policy(found: result_lib.SearchResult) -> policy_lib.Policy:
-  """Chooses the bits nearest to uniform: exactly uniform if it fits."""
+  """Choose the bits nearest to uniform: exactly uniform if it fits."""
   bits = int(_BUDGET.value.removeprefix("bops=").removesuffix("bit"))
 
   def scores(candidates: tuple[int, ...]) -> np.ndarray:
@@ -129,7 +129,7 @@ def uniform_policy(found: result_lib.SearchResult) -> policy_lib.Policy:
 def random_policy(
   found: result_lib.SearchResult, generator: np.random.Generator
 ) -> policy_lib.Policy:
-  """Chooses the best policy by scores drawn at random."""
+  """Choose the best policy by scores drawn at random."""
   return _allocate(
     found, lambda candidates: generator.normal(size=len(candidates))
   )
@@ -147,7 +147,7 @@ def _allocate(found, scores) -> policy_lib.Policy:
 
 
 def one_seed(seed: int, dataset: data_lib.Dataset) -> dict[str, Any]:
-  """Runs all trainings of one seed."""
+  """Run all trainings of one seed."""
   bench = Bench(seed, dataset)
   found = bench.run_search()
   generator = np.random.default_rng(seed)
@@ -182,7 +182,7 @@ METHODS = (
 
 
 def format_table(seeds: list[dict[str, Any]]) -> str:
-  """Lays out mean, spread and share of the budget for each method."""
+  """Lay out mean, spread and share of the budget for each method."""
   lines = [
     f"{'':24}{'test accuracy %':>18}{'min':>8}{'max':>8}{'budget %':>12}"
   ]
@@ -200,7 +200,7 @@ def format_table(seeds: list[dict[str, Any]]) -> str:
 
 
 def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws every run as a point, by method."""
+  """Draw every run as a point, by method."""
   figure = figure_lib.Figure(figsize=(7, 3.2), layout="constrained")
   axes = figure.add_subplot()
   for row, name in enumerate(reversed(METHODS)):
@@ -221,8 +221,9 @@ def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main(_: list[str]) -> None:
-  """Runs all seeds and writes the results."""
+  """Run all seeds and writes the results."""
   logging.set_verbosity(logging.INFO)
+  compile_cache.enable()
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   dataset = data_lib.load("fashion_mnist_8k")

@@ -30,7 +30,7 @@ _SCORE = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
-  """Restores the search and writes its policy."""
+  """Restore the search and writes its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)

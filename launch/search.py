@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  """Runs the search and prints its policy."""
+  """Run the search and prints its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)

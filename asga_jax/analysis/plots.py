@@ -30,7 +30,7 @@ class DrawnLayer(Protocol):
 
 
 def _save(figure: mpl_figure.Figure, path: str | os.PathLike[str]) -> None:
-  """Writes a PNG whole or not at all."""
+  """Write a PNG whole or not at all."""
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -66,7 +66,7 @@ def plot_policy(
   budget_used: float,
   convention: str,
 ) -> None:
-  """Draws each layer's bits beside its share of the cost.
+  """Draw each layer's bits beside its share of the cost.
 
   Args:
     layers: layer path -> bits and MACs, in the order in which to show them.
@@ -162,7 +162,7 @@ _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b")
 def _curves(
   records: Sequence[Mapping[str, Any]], key: str
 ) -> dict[str, np.ndarray]:
-  """Finds the curves of an axis: `key`, `key/<part>` and its companions."""
+  """Find the curves of an axis: `key`, `key/<part>` and its companions."""
   names = dict.fromkeys(name for record in records for name in record)
   curves = {}
   for name in names:
@@ -176,7 +176,7 @@ def _curves(
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-  """Takes centred means over `width` values, gaps left out of each."""
+  """Take centred means over `width` values, gaps left out of each."""
   known = np.isfinite(values)
   kernel = np.ones(width)
   total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
@@ -191,7 +191,7 @@ def _draw(
   colors: Sequence[str],
   **style: Any,
 ) -> None:
-  """Draws curves: short ones with dots, long ones faintly below their mean."""
+  """Draw curves: short ones with dots, long ones faintly below their mean."""
   width = 2 * (len(steps) // 40) + 1
   for number, (name, curve) in enumerate(curves.items()):
     style["color"] = colors[number % len(colors)]
@@ -208,7 +208,7 @@ def _draw(
 def _mark_radius(
   axes: mpl_axes.Axes, radii: np.ndarray, rho_max: float
 ) -> None:
-  """Draws the cap of the radius and says how often it was reached."""
+  """Draw the cap of the radius and says how often it was reached."""
   health = radius_lib.radius_health(radii, rho_max)
   axes.axhline(rho_max, color=_LIMIT, linewidth=1, linestyle="--")
   axes.set_ylim(0, 1.08 * max(rho_max, health["maximum"]))
@@ -266,7 +266,7 @@ def plot_search(
   title: str = "",
   rho_max: float | None = None,
 ) -> None:
-  """Draws how a search went, a panel for each kind of figure recorded.
+  """Draw how a search went, a panel for each kind of figure recorded.
 
   Long curves are drawn faintly, with their running mean on top. What was not
   finite (None) is a gap, and a key that no record has is left out.

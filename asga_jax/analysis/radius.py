@@ -11,7 +11,7 @@ _TOLERANCE = 1e-6
 def radius_health(
   radii: Sequence[float | None] | np.ndarray, rho_max: float
 ) -> dict[str, float]:
-  """Measures how often the radius was capped and whether it alternated.
+  """Measure how often the radius was capped and whether it alternated.
 
   A healthy adaptive radius is neither pinned to rho_max nor jumps to and fro
   between two values; the second shows as a negative lag-1 autocorrelation,

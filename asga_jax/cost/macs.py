@@ -18,7 +18,7 @@ def network_stats(
   dtype: jax.typing.DTypeLike = jnp.float32,
   method: str = "__call__",
 ) -> costs.NetworkStats:
-  """Counts the MACs and weights of every layer, without running the network.
+  """Count the MACs and weights of every layer, without running the network.
 
   Groups are counted (a depthwise convolution multiplies each output by its own
   channel alone); biases and norms are not. A layer that is called more often

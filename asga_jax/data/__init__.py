@@ -14,7 +14,7 @@ split_proxy = dataset.split_proxy
 def load(
   name: str, *, data_dir: str | os.PathLike | None = None
 ) -> dataset.Dataset:
-  """Reads a data set into memory.
+  """Read a data set into memory.
 
   Args:
     name: one of `embedded.SOURCES`, or what TFDS calls it.

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 def augment(
   key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True
 ) -> jax.Array:
-  """Crops each image at random from a zero-padded copy and mirrors half.
+  """Crop each image at random from a zero-padded copy and mirrors half.
 
   Meant for the images as stored, before `preprocess`, where zero is black. An
   image's draw depends on the key and on its place in the batch alone, so that
@@ -51,7 +51,7 @@ def preprocess(
   size: int = 32,
   channels: int = 3,
 ) -> jax.Array:
-  """Brings stored images to the size, channels and scale of a network.
+  """Bring stored images to the size, channels and scale of a network.
 
   Images are enlarged by the largest whole factor that fits (8x8 to 32x32, each
   pixel 4x4), padded with black to `size`, black then being `-mean / std`, and

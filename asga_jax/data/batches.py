@@ -9,7 +9,7 @@ from asga_jax.data import dataset as dataset_lib
 
 
 def steps_per_epoch(split: dataset_lib.Split, batch_size: int) -> int:
-  """Counts the whole batches of one epoch; the remainder is left out.
+  """Count the whole batches of one epoch; the remainder is left out.
 
   Raises:
     ValueError: if `batch_size` is not in [1, len(split)].
@@ -31,7 +31,7 @@ def batch_at(
   process_index: int = 0,
   process_count: int = 1,
 ) -> dict[str, np.ndarray]:
-  """Returns the training batch of one step.
+  """Return the training batch of one step.
 
   Each epoch goes once through a permutation that depends on the seed and the
   epoch's number alone, without the incomplete batch at its end.
@@ -67,7 +67,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields a split once, in its own order, in batches of one shape.
+  """Yield a split once, in its own order, in batches of one shape.
 
   Args:
     split: what to go through.
@@ -106,7 +106,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
-  """Returns the positions of a batch that belong to one process."""
+  """Return the positions of a batch that belong to one process."""
   if process_count < 1 or batch_size % process_count:
     raise ValueError(
       f"batch_size is {batch_size}; expected a multiple of process_count, "

@@ -118,7 +118,7 @@ class Splits:
 def split_proxy(
   dataset: Dataset, *, heldout_fraction: float, seed: int
 ) -> Splits:
-  """Parts the training images of a proxy, every class in the same proportion.
+  """Part the training images of a proxy, every class in the same proportion.
 
   Args:
     dataset: the proxy.

@@ -26,7 +26,7 @@ _DIGITS_SEED = 0
 
 
 def fashion_mnist_8k() -> dataset_lib.Dataset:
-  """Reads 6,000 training and 2,000 test images of Fashion-MNIST.
+  """Read 6,000 training and 2,000 test images of Fashion-MNIST.
 
   28x28 gray, 600 and 200 a class, a fixed choice from the 60,000 and 10,000
   of Xiao et al. 2017 (https://arxiv.org/abs/1708.07747), made by
@@ -54,7 +54,7 @@ def fashion_mnist_8k() -> dataset_lib.Dataset:
 
 
 def digits() -> dataset_lib.Dataset:
-  """Reads scikit-learn's 1,797 handwritten digits, 8x8 gray.
+  """Read scikit-learn's 1,797 handwritten digits, 8x8 gray.
 
   The source has no split: a fifth of each class, by a fixed seed, is the test
   part. The source's 17 levels 0..16 are scaled to 0..255.

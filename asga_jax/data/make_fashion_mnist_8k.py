@@ -21,7 +21,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-  """Reads a gzipped IDX file of unsigned bytes.
+  """Read a gzipped IDX file of unsigned bytes.
 
   Args:
     path: of the file. Its head is two zero bytes, the type (8), the rank, then
@@ -53,7 +53,7 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
 def choose(
   labels: np.ndarray, per_class: int, generator: np.random.Generator
 ) -> np.ndarray:
-  """Draws `per_class` positions of each label; returns them in rising order."""
+  """Draw `per_class` positions of each label; returns them in rising order."""
   chosen = [
     generator.choice(np.flatnonzero(labels == label), per_class, replace=False)
     for label in np.unique(labels)
@@ -62,7 +62,7 @@ def choose(
 
 
 def make(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Writes the chosen images and labels of both parts to `target`."""
+  """Write the chosen images and labels of both parts to `target`."""
   generator = np.random.default_rng(_SEED)
   arrays: dict[str, np.ndarray] = {}
   for part, prefix in _PREFIX.items():
@@ -75,7 +75,7 @@ def make(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Parses the command line and writes the file."""
+  """Parse the command line and writes the file."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--source", type=pathlib.Path, required=True)
   parser.add_argument(

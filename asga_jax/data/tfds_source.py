@@ -17,7 +17,7 @@ _CHUNK = 1000
 def load_tfds(
   name: str, *, data_dir: str | os.PathLike | None = None
 ) -> dataset_lib.Dataset:
-  """Reads a prepared image classification data set into memory.
+  """Read a prepared image classification data set into memory.
 
   Args:
     name: as in TFDS: "cifar10", "cifar10/3.0.2", "name/config" or
@@ -66,7 +66,7 @@ def load_tfds(
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Returns the directory of the newest prepared version."""
+  """Return the directory of the newest prepared version."""
   root = data_dir or os.environ.get(DATA_DIR_VARIABLE)
   if not root:
     raise dataset_lib.DataError(
@@ -105,7 +105,7 @@ def _how_to_prepare(name: str) -> str:
 
 
 def _check_features(name: str, builder: Any, tfds: Any) -> None:
-  """Raises DataError unless there are an image and a class label to read."""
+  """Raise DataError unless there are an image and a class label to read."""
   features = builder.info.features
   found = dict(features) if hasattr(features, "keys") else {}
   if not (
@@ -126,7 +126,7 @@ def _check_features(name: str, builder: Any, tfds: Any) -> None:
 
 
 def _read(name: str, builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes a split into images [N, H, W, C] uint8 and labels [N] int32."""
+  """Decode a split into images [N, H, W, C] uint8 and labels [N] int32."""
   source = builder.as_data_source(split=split)
   count = len(source)
   images = np.empty(0)

@@ -15,7 +15,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., nnx.Module]] = {
 
 
 def constructor(name: str) -> Callable[..., nnx.Module]:
-  """Returns the constructor of that name; raises ValueError if unknown."""
+  """Return the constructor of that name; raises ValueError if unknown."""
   if name not in CONSTRUCTORS:
     raise ValueError(
       f"model name is {name!r}; expected one of {', '.join(CONSTRUCTORS)}"

@@ -12,7 +12,7 @@ STEMS = ("imagenet", "small")
 
 
 def check_stem(stem: str) -> str:
-  """Returns `stem`; raises ValueError if it is not the name of one."""
+  """Return `stem`; raises ValueError if it is not the name of one."""
   if stem not in STEMS:
     raise ValueError(f"stem is {stem!r}; expected one of {', '.join(STEMS)}")
   return stem
@@ -30,7 +30,7 @@ def conv(
   conv_general_dilated: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """Builds a square convolution without bias, for a batch norm to follow.
+  """Build a square convolution without bias, for a batch norm to follow.
 
   Padding is (kernel - 1) / 2 on both sides, as in the published networks, and
   not 'SAME', which pads unevenly at stride 2. Kernels are He-normal in fan-out
@@ -60,7 +60,7 @@ def batch_norm(
   param_dtype: Any = jnp.float32,
   rngs: nnx.Rngs,
 ) -> nnx.BatchNorm:
-  """Builds a batch norm whose statistics move by a tenth a step.
+  """Build a batch norm whose statistics move by a tenth a step.
 
   Statistics have `param_dtype`, or float32 where that is narrower: `nnx` makes
   them float32 always, and they would change type at the first float64 step.

@@ -52,7 +52,7 @@ class InvertedResidual(nnx.Module):
     self.project_norm = norm(outputs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
+    """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
     y = x
     if self.expand is not None and self.expand_norm is not None:
       y = nnx.relu6(self.expand_norm(self.expand(y)))
@@ -78,7 +78,7 @@ class MobileNetV2(nnx.Module):
     ] = jax.lax.conv_general_dilated,
     rngs: nnx.Rngs,
   ):
-    """Builds the network.
+    """Build the network.
 
     Args:
       num_classes: outputs of the head.
@@ -135,7 +135,7 @@ class MobileNetV2(nnx.Module):
     self.head = nnx.Linear(features, num_classes, **types)
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Maps images [N, H, W, in_channels] to logits [N, num_classes]."""
+    """Map images [N, H, W, in_channels] to logits [N, num_classes]."""
     x = nnx.relu6(self.stem_norm(self.stem(images)))
     for block in self.blocks:
       x = block(x)
@@ -146,7 +146,7 @@ class MobileNetV2(nnx.Module):
 def mobilenet_v2(
   num_classes: int = 1000, *, stem: str = "imagenet", **settings: Any
 ) -> MobileNetV2:
-  """Builds MobileNetV2: 3,504,872 parameters at 1000 classes and width 1.
+  """Build MobileNetV2: 3,504,872 parameters at 1000 classes and width 1.
 
   Args:
     num_classes: outputs of the head.
@@ -158,6 +158,6 @@ def mobilenet_v2(
 
 
 def _channels(wanted: float) -> int:
-  """Rounds to the nearest multiple of 8 that loses at most a tenth."""
+  """Round to the nearest multiple of 8 that loses at most a tenth."""
   rounded = max(8, int(wanted + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * wanted else rounded

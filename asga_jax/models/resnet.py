@@ -44,7 +44,7 @@ class Block(nnx.Module):
     self.shortcut_norm = norm(outputs) if reshapes else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
+    """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
     y = nnx.relu(self.norm1(self.conv1(x)))
     y = self.norm2(self.conv2(y))
     if self.shortcut is not None and self.shortcut_norm is not None:
@@ -70,7 +70,7 @@ class ResNet(nnx.Module):
     ] = jax.lax.conv_general_dilated,
     rngs: nnx.Rngs,
   ):
-    """Builds the network.
+    """Build the network.
 
     Args:
       num_classes: outputs of the head.
@@ -117,7 +117,7 @@ class ResNet(nnx.Module):
     self.head = nnx.Linear(inputs, num_classes, **types)
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Maps images [N, H, W, in_channels] to logits [N, num_classes]."""
+    """Map images [N, H, W, in_channels] to logits [N, num_classes]."""
     x = nnx.relu(self.stem_norm(self.stem(images)))
     if self.pooled_stem:
       x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -130,7 +130,7 @@ class ResNet(nnx.Module):
 def resnet18(
   num_classes: int = 1000, *, stem: str = "imagenet", **settings: Any
 ) -> ResNet:
-  """Builds ResNet-18: 11,689,512 parameters at 1000 classes.
+  """Build ResNet-18: 11,689,512 parameters at 1000 classes.
 
   Args:
     num_classes: outputs of the head.
@@ -150,7 +150,7 @@ def resnet18(
 def resnet20(
   num_classes: int = 10, *, stem: str = "small", **settings: Any
 ) -> ResNet:
-  """Builds ResNet-20 for 32x32 images, 0.27 M parameters; see `resnet18`."""
+  """Build ResNet-20 for 32x32 images, 0.27 M parameters; see `resnet18`."""
   return ResNet(
     num_classes, blocks=(3, 3, 3), widths=(16, 32, 64), stem=stem, **settings
   )
@@ -159,7 +159,7 @@ def resnet20(
 def resnet8(
   num_classes: int = 10, *, stem: str = "small", **settings: Any
 ) -> ResNet:
-  """Builds ResNet-8 for 32x32 images, 0.08 M parameters; see `resnet18`."""
+  """Build ResNet-8 for 32x32 images, 0.08 M parameters; see `resnet18`."""
   return ResNet(
     num_classes, blocks=(1, 1, 1), widths=(16, 32, 64), stem=stem, **settings
   )

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from asga_jax.quantization import mixture as mixture_lib
@@ -27,7 +28,7 @@ class GridData(nnx.Variable):
 
 
 def probabilities(logits: jax.Array, temperature: jax.Array) -> jax.Array:
-  """Gives the probabilities of the candidates, softmax(logits/temperature).
+  """Give the probabilities of the candidates, softmax(logits/temperature).
 
   Args:
     logits: shape (candidates,).
@@ -55,7 +56,7 @@ class BitChoice(nnx.Module):
     temperature: Temperature,
     logits: BitLogits | None = None,
   ):
-    """Makes the choice, with equal logits.
+    """Make the choice, with equal logits.
 
     Args:
       bits: the candidates.
@@ -82,39 +83,39 @@ class BitChoice(nnx.Module):
     )
 
   def candidates(self) -> tuple[int, ...]:
-    """Gives the candidates as integers; not under a trace."""
-    return tuple(int(bit) for bit in self.bits[...])
+    """Give the candidates as integers; not under a trace."""
+    return tuple(np.asarray(self.bits[...]).tolist())
 
   def set_signed(self, signed: bool) -> None:
-    """Sets the codes to those of a signed or an unsigned grid."""
+    """Set the codes to those of a signed or an unsigned grid."""
     self.lower[...], self.upper[...] = quantizers.levels(
       self.bits[...], jnp.asarray(signed), self.quantizer.narrow
     )
 
   def keep(self, index: int) -> None:
-    """Drops all candidates but one."""
+    """Drop all candidates but one."""
     for name in ("bits", "lower", "upper", "parameter"):
       variable = getattr(self, name)
       setattr(self, name, type(variable)(variable[...][index : index + 1]))
     self.logits = BitLogits(jnp.zeros(1))
 
   def grids(self) -> mixture_lib.Grids:
-    """Gives the grids of the candidates."""
+    """Give the grids of the candidates."""
     is_float = self.bits[...] == quantizers.FLOAT_BITS
     return mixture_lib.Grids(self.lower[...], self.upper[...], is_float)
 
   def steps(self, count: int) -> jax.Array:
-    """Gives the steps, for a tensor of `count` elements that share one."""
+    """Give the steps, for a tensor of `count` elements that share one."""
     return self.quantizer.step(self.parameter[...], self.upper[...], count)
 
   def probabilities(self) -> jax.Array:
-    """Gives the probabilities of the candidates, shape (candidates,)."""
+    """Give the probabilities of the candidates, shape (candidates,)."""
     if self.holds_probabilities:
       return self.logits[...]
     return probabilities(self.logits[...], self.temperature[...])
 
   def codes(self, x: jax.Array) -> jax.Array:
-    """Gives the integer codes at the most likely candidate; 0 for float."""
+    """Give the integer codes at the most likely candidate; 0 for float."""
     grids = self.grids()
     # Picked by sums over few scalars, which fuse with what follows.
     best = jnp.argmax(self.probabilities())
@@ -131,7 +132,7 @@ class BitChoice(nnx.Module):
     return jnp.where(pick(grids.is_float), 0, codes)
 
   def __call__(self, x: jax.Array, count: int) -> jax.Array:
-    """Quantizes a tensor to the mixture of its candidates.
+    """Quantize a tensor to the mixture of its candidates.
 
     Args:
       x: the tensor.

@@ -27,7 +27,7 @@ class InputSample(NamedTuple):
 def sample_inputs(
   model: nnx.Module, inputs: Any, *, method: str = "__call__"
 ) -> dict[str, InputSample]:
-  """Runs a network in float and samples what each layer reads.
+  """Run a network in float and samples what each layer reads.
 
   Args:
     model: any Flax NNX module, plain or searchable; its state is not changed,
@@ -69,7 +69,7 @@ def sample_inputs(
 def calibrate(
   model: nnx.Module, inputs: Any, *, method: str = "__call__"
 ) -> nnx.Module:
-  """Starts every step anew from the weights and from a batch of real inputs.
+  """Start every step anew from the weights and from a batch of real inputs.
 
   Args:
     model: a searchable network, or one fixed by a policy; it is not changed.
@@ -102,7 +102,7 @@ def _restart(
 def weight_sample(
   kernel: jax.Array, quantizer: quantizers.Quantizer
 ) -> jax.Array:
-  """Flattens a kernel to (n,), or to (n, channels) for a step a channel."""
+  """Flatten a kernel to (n,), or to (n, channels) for a step a channel."""
   kernel = quantizer.transform(kernel)
   if quantizer.per_channel:
     return kernel.reshape(-1, kernel.shape[-1])
@@ -110,7 +110,7 @@ def weight_sample(
 
 
 def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
-  """Replaces batch norm's running statistics by the mean over batches.
+  """Replace batch norm's running statistics by the mean over batches.
 
   Quantization shifts activations away from the statistics that were gathered
   while bits were still mixed.
@@ -153,7 +153,7 @@ def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
 # compilation.
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_statistics(graphdef, state, inputs):
-  """Gives mean and variance of one batch at every batch norm."""
+  """Give mean and variance of one batch at every batch norm."""
   model = nnx.merge(graphdef, state, copy=True)
   norms = _batch_norms(model)
   for norm in norms:

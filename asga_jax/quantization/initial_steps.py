@@ -29,7 +29,7 @@ def _best_step(sample, largest, lower, upper, axis):
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
-  """Pads a matrix with zeros, which cost nothing at any step."""
+  """Pad a matrix with zeros, which cost nothing at any step."""
   rows, columns = values.shape
   block = min(MOST_ROWS, 1 << (rows - 1).bit_length())
   return np.pad(values, ((0, -rows % block), (0, -columns % COLUMNS)))
@@ -38,7 +38,7 @@ def _padded(values: np.ndarray) -> np.ndarray:
 def mse_step(
   sample: jax.Array, lower: jax.Array, upper: jax.Array
 ) -> jax.Array:
-  """Finds the step of least squared error, among 64 from wide to narrow.
+  """Find the step of least squared error, among 64 from wide to narrow.
 
   Not to be traced.
 
@@ -78,7 +78,7 @@ def mse_step(
 
 @functools.cache
 def gaussian_step(lower: int, upper: int) -> float:
-  """Finds the uniform step of least squared error for a unit Gaussian.
+  """Find the uniform step of least squared error for a unit Gaussian.
 
   Codes from 0 up stand for its positive half, all of which takes codes from 1
   up (half-wave Gaussian quantization, Cai et al. 2017, section 3.2); the rest

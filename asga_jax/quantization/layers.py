@@ -16,7 +16,7 @@ from asga_jax.quantization import bit_choice
 
 
 def _take_over(new: nnx.Module, layer: nnx.Module, product: str) -> None:
-  """Hands a layer's attributes, variables included, to its successor."""
+  """Hand a layer's attributes, variables included, to its successor."""
   for name, value in vars(layer).items():
     if not name.startswith("_") and name != product:
       setattr(new, name, value)
@@ -49,14 +49,14 @@ class QuantConv(nnx.Conv):
     weight: bit_choice.BitChoice,
     activation: bit_choice.BitChoice,
   ):
-    """Takes over a convolution: its variables, strides, groups and lowering."""
+    """Take over a convolution: its variables, strides, groups and lowering."""
     _take_over(self, layer, "conv_general_dilated")
     self.product = layer.conv_general_dilated
     self.weight = weight
     self.activation = activation
 
   def conv_general_dilated(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Convolves the quantized input with the quantized kernel."""
+    """Convolve the quantized input with the quantized kernel."""
     return _quantized_product(self, inputs, kernel, args, kwargs)
 
 
@@ -72,14 +72,14 @@ class QuantLinear(nnx.Linear):
     weight: bit_choice.BitChoice,
     activation: bit_choice.BitChoice,
   ):
-    """Takes over a linear layer: its variables and its product."""
+    """Take over a linear layer: its variables and its product."""
     _take_over(self, layer, "dot_general")
     self.product = layer.dot_general
     self.weight = weight
     self.activation = activation
 
   def dot_general(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Multiplies the quantized input by the quantized kernel."""
+    """Multiply the quantized input by the quantized kernel."""
     return _quantized_product(self, inputs, kernel, args, kwargs)
 
 
@@ -91,7 +91,7 @@ def quantize_layer(
   weight: bit_choice.BitChoice,
   activation: bit_choice.BitChoice,
 ) -> QuantLayer:
-  """Makes the quantized form of a layer, which shares its variables.
+  """Make the quantized form of a layer, which shares its variables.
 
   Args:
     layer: an `nnx.Conv` or `nnx.Linear`.
@@ -116,14 +116,14 @@ def quantize_layer(
 
 
 def make_float(layer: QuantLayer) -> None:
-  """Lets a quantized layer call its float product again, in place."""
+  """Let a quantized layer call its float product again, in place."""
   attribute = tracing.product_attribute(layer)
   assert attribute is not None
   setattr(layer, attribute, layer.product)
 
 
 def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:
-  """Finds the quantized layers of a network by path, in tree order."""
+  """Find the quantized layers of a network by path, in tree order."""
   return {
     tracing.path_name(path): module
     for path, module in nnx.iter_modules(model)

@@ -27,7 +27,7 @@ class Grids(NamedTuple):
 
 
 def make_grids(bits: jax.Array, signed: jax.Array, narrow: bool) -> Grids:
-  """Makes the grids of candidate bit-widths.
+  """Make the grids of candidate bit-widths.
 
   Args:
     bits: int32, shape (candidates,); 32 stands for float.
@@ -49,7 +49,7 @@ def naive_mixture(
   offset: float = 0.0,
   step_gradient: str = "full",
 ) -> jax.Array:
-  """Sums the quantized forms one by one: the reference for `mixture`.
+  """Sum the quantized forms one by one: the reference for `mixture`.
 
   Takes and returns what `mixture` does; its backward pass keeps a copy of the
   tensor for every candidate.
@@ -79,7 +79,7 @@ def mixture(
   offset: float = 0.0,
   step_gradient: str = "full",
 ) -> jax.Array:
-  """Mixes the quantized forms of a tensor by their probabilities.
+  """Mix the quantized forms of a tensor by their probabilities.
 
   Computes sum_b p_b Q_b(x) (Cai and Vasconcelos 2020, equation 9), with the
   straight-through gradients of `quantizers.fake_quantize`.
@@ -110,7 +110,7 @@ def mixture(
 
 
 def _codes(x, step, lower, upper, offset):
-  """Gives one candidate's step, x in steps, its codes and the inner mask."""
+  """Give one candidate's step, x in steps, its codes and the inner mask."""
   step = jnp.maximum(step, quantizers.SMALLEST_STEP).astype(x.dtype)
   scaled = x * (1 / step) - offset
   code = jnp.round(jnp.clip(scaled, lower, upper))
@@ -124,7 +124,7 @@ def _mixture_forward(x, steps, probabilities, grids, offset, step_gradient):
 
 
 def _chunks(rows: int, columns: int) -> tuple[int, int]:
-  """Chooses in how many chunks of whole rows a CPU sweeps a matrix.
+  """Choose in how many chunks of whole rows a CPU sweeps a matrix.
 
   Returns:
     The chunks, and how many rows to add so that they divide them.
@@ -143,7 +143,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
   wide = jnp.promote_types(x.dtype, jnp.float32)
 
   def contributions(x, g, step, lower, upper, is_float):
-    """Gives what one candidate adds to the two sums, element by element."""
+    """Give what one candidate adds to the two sums, element by element."""
     step, scaled, code, inside = _codes(x, step, lower, upper, offset)
     quantized = jnp.where(is_float, x, step * (code + offset))
     inner = code - scaled if step_gradient == "full" else 0.0
@@ -151,7 +151,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     return g * quantized, jnp.where(is_float, 0.0, g * step_slope)
 
   def sweep(sums, tensors):
-    """Adds one chunk to the sums, lane by lane, and gives its gradient."""
+    """Add one chunk to the sums, lane by lane, and gives its gradient."""
     x, g = (tensor.astype(wide) for tensor in tensors)
     slope = jnp.zeros_like(x)
     for step, *grid, probability in zip(
@@ -170,7 +170,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
   chunks, padding = _chunks(math.prod(x.shape[:-1]), columns)
 
   def lanes(tensor):
-    """Shapes a tensor to chunks of rows, where zeros add nothing."""
+    """Shape a tensor to chunks of rows, where zeros add nothing."""
     rows = jnp.pad(tensor.reshape(-1, columns), ((0, padding), (0, 0)))
     return rows.reshape(chunks, -1, columns)
 

@@ -24,7 +24,7 @@ SMALLEST_STEP = 1e-8
 
 
 def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
-  """Checks candidate bit-widths and returns them as a tuple.
+  """Check candidate bit-widths and returns them as a tuple.
 
   Args:
     bits: one bit-width or a sequence of them, each in 2..8, or 32 for float.
@@ -51,7 +51,7 @@ def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
 def levels(
   bits: jax.Array, signed: jax.Array, narrow: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """Gives the lowest and the highest integer code of a bit-width.
+  """Give the lowest and the highest integer code of a bit-width.
 
   Args:
     bits: bit-widths, int32, any shape.
@@ -77,7 +77,7 @@ def fake_quantize(
   offset: float = 0.0,
   step_gradient: str = "full",
 ) -> jax.Array:
-  """Rounds a tensor to a uniform grid, straight through in the backward pass.
+  """Round a tensor to a uniform grid, straight through in the backward pass.
 
   The gradient of x is 1 inside the clipping range and 0 outside. That of the
   step is (code + offset) outside and, with `step_gradient='full'`,
@@ -114,7 +114,7 @@ def fake_quantize(
 
 
 def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-  """Returns x unchanged, with its gradient multiplied by a factor."""
+  """Return x unchanged, with its gradient multiplied by a factor."""
   return jax.lax.stop_gradient(x) + factor * (x - jax.lax.stop_gradient(x))
 
 
@@ -147,20 +147,20 @@ class Quantizer(abc.ABC):
     return "full"
 
   def transform(self, x: jax.Array) -> jax.Array:
-    """Maps the tensor before it is rounded."""
+    """Map the tensor before it is rounded."""
     return x
 
   @abc.abstractmethod
   def initial_parameter(
     self, sample: jax.Array, bits: tuple[int, ...], signed: bool
   ) -> jax.Array:
-    """Gives the parameter to start from, given values of the tensor."""
+    """Give the parameter to start from, given values of the tensor."""
 
   @abc.abstractmethod
   def step(
     self, parameter: jax.Array, upper: jax.Array, count: int
   ) -> jax.Array:
-    """Gives the steps from the parameter, the levels and the element count."""
+    """Give the steps from the parameter, the levels and the element count."""
 
 
 def _columns(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -176,12 +176,12 @@ class LSQ(Quantizer):
   """Learned step sizes (Esser et al. 2020), started at the least error."""
 
   def initial_parameter(self, sample, bits, signed):
-    """Gives the steps of least squared error."""
+    """Give the steps of least squared error."""
     lower, upper = levels(jnp.asarray(bits), signed, self.narrow)
     return _least_error_steps(sample, lower, upper)
 
   def step(self, parameter, upper, count):
-    """Gives the parameter, with its gradient scaled by 1/sqrt(N upper)."""
+    """Give the parameter, with its gradient scaled by 1/sqrt(N upper)."""
     scale = 1 / jnp.sqrt(count * _columns(upper, parameter))
     return scale_gradient(parameter, scale.astype(parameter.dtype))
 
@@ -195,13 +195,13 @@ class PACT(Quantizer):
     return "clip"
 
   def initial_parameter(self, sample, bits, signed):
-    """Gives the clipping values of least squared error."""
+    """Give the clipping values of least squared error."""
     lower, upper = levels(jnp.asarray(bits), signed, self.narrow)
     steps = _least_error_steps(sample, lower, upper)
     return steps * _columns(upper, steps)
 
   def step(self, parameter, upper, count):
-    """Gives the clipping value over the highest code."""
+    """Give the clipping value over the highest code."""
     del count
     return parameter / _columns(upper, parameter).astype(parameter.dtype)
 
@@ -210,7 +210,7 @@ class HWGQ(Quantizer):
   """Steps fixed by a Gaussian of the tensor's scale (Cai et al. 2017)."""
 
   def initial_parameter(self, sample, bits, signed):
-    """Gives the optimal steps for a Gaussian, by the sample's second moment."""
+    """Give the optimal steps for a Gaussian, by the sample's second moment."""
     second_moment = jnp.mean(sample.astype(jnp.float32) ** 2, axis=0)
     # Half of the mass of a half-wave Gaussian lies at zero.
     scale = jnp.sqrt(second_moment * (1.0 if signed else 2.0))
@@ -226,7 +226,7 @@ class HWGQ(Quantizer):
     return jnp.maximum(steps, SMALLEST_STEP)
 
   def step(self, parameter, upper, count):
-    """Gives the parameter, which is not trained."""
+    """Give the parameter, which is not trained."""
     del upper, count
     return jax.lax.stop_gradient(parameter)
 
@@ -249,7 +249,7 @@ class DoReFa(Quantizer):
     return 0.5 if self.weights else 0.0
 
   def transform(self, x):
-    """Squashes weights into the unit range, leaves activations alone."""
+    """Squash weights into the unit range, leaves activations alone."""
     if not self.weights:
       return x
     squashed = jnp.tanh(x)
@@ -257,12 +257,12 @@ class DoReFa(Quantizer):
     return squashed / jnp.maximum(largest, SMALLEST_STEP)
 
   def initial_parameter(self, sample, bits, signed):
-    """Gives the end of the range, 1."""
+    """Give the end of the range, 1."""
     del signed
     return jnp.ones((len(bits), *sample.shape[1:]))
 
   def step(self, parameter, upper, count):
-    """Gives the step that spreads the levels over the unit range."""
+    """Give the step that spreads the levels over the unit range."""
     del count
     top = _columns(upper, parameter) + self.offset
     return jax.lax.stop_gradient(parameter / top.astype(parameter.dtype))
@@ -277,7 +277,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 
 
 def make_quantizer(name: str, *, weights: bool, per_channel: bool) -> Quantizer:
-  """Makes a quantizer by its name.
+  """Make a quantizer by its name.
 
   Args:
     name: one of `QUANTIZERS`.

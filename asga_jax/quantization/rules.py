@@ -62,7 +62,7 @@ def resolve(
   bits: tuple[int, ...],
   end_bits: int,
 ) -> dict[str, LayerRule]:
-  """Decides for every layer by the first rule that matches it.
+  """Decide for every layer by the first rule that matches it.
 
   Args:
     rules: in order; the first whose pattern matches the whole path decides.

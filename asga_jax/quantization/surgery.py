@@ -34,7 +34,7 @@ def make_searchable(
   per_channel: bool = True,
   method: str = "__call__",
 ) -> nnx.Module:
-  """Gives every convolution and linear layer of a network a choice of bits.
+  """Give every convolution and linear layer of a network a choice of bits.
 
   Args:
     model: any Flax NNX module of `nnx.Conv` and `nnx.Linear` layers; neither
@@ -117,7 +117,7 @@ def make_searchable(
 
 
 def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:
-  """Checks that a policy names just the quantized layers of a network.
+  """Check that a policy names just the quantized layers of a network.
 
   Raises:
     ValueError: layers are missing or unknown; it names them.
@@ -135,7 +135,7 @@ def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:
 def chosen_indices(
   model: nnx.Module, bits: Mapping[str, tuple[int, int]]
 ) -> list[tuple[bit_choice.BitChoice, int]]:
-  """Finds a policy's bits among the candidates of every tensor.
+  """Find a policy's bits among the candidates of every tensor.
 
   Args:
     model: a searchable network.
@@ -177,7 +177,7 @@ def chosen_indices(
 def fix_bits(
   model: nnx.Module, bits: Mapping[str, tuple[int, int]]
 ) -> nnx.Module:
-  """Keeps one candidate of every tensor.
+  """Keep one candidate of every tensor.
 
   Args:
     model: a searchable network; it is not changed.
@@ -199,7 +199,7 @@ def fix_bits(
 def select_bits(
   model: nnx.Module, bits: Mapping[str, tuple[int, int]]
 ) -> nnx.Module:
-  """Sets the logits so that the mixture is exactly one policy.
+  """Set the logits so that the mixture is exactly one policy.
 
   The shapes stay those of the searchable network, so that a compiled
   evaluation serves the mixture and every policy.
@@ -225,7 +225,7 @@ def select_bits(
 
 
 def with_temperature(model: nnx.Module, temperature: jax.Array) -> nnx.Module:
-  """Sets the softmax temperature of all choices; returns a copy."""
+  """Set the softmax temperature of all choices; returns a copy."""
   model = nnx.clone(model)
   for layer in layers.quantized_layers(model).values():
     for choice in (layer.weight, layer.activation):
@@ -234,7 +234,7 @@ def with_temperature(model: nnx.Module, temperature: jax.Array) -> nnx.Module:
 
 
 def holding_probabilities(model: nnx.Module) -> nnx.Module:
-  """Makes a copy whose logits are read as the probabilities themselves.
+  """Make a copy whose logits are read as the probabilities themselves.
 
   For a training step, which computes those of all tensors at once and takes
   gradients in them.
@@ -247,7 +247,7 @@ def holding_probabilities(model: nnx.Module) -> nnx.Module:
 
 
 def harden(model: nnx.Module) -> dict[str, tuple[int, int]]:
-  """Gives every tensor's most likely candidate, whatever it costs."""
+  """Give every tensor's most likely candidate, whatever it costs."""
 
   def best(choice):
     return choice.candidates()[int(jnp.argmax(choice.logits[...]))]

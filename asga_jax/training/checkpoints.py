@@ -32,7 +32,7 @@ def _is_not_chatter(record: std_logging.LogRecord) -> bool:
 
 
 def _quiet_orbax() -> None:
-  """Drops Orbax's INFO lines (some thirty a save); warnings still show."""
+  """Drop Orbax's INFO lines (some thirty a save); warnings still show."""
   logging.get_absl_logger().addFilter(_is_not_chatter)
 
 
@@ -43,7 +43,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _named_leaves(state: Any) -> dict[str, Any]:
-  """Lists the leaves by name; raises TypeError for what is no array."""
+  """List the leaves by name; raises TypeError for what is no array."""
   leaves = {
     "state" + jax.tree_util.keystr(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -63,7 +63,7 @@ def _shape_dtype(leaf: Any) -> tuple[list[int], str]:
 
 
 def _checksum(data: Any) -> int | None:
-  """Sums the bytes of an array, None where other hosts hold a part of it."""
+  """Sum the bytes of an array, None where other hosts hold a part of it."""
   if isinstance(data, jax.Array) and not data.is_fully_addressable:
     return None
   contents = np.ascontiguousarray(data).reshape(-1)
@@ -71,7 +71,7 @@ def _checksum(data: Any) -> int | None:
 
 
 def _to_data(leaf: Any) -> jax.Array | np.ndarray:
-  """Turns a leaf into a plain array; host arrays are copied."""
+  """Turn a leaf into a plain array; host arrays are copied."""
   if _is_key(leaf):
     return jax.random.key_data(leaf)
   return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
@@ -94,7 +94,7 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
-    """Opens a directory, creating it.
+    """Open a directory, creating it.
 
     Args:
       directory: where the checkpoints lie, one folder a step.
@@ -121,7 +121,7 @@ class Checkpoints:
     *,
     metadata: Mapping[str, Any] | None = None,
   ) -> None:
-    """Saves the state of one step.
+    """Save the state of one step.
 
     Returns once the arrays are copied, so that their buffers may be donated;
     an error of the write in the background shows at the next call.
@@ -154,7 +154,7 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Wait until everything is on disk."""
     self._manager.wait_until_finished()
     self._manager.close()
 
@@ -166,7 +166,7 @@ class Checkpoints:
 
 
 def _steps(directory: str | pathlib.Path) -> list[int]:
-  """Lists the steps of a directory, the newest first."""
+  """List the steps of a directory, the newest first."""
   path = pathlib.Path(directory)
   if not path.is_dir():
     return []
@@ -175,7 +175,7 @@ def _steps(directory: str | pathlib.Path) -> list[int]:
 
 
 def latest_step(directory: str | pathlib.Path) -> int | None:
-  """Names the newest step saved, None without one; it is not read."""
+  """Name the newest step saved, None without one; it is not read."""
   return next(iter(_steps(directory)), None)
 
 
@@ -189,7 +189,7 @@ def _read_index(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def read_metadata(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
-  """Reads what `Checkpoints.save` was given as metadata.
+  """Read what `Checkpoints.save` was given as metadata.
 
   Args:
     directory: where the checkpoints lie.
@@ -207,7 +207,7 @@ def read_metadata(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def _mismatches(saved: dict[str, Any], leaves: dict[str, Any]) -> list[str]:
-  """Describes the leaves in which a checkpoint differs from the target."""
+  """Describe the leaves in which a checkpoint differs from the target."""
   lines = []
   for name in sorted(saved.keys() | leaves.keys()):
     entry = saved.get(name)
@@ -220,7 +220,7 @@ def _mismatches(saved: dict[str, Any], leaves: dict[str, Any]) -> list[str]:
 
 
 def _device_sharding(leaf: Any) -> jax.sharding.Sharding | None:
-  """Finds where a leaf must go; None leaves the choice to JAX."""
+  """Find where a leaf must go; None leaves the choice to JAX."""
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return leaf.sharding
   committed = isinstance(leaf, jax.Array) and leaf.committed
@@ -228,7 +228,7 @@ def _device_sharding(leaf: Any) -> jax.sharding.Sharding | None:
 
 
 def _template(leaf: Any) -> Any:
-  """Tells Orbax the shape, dtype and sharding to restore."""
+  """Tell Orbax the shape, dtype and sharding to restore."""
   sharding = _device_sharding(leaf)
   data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
   data = data if hasattr(data, "dtype") else np.asarray(data)
@@ -238,7 +238,7 @@ def _template(leaf: Any) -> Any:
 
 
 def _to_leaf(like: Any, data: Any, entry: dict[str, Any]) -> Any:
-  """Turns restored data into a leaf of the target's kind."""
+  """Turn restored data into a leaf of the target's kind."""
   if isinstance(like, (bool, int, float)):
     return type(like)(data.item())
   if isinstance(like, _HOST_TYPES):
@@ -253,7 +253,7 @@ def _to_leaf(like: Any, data: Any, entry: dict[str, Any]) -> Any:
 def _restore(
   path: pathlib.Path, saved: dict[str, Any], leaves: dict[str, Any]
 ) -> list[Any]:
-  """Restores the leaves of one step, in the order of `leaves`."""
+  """Restore the leaves of one step, in the order of `leaves`."""
   templates = {name: _template(leaf) for name, leaf in leaves.items()}
   filled = {name: t for name, t in templates.items() if np.prod(t.shape)}
   with ocp.StandardCheckpointer() as reader:
@@ -274,7 +274,7 @@ def _restore(
 def restore_latest(
   directory: str | pathlib.Path, target: Any
 ) -> tuple[int, Any] | None:
-  """Restores the newest checkpoint that is whole.
+  """Restore the newest checkpoint that is whole.
 
   A damaged checkpoint is skipped with a warning that names it.
 

@@ -8,7 +8,7 @@ import jax
 
 
 def enable() -> None:
-  """Turns JAX's persistent compilation cache on, unless it is set already.
+  """Turn JAX's persistent compilation cache on, unless it is set already.
 
   It lies in $XDG_CACHE_HOME/asga_jax, by default ~/.cache/asga_jax;
   JAX_COMPILATION_CACHE_DIR chooses another place.

@@ -45,7 +45,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-  """Turns a configuration into nested dicts of what JSON gives back.
+  """Turn a configuration into nested dicts of what JSON gives back.
 
   Args:
     config: a ConfigDict or a mapping, nested to any depth.
@@ -60,7 +60,7 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-  """Lists a configuration's values by dotted key, as plain JSON values.
+  """List a configuration's values by dotted key, as plain JSON values.
 
   Args:
     config: a ConfigDict or a mapping, nested to any depth.
@@ -76,7 +76,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _accepts(default: Any, value: Any, kind: type) -> bool:
-  """Tells whether a value may stand where the default stands."""
+  """Tell whether a value may stand where the default stands."""
   if value is None:
     return default is None
   if kind is type(None):
@@ -101,7 +101,7 @@ def _accepts(default: Any, value: Any, kind: type) -> bool:
 def _unknown_key(
   prefix: str, key: str, siblings: Config, known: list[str]
 ) -> ConfigError:
-  """Says which accepted names come closest, here or elsewhere in the tree."""
+  """Say which accepted names come closest, here or elsewhere in the tree."""
   close = difflib.get_close_matches(key, list(siblings))
   elsewhere = [k for k in known if k.rpartition(".")[2] == key]
   names = [f"{prefix}{k}" for k in close] + elsewhere
@@ -112,7 +112,7 @@ def _unknown_key(
 
 
 def check_config(config: Config, defaults: Config) -> None:
-  """Checks that a configuration has the keys and types of the defaults.
+  """Check that a configuration has the keys and types of the defaults.
 
   An integer may stand for a float and a list for a tuple; where the default is
   None without a type (`config_dict.placeholder` gives one) anything may stand.

@@ -19,7 +19,7 @@ class DivergedError(RuntimeError):
 
 
 def _diverged(record: Record) -> str | None:
-  """Names the figure that shows that a step spoilt the weights."""
+  """Name the figure that shows that a step spoilt the weights."""
   for name in ("loss", "gradient_norm", "perturbed_gradient_norm"):
     if not math.isfinite(record.get(name, 0.0)):
       return name
@@ -39,7 +39,7 @@ def run(
   save_every: int = 100,
   last_saved: int | None = None,
 ) -> state_lib.TrainState:
-  """Runs a compiled step until `total` steps are done.
+  """Run a compiled step until `total` steps are done.
 
   Figures stay on the device for `flush_every` steps and are fetched together,
   so that the host does not wait at each step.
@@ -75,14 +75,15 @@ def run(
     if on_records is not None:
       on_records(records[: records.index(bad) + 1] if bad else records)
     if bad is not None:
+      name = _diverged(bad) or "loss"
       kept = (
         "there is no checkpoint"
         if last_saved is None
         else f"the last good checkpoint is that of step {last_saved}"
       )
       raise DivergedError(
-        f"{_diverged(bad)} of step {bad['step']} is not finite; {kept}. A "
-        "lower learning rate or a smaller rho_max may help."
+        f"the {name} of step {bad['step']} is {bad[name]}; {kept}. A lower "
+        "learning rate or a smaller rho_max may help."
       )
 
   while done < total:

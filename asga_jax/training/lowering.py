@@ -29,7 +29,7 @@ def conv_general_dilated(
   feature_group_count: int = 1,
   **kwargs: Any,
 ) -> jax.Array:
-  """Convolves as `jax.lax.conv_general_dilated` does, depthwise fast on CPU.
+  """Convolve as `jax.lax.conv_general_dilated` does, depthwise fast on CPU.
 
   On CPU a channels-last convolution with one input and one output channel a
   group is a sum of shifted products, with its own rule for the gradient of the
@@ -91,7 +91,7 @@ def conv_general_dilated(
 
 
 def _stored(rhs: jax.Array) -> jax.Array:
-  """Returns a kernel as it is, from memory.
+  """Return a kernel as it is, from memory.
 
   XLA fuses what makes a small kernel, such as its quantization, into the sum
   over positions, and computes it again for every element of the output. A loop
@@ -104,7 +104,7 @@ def _stored(rhs: jax.Array) -> jax.Array:
 def _is_depthwise(
   lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, groups: int
 ) -> bool:
-  """Says whether the layout is channels-last and each channel its own group."""
+  """Say whether the layout is channels-last and each channel its own group."""
   numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   spatial = tuple(range(1, lhs.ndim - 1))
   last = lhs.ndim - 1
@@ -123,7 +123,7 @@ def _is_depthwise(
 def _taps(
   lhs: jax.Array, window: _Ints, strides: _Ints, pads: _Pads, dilation: _Ints
 ) -> list[jax.Array]:
-  """Returns, for each kernel position, the input that it multiplies.
+  """Return, for each kernel position, the input that it multiplies.
 
   Each has the output's shape [N, *out_spatial, C]; the order is that of the
   kernel's positions, the last axis fastest.
@@ -156,7 +156,7 @@ def _taps(
 def _shifted(
   lhs: jax.Array, rhs: jax.Array, strides: _Ints, pads: _Pads, dilation: _Ints
 ) -> jax.Array:
-  """Sums the products of shifted inputs and kernel entries."""
+  """Sum the products of shifted inputs and kernel entries."""
   taps = _taps(lhs, rhs.shape[:-2], strides, pads, dilation)
   weights = rhs.reshape(len(taps), rhs.shape[-1])
   out = taps[0] * weights[0]

@@ -23,7 +23,7 @@ class MetricsError(ValueError):
 
 
 def _to_json(value: Any) -> Any:
-  """Turns scalars of NumPy and JAX into Python's, non-finite ones to None."""
+  """Turn scalars of NumPy and JAX into Python's, non-finite ones to None."""
   if isinstance(value, (str, bool, int)) or value is None:
     return value
   number = np.asarray(value).item()
@@ -33,7 +33,7 @@ def _to_json(value: Any) -> Any:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
-  """Reads the records of a metrics file, in the order of the file.
+  """Read the records of a metrics file, in the order of the file.
 
   Args:
     path: a file that `MetricsWriter` wrote. A last line that a killed run left
@@ -76,7 +76,7 @@ class MetricsWriter:
   def __init__(
     self, path: str | os.PathLike[str], *, resume_step: int | None = None
   ):
-    """Opens the file, dropping what will be written again.
+    """Open the file, dropping what will be written again.
 
     Args:
       path: the file; its directory must exist.
@@ -94,7 +94,7 @@ class MetricsWriter:
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
   def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-    """Appends records; when it returns they survive the end of the process.
+    """Append records; when it returns they survive the end of the process.
 
     Args:
       records: dicts of scalars, each with an integer "step"; what is not finite
@@ -107,7 +107,7 @@ class MetricsWriter:
     self._file.flush()
 
   def close(self) -> None:
-    """Closes the file."""
+    """Close the file."""
     self._file.close()
 
   def __enter__(self) -> "MetricsWriter":
@@ -133,7 +133,7 @@ class MetricsBuffer:
     self._metrics: list[Mapping[str, Any]] = []
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Takes the metrics of one step without waiting for them.
+    """Take the metrics of one step without waiting for them.
 
     Args:
       step: the step.
@@ -143,7 +143,7 @@ class MetricsBuffer:
     self._metrics.append(metrics)
 
   def flush(self) -> list[Record]:
-    """Fetches all in one transfer and empties the buffer.
+    """Fetch all in one transfer and empties the buffer.
 
     Returns:
       One record a step, ready for `MetricsWriter.write`.
@@ -158,7 +158,7 @@ class MetricsBuffer:
 
 
 def duration_in_words(seconds: float) -> str:
-  """Says a duration in its two largest units, as '2 minutes 5 seconds'."""
+  """Say a duration in its two largest units, as '2 minutes 5 seconds'."""
   left = max(0, round(seconds))
   parts: list[str] = []
   for unit, size in (
@@ -187,7 +187,7 @@ class Progress:
     interval: float = 10.0,
     stream: TextIO | None = None,
   ):
-    """Starts the display.
+    """Start the display.
 
     Args:
       total: the steps of the whole run.
@@ -215,7 +215,7 @@ class Progress:
   def update(
     self, step: int, figures: Mapping[str, float] | None = None
   ) -> None:
-    """Tells how many steps are done.
+    """Tell how many steps are done.
 
     Args:
       step: the steps done so far, those before `initial` included.
@@ -255,7 +255,7 @@ class Progress:
     return ", ".join(parts)
 
   def close(self) -> None:
-    """Ends the display, leaving what it last showed."""
+    """End the display, leaving what it last showed."""
     if self._bar is not None:
       self._bar.close()
 

@@ -15,7 +15,7 @@ def weight_optimizer(
   weight_decay: float,
   warmup_fraction: float = 0.05,
 ) -> optax.GradientTransformation:
-  """Makes SGD for the weights and Adam for the quantizers' parameters.
+  """Make SGD for the weights and Adam for the quantizers' parameters.
 
   Both follow a cosine after a linear warm-up. Weight decay holds for leaves of
   two and more axes only: kernels, not biases, norms or step sizes.
@@ -87,7 +87,7 @@ def weight_optimizer(
 
 
 def scale_by_own_size() -> optax.GradientTransformation:
-  """Multiplies every update by the parameter's own size, elementwise."""
+  """Multiply every update by the parameter's own size, elementwise."""
 
   def update(updates, params):
     return jax.tree.map(

@@ -10,7 +10,7 @@ DATA_AXIS = "data"
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """Makes a mesh of one axis, `data`, over all devices of all processes."""
+  """Make a mesh of one axis, `data`, over all devices of all processes."""
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
     (len(devices),),
@@ -21,17 +21,17 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Gives the sharding that holds a whole copy on every device."""
+  """Give the sharding that holds a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Gives the sharding that splits the first axis over the devices."""
+  """Give the sharding that splits the first axis over the devices."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Checks that a batch splits evenly over the devices.
+  """Check that a batch splits evenly over the devices.
 
   Raises:
     ValueError: it does not; it names both.
@@ -44,7 +44,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts this process's part of a batch on its devices.
+  """Put this process's part of a batch on its devices.
 
   Args:
     batch: a pytree of numpy arrays, the first axis of each being this
@@ -64,7 +64,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:
-  """Puts a fresh copy of every leaf on every device.
+  """Put a fresh copy of every leaf on every device.
 
   The copies do not alias what they were made of, so that a step may donate
   them.

@@ -55,14 +55,14 @@ class LogitLayout:
 
   @classmethod
   def of(cls, logits: nnx.State) -> "LogitLayout":
-    """Reads the layout from a state of `BitLogits`."""
+    """Read the layout from a state of `BitLogits`."""
     rows: dict[int, list[tuple[Any, ...]]] = {}
     for path, leaf in nnx.to_flat_state(logits):
       rows.setdefault(leaf.size, []).append(path)
     return cls({count: tuple(paths) for count, paths in sorted(rows.items())})
 
   def stack(self, logits: nnx.State) -> StackedLogits:
-    """Stacks the leaves of a state."""
+    """Stack the leaves of a state."""
     flat = dict(nnx.to_flat_state(logits))
     return {
       count: jnp.stack([flat[path] for path in paths])
@@ -70,7 +70,7 @@ class LogitLayout:
     }
 
   def unstack(self, stacked: StackedLogits) -> nnx.State:
-    """Puts the rows back into a state."""
+    """Put the rows back into a state."""
     return nnx.from_flat_state(
       [
         (path, stacked[count][row])
@@ -86,7 +86,7 @@ _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
 def split_model(
   model: nnx.Module,
 ) -> tuple[nnx.GraphDef, Params, nnx.State]:
-  """Cuts a network into its structure, its parameters and the rest.
+  """Cut a network into its structure, its parameters and the rest.
 
   Args:
     model: a network, searchable or fixed.
@@ -100,7 +100,7 @@ def split_model(
 
 
 def merge_model(graphdef: nnx.GraphDef, params: Params, rest: nnx.State) -> Any:
-  """Puts a network together again; safe within `grad` and `jit`."""
+  """Put a network together again; safe within `grad` and `jit`."""
   return nnx.merge(graphdef, *params, rest, copy=True)
 
 
@@ -114,7 +114,7 @@ def initial_state(
   logit_optimizer: optax.GradientTransformation,
   budgets: int,
 ) -> TrainState:
-  """Makes the state before the first step; `params` holds stacked logits."""
+  """Make the state before the first step; `params` holds stacked logits."""
   trained = {"weights": params.weights, "quantizers": params.quantizers}
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -44,7 +44,7 @@ class StepParts(NamedTuple):
 
 
 def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-  """Computes the mean softmax cross-entropy and the accuracy.
+  """Compute the mean softmax cross-entropy and the accuracy.
 
   Args:
     model: a network from images to logits, shape (batch, classes).
@@ -67,7 +67,7 @@ def changed_codes(
   params: state_lib.Params,
   displaced: state_lib.Params,
 ) -> jax.Array:
-  """Computes the share of integer weight codes that a perturbation changes.
+  """Compute the share of integer weight codes that a perturbation changes.
 
   Each kernel counts at its most likely candidate. At few bits a small
   perturbation may change no code at all, and then sharpness cannot speak.
@@ -95,7 +95,7 @@ def changed_codes(
 def stacked_probabilities(
   logits: state_lib.StackedLogits, temperature: jax.Array
 ) -> state_lib.StackedLogits:
-  """Computes the probabilities of all tensors, as their logits are stacked."""
+  """Compute the probabilities of all tensors, as their logits are stacked."""
   return {
     count: bit_choice.probabilities(rows, temperature)
     for count, rows in logits.items()
@@ -103,7 +103,7 @@ def stacked_probabilities(
 
 
 def _spread(logits: state_lib.StackedLogits) -> jax.Array:
-  """Gives the mean over searched tensors of highest minus lowest logit."""
+  """Give the mean over searched tensors of highest minus lowest logit."""
   spreads = [
     jnp.max(rows, axis=1) - jnp.min(rows, axis=1)
     for count, rows in logits.items()
@@ -118,7 +118,7 @@ def search_step(
   batch: Any,
   heldout: Any = None,
 ) -> tuple[state_lib.TrainState, Metrics]:
-  """Makes one step of the search.
+  """Make one step of the search.
 
   Joint (`heldout` None): weights and logits move by one aligned gradient of two
   passes on `batch`. Bilevel: weights by two passes on `batch`, then logits by
@@ -141,7 +141,7 @@ def search_step(
   rest = state.rest
 
   def aligned(params, raw, key):
-    """Gives the aligned gradient at params and all that came with it.
+    """Give the aligned gradient at params and all that came with it.
 
     In the place of the logits it is that of the stacked probabilities.
     """
@@ -176,7 +176,7 @@ def search_step(
     return combined, new_sharpness, new_rest, figures
 
   def move_logits(logits, slopes, optimizer, multiplier, slope_sum):
-    """Moves the logits by dL/dp and the budget's penalty."""
+    """Move the logits by dL/dp and the budget's penalty."""
     mixed, pull_back = jax.vjp(
       lambda logits: stacked_probabilities(logits, temperature), logits
     )
@@ -291,7 +291,7 @@ def _state_figures(
 def compile_step(
   parts: StepParts, mesh: Mesh, *, bilevel: bool
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
-  """Makes the jitted step over a mesh, with its state donated.
+  """Make the jitted step over a mesh, with its state donated.
 
   Args:
     parts: the constants.

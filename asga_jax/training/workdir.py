@@ -19,7 +19,7 @@ class WorkdirError(ValueError):
 
 
 def _canonical(value: Any) -> Any:
-  """Gives equal numbers one form, so that 1 and 1.0 hash alike."""
+  """Give equal numbers one form, so that 1 and 1.0 hash alike."""
   if isinstance(value, list):
     return [_canonical(item) for item in value]
   if isinstance(value, float) and value.is_integer():
@@ -33,7 +33,7 @@ def _flat(config: config_lib.Config) -> dict[str, Any]:
 
 
 def config_sha256(config: config_lib.Config) -> str:
-  """Hashes a configuration: the sha256 of its canonical JSON.
+  """Hash a configuration: the sha256 of its canonical JSON.
 
   The order of keys, tuples against lists, and 1 against 1.0 do not count.
 
@@ -53,7 +53,7 @@ def config_sha256(config: config_lib.Config) -> str:
 def default_workdir(
   config_name: str, config: config_lib.Config
 ) -> pathlib.Path:
-  """Names the directory of a run, the same for the same configuration.
+  """Name the directory of a run, the same for the same configuration.
 
   Args:
     config_name: a name, or the path of a config file with or without an
@@ -71,7 +71,7 @@ def default_workdir(
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-  """Describes the keys in which two configurations differ."""
+  """Describe the keys in which two configurations differ."""
   found, wanted = _flat(found), _flat(wanted)
   lines = []
   for key in sorted(found.keys() | wanted.keys()):
@@ -85,7 +85,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads the configuration of the run in a directory.
+  """Read the configuration of the run in a directory.
 
   Args:
     path: the directory.
@@ -112,7 +112,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def open_workdir(
   path: str | os.PathLike[str], config: config_lib.Config
 ) -> pathlib.Path:
-  """Creates the directory of a run, or opens that of the same configuration.
+  """Create the directory of a run, or opens that of the same configuration.
 
   Writes `config.json` where there is none. Nothing is overwritten.
 

@@ -68,8 +68,8 @@ for count in (1, 8):
   assert counts[0] > 0 and counts[-1] == counts[0], counts
   policy = asga_jax.allocate(asga_jax.finish(search, state))
   out[count] = {
-    "losses": [r["loss"] for r in records],
-    "radii": [r["radius"] for r in records],
+    "losses": [float(r["loss"]) for r in records],
+    "radii": [float(r["radius"]) for r in records],
     "dtype": str(jax.tree.leaves(state.params.weights)[0].dtype),
     "logits": [float(x) for rows in state.params.logits.values()
                for x in rows.ravel()],

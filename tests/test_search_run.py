@@ -1,0 +1,384 @@
+"""The search from the command line: resumed, finished, exported, refused."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from absl import logging
+
+import asga_jax
+from asga_jax import models, search_config, search_run
+from asga_jax.cost import budget as budget_lib
+from asga_jax.training import checkpoints, loop, metrics_log
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGS = (
+  "--config=configs/resnet8.py",
+  "--config.data.name=digits",
+  "--config.data.image_size=8",
+  "--config.data.pad=1",
+  "--config.batch_size=16",
+  "--config.eval_batch_size=50",
+  "--config.report_batches=1",
+  "--config.batch_norm_batches=1",
+  "--config.checkpoint_every=3",
+  "--config.bits=(2,4)",
+)
+
+
+@pytest.fixture
+def config(monkeypatch, tiny_network_class):
+  """Searches the tiny network on 8x8 digits for six steps."""
+
+  def tiny(num_classes, *, stem, rngs, conv_general_dilated=None):
+    del stem, conv_general_dilated
+    return tiny_network_class(num_classes, 3, rngs=rngs)
+
+  monkeypatch.setattr(
+    models, "CONSTRUCTORS", {**models.CONSTRUCTORS, "tiny": tiny}
+  )
+  config = search_config.default_config()
+  config.model = "tiny"
+  config.deployed.image_size = 8
+  config.deployed.num_classes = 10
+  config.data.name = "digits"
+  config.data.image_size = 8
+  config.data.pad = 1
+  config.batch_size = 16
+  config.eval_batch_size = 50
+  config.report_batches = 1
+  config.batch_norm_batches = 1
+  config.bits = (2, 4)
+  config.search.steps = 6
+  config.search.logit_learning_rate = 0.2
+  config.checkpoint_every = 2
+  config.flush_every = 2
+  return config
+
+
+class KilledError(BaseException):
+  """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def shared():
+  """Work directories that later tests of this file go on with."""
+  return {}
+
+
+def _contents(directory):
+  return {
+    path.relative_to(directory): path.read_bytes()
+    for path in sorted(directory.rglob("*"))
+    if path.is_file()
+  }
+
+
+def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
+  config, tmp_path_factory, shared
+):
+  whole = tmp_path_factory.mktemp("whole")
+  cut = tmp_path_factory.mktemp("cut")
+  finished = search_run.run(config, whole)
+  write = metrics_log.MetricsWriter.write
+
+  def killed_in_step_six(self, records):
+    write(self, records)
+    if list(records)[-1]["step"] == 6:
+      raise KilledError
+
+  with (
+    mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
+    pytest.raises(KilledError),
+  ):
+    search_run.run(config, cut)
+  assert not (cut / "policy.json").exists()
+  assert checkpoints.latest_step(cut / "checkpoints") == 4
+  resumed = search_run.run(config, cut)
+  for name in ("policy.json", "metrics.jsonl", "summary.json"):
+    assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+  assert resumed == finished
+  steps = [r["step"] for r in metrics_log.read_metrics(cut / "metrics.jsonl")]
+  assert steps == [1, 2, 3, 4, 5, 6]
+  names = {path.name for path in cut.iterdir()}
+  assert names >= {"config.json", "checkpoints", "policy.png", "search.png"}
+  policy = json.loads((cut / "policy.json").read_text())
+  assert policy["cost"]["budget_used"] <= 1
+  assert policy["provenance"]["proxy"] == "digits"
+  shared["whole"] = whole
+
+
+def test_a_finished_run_prints_its_result_again(config, shared):
+  whole = shared["whole"]
+  before = _contents(whole)
+  with mock.patch.object(search_run, "start", side_effect=AssertionError):
+    finished = search_run.run(config, whole)
+  assert _contents(whole) == before
+  text = search_run.format_result(finished)
+  assert "middle" in text
+  assert "policy accuracy" in text
+
+
+def test_restoring_gives_the_same_policy_and_other_budgets(
+  config, shared, tmp_path
+):
+  whole = shared["whole"]
+  found = search_run.restore(whole)
+  asga_jax.save_policy(asga_jax.allocate(found), tmp_path / "policy.json")
+  assert (tmp_path / "policy.json").read_bytes() == (
+    whole / "policy.json"
+  ).read_bytes()
+  for budget in ("bops=3bit", "size=4bit", "bops=9%"):
+    policy = asga_jax.allocate(found, budget=budget)
+    assert policy.budget == budget
+    assert policy.cost["budget_used"] <= 1
+  with pytest.raises(budget_lib.InfeasibleBudgetError, match="lowest"):
+    asga_jax.allocate(found, budget="bops=10")
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+  config, shared, tmp_path
+):
+  damaged = tmp_path / "damaged"
+  shutil.copytree(shared["whole"], damaged)
+  for name in ("policy.json", "summary.json"):
+    (damaged / name).unlink()
+  for path in (damaged / "checkpoints" / "6").rglob("*"):
+    if path.is_file() and path.stat().st_size > 0:
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with mock.patch.object(logging, "warning") as warning:
+    search_run.run(config, damaged)
+  told = [call.args[0] % call.args[1:] for call in warning.call_args_list]
+  assert any("step 6 is damaged" in line for line in told)
+  assert any("checkpoint of step 4" in line for line in told)
+  for name in ("policy.json", "metrics.jsonl"):
+    original = (shared["whole"] / name).read_bytes()
+    assert (damaged / name).read_bytes() == original
+
+
+def test_the_directory_of_another_run_is_left_alone(config, shared):
+  before = _contents(shared["whole"])
+  config.search.seed = 7
+  with pytest.raises(ValueError, match=r"search\.seed: 0 there, 7 now"):
+    search_run.run(config, shared["whole"])
+  assert _contents(shared["whole"]) == before
+
+
+def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
+  with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    search_run.restore(tmp_path)
+  (tmp_path / "config.json").write_text(config.to_json())
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    search_run.restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "named"),
+  [
+    ("search.preset", "asam", "asam"),
+    ("search.steps", 0, "steps=0"),
+    ("search.mode", "trilevel", "trilevel"),
+    ("model", "resnet9", "resnet9"),
+    ("bits", (), "bits"),
+    ("bits", (2, 2), "2"),
+    ("bits", (4, 9), "9"),
+    ("budget", "bops", "bops"),
+    ("budget", "bops=1", r"lowest reachable: \d"),
+    ("data.name", "cifar10", r"cifar10.*no_such_place"),
+    ("data.image_size", 4, "size is 4, and images are 8x8"),
+    ("rules", ({"pattern": "stage9", "weight_bits": 4},), "stage9"),
+    ("rules", ({"pattern": ".*", "bits": 4},), r"rules\[0\]"),
+    ("batch_size", 0, "batch_size is 0"),
+    ("weight_quantizer", "lsq9", "lsq9"),
+  ],
+)
+def test_a_bad_value_is_an_error_before_the_first_step(
+  config, tmp_path, key, value, named
+):
+  if key == "data.name":
+    config.data.dir = str(tmp_path / "no_such_place")
+  config.update_from_flattened_dict({key: value})
+  with (
+    mock.patch.object(loop, "run", side_effect=AssertionError),
+    pytest.raises(ValueError, match=named),
+  ):
+    search_run.run(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "policy.json").exists()
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_unknown_key_is_named_with_the_closest(config, tmp_path):
+  with config.unlocked():
+    config.search.stepz = 3
+  with pytest.raises(ValueError, match=r"config\.search\.stepz .*steps"):
+    search_run.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_named(config, tmp_path):
+  tmp_path.chmod(0o500)
+  try:
+    with pytest.raises(ValueError, match="cannot be written to"):
+      search_run.run(config, tmp_path)
+  finally:
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(config, tmp_path):
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(ValueError, match="cannot be written to"):
+    search_run.run(config, tmp_path / "file")
+  assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
+  mesh = mock.Mock(size=3)
+  with (
+    mock.patch.object(search_run.sharding, "data_mesh", return_value=mesh),
+    pytest.raises(ValueError, match="batch_size=16 .* 3 devices"),
+  ):
+    search_run.run(config, tmp_path)
+
+
+def test_a_search_that_diverges_names_step_and_checkpoint(config, tmp_path):
+  config.search.preset = "sgd"
+  config.search.learning_rate = 1e30
+  config.flush_every = 1
+  with pytest.raises(loop.DivergedError, match=r"of step \d is .*checkpoint"):
+    search_run.run(config, tmp_path)
+  assert not (tmp_path / "policy.json").exists()
+  records = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
+  # The record of the bad step is kept, its figure as null.
+  assert None in records[-1].values()
+
+
+def test_rules_of_a_configuration_become_rules():
+  config = ml_collections.ConfigDict(
+    {"rules": ({"pattern": "a|b", "weight_bits": [2, 4], "tie": "weights"},)}
+  )
+  assert search_config.make_rules(config) == (
+    asga_jax.Rule("a|b", weight_bits=(2, 4), tie="weights"),
+  )
+
+
+def test_prepared_images_are_normalised_and_augmented_only_in_training(
+  config,
+):
+  dataset = search_run.data_lib.load("digits")
+  raw = {
+    "image": dataset.train_images[:4],
+    "label": dataset.train_labels[:4],
+  }
+  key = search_run.jax.random.key(0)
+  plain = search_config.make_prepare(config, dataset, train=False)(key, raw)
+  expected = (raw["image"] / 255.0 - dataset.mean[0]) / dataset.std[0]
+  np.testing.assert_allclose(
+    plain["image"], np.repeat(expected, 3, axis=3), atol=1e-5
+  )
+  trained = search_config.make_prepare(config, dataset, train=True)(key, raw)
+  assert trained["image"].shape == (4, 8, 8, 3)
+  assert not jnp.allclose(trained["image"], plain["image"])
+  np.testing.assert_array_equal(trained["label"], raw["label"])
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+  """A function that starts a script, with one cache of compiled programs."""
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+  def start(script, *arguments):
+    return subprocess.Popen(
+      [sys.executable, f"launch/{script}.py", *arguments],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return start
+
+
+def _output(process, code=0):
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == code, output
+  return output
+
+
+def test_bad_flags_end_with_a_message_and_an_exit_code(command, tmp_path):
+  workdir = tmp_path / "run"
+  unknown = command(
+    "search", *FLAGS, f"--workdir={workdir}", "--config.stepz=3"
+  )
+  infeasible = command(
+    "search", *FLAGS, f"--workdir={workdir}", "--config.budget=bops=1K"
+  )
+  missing = command("export", f"--workdir={tmp_path / 'nowhere'}")
+  output, _ = unknown.communicate(timeout=300)
+  assert unknown.returncode != 0
+  assert "stepz" in output
+  output = _output(infeasible, 1)
+  assert "InfeasibleBudgetError" in output
+  assert "lowest reachable" in output
+  assert "Traceback" not in output
+  output = _output(missing, 1)
+  assert "nowhere" in output
+  assert "Traceback" not in output
+  assert not (tmp_path / "nowhere").exists()
+  assert not (workdir / "policy.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_by_signal_nine_it_resumes_from_the_command_line(
+  command, tmp_path
+):
+  flags = (*FLAGS, "--config.search.steps=60", "--config.flush_every=1")
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  _output(command("search", *flags, f"--workdir={whole}"))
+  killed = command("search", *flags, f"--workdir={cut}")
+  started = time.monotonic()
+  while (checkpoints.latest_step(cut / "checkpoints") or 0) < 6:
+    assert killed.poll() is None, killed.communicate()
+    assert time.monotonic() < started + 500
+    time.sleep(0.01)
+  killed.send_signal(signal.SIGKILL)
+  killed.communicate()
+  assert killed.returncode == -signal.SIGKILL
+  assert not (cut / "policy.json").exists()
+  output = _output(command("search", *flags, f"--workdir={cut}"))
+  assert "from the checkpoint of step" in output
+  policy = (whole / "policy.json").read_bytes()
+  assert (cut / "policy.json").read_bytes() == policy
+  records = metrics_log.read_metrics(cut / "metrics.jsonl")
+  assert [r["step"] for r in records] == list(range(1, 61))
+
+  before = _contents(cut)
+  output = _output(command("search", *flags, f"--workdir={cut}"))
+  assert "has ended" in output
+  assert "bops=4bit" in output
+  assert _contents(cut) == before
+
+  again = tmp_path / "again.json"
+  _output(command("export", f"--workdir={cut}", f"--output={again}"))
+  assert again.read_bytes() == policy
+  _output(command("export", f"--workdir={cut}", "--budget=bops=3bit"))
+  other = json.loads((cut / "policy-bops=3bit.json").read_text())
+  assert other["budget"] == "bops=3bit"
+  assert 0.9 < other["cost"]["budget_used"] <= 1
+  assert (cut / "policy.json").read_bytes() == policy
