@@ -6,7 +6,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asga_jax import files
@@ -301,19 +301,3 @@ def load(path: str | os.PathLike) -> Policy:
       f"{os.fspath(path)}: cannot be read as a policy file: {error}."
     ) from error
   return from_json(text, source=os.fspath(path))
-
-
-def check_layers(policy: Policy, paths: Iterable[str]) -> None:
-  """Check that a policy speaks of exactly these layers of a model.
-
-  Raises:
-    PolicyError: the policy lacks layers of the model, or has others.
-  """
-  paths = list(paths)
-  missing = [path for path in paths if path not in policy.layers]
-  extra = [path for path in policy.layers if path not in paths]
-  if missing or extra:
-    raise PolicyError(
-      f"the policy of {policy.model!r} does not fit the model: it has no bits"
-      f" for {missing}, and bits for {extra}, which the model has not."
-    )

@@ -24,6 +24,7 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.analysis import plots, radius
 from asga_jax.cost import budget as budget_lib
+from asga_jax.cost import costs as costs_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration, surgery
 from asga_jax.training import (
@@ -82,11 +83,16 @@ def run(
     seed=config.search.seed,
   )
   made = start(config, dataset, splits)
+  space = made.space
+  for line in costs_lib.format_uniform_bops(
+    space.network, space.choices, 4
+  ).splitlines():
+    logging.info("%s", line)
   state, first = made.state, None
   restored = checkpoints.restore_latest(directory / "checkpoints", state)
   if restored is not None:
     first, state = restored
-    logging.warning("going on from the checkpoint of step %d", first)
+    logging.info("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   state = _train(config, made, state, splits, directory, first, metadata)
   finished = finish(config, made, state, dataset.name)
@@ -166,7 +172,7 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
 
 
 def _read(directory: pathlib.Path) -> Finished:
-  logging.warning("the search in %s has ended; this is its result", directory)
+  logging.info("the search in %s has ended; this is its result", directory)
   summary = json.loads((directory / "summary.json").read_text())
   return Finished(policy_lib.load(directory / "policy.json"), summary)
 

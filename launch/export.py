@@ -3,6 +3,7 @@
 python launch/export.py --workdir=DIR --format=policy --output=policy.json
 """
 
+import logging as std_logging
 import sys
 
 from absl import app, flags, logging
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> None:
   """Restore the search and writes its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
     found = search_run.restore(_WORKDIR.value)
     policy = result_lib.allocate(

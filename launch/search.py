@@ -3,6 +3,7 @@
 python launch/search.py --config=configs/mobilenetv2.py
 """
 
+import logging as std_logging
 import sys
 
 from absl import app, flags, logging
@@ -23,7 +24,8 @@ def main(argv: list[str]) -> None:
   """Run the search and prints its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   config = _CONFIG.value
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:

@@ -260,18 +260,6 @@ def test_policies_cannot_be_changed_or_made_wrong():
   assert issubclass(policy_lib.PolicyError, ValueError)
 
 
-def test_check_layers_names_missing_and_extra():
-  policy = make_policy()
-  policy_lib.check_layers(policy, reversed(policy.layers))
-  paths = [*policy.layers, "head"]
-  paths.remove("stem/conv")
-  with pytest.raises(
-    policy_lib.PolicyError,
-    match=r"no bits for \['head'\], and bits for \['stem/conv'\]",
-  ):
-    policy_lib.check_layers(policy, paths)
-
-
 @pytest.mark.parametrize(
   ("weight_bits", "activation_bits", "searched", "message"),
   [
