@@ -1,5 +1,7 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
 
+from asga_jax.conversion import searchable as searchable
+from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
@@ -12,9 +14,7 @@ from asga_jax.result import allocate as allocate
 from asga_jax.search import SearchSettings as SearchSettings
 from asga_jax.search import finish as finish
 from asga_jax.search import search_policy as search_policy
-from asga_jax.search import searchable as searchable
 from asga_jax.search import start_search as start_search
-from asga_jax.search import with_policy as with_policy
 from asga_jax.sharpness import asga_transform as asga_transform
 from asga_jax.sharpness import diagnostics as diagnostics
 from asga_jax.sharpness import preset as preset

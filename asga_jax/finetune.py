@@ -43,7 +43,7 @@ def train_policy(
   """Train the weights and step sizes of a network at its policy.
 
   Args:
-    model: from `search.with_policy`, or any network; it is not changed.
+    model: from `conversion.with_policy`, or any network; it is not changed.
     batches: as many as there are steps, or more.
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     settings: how to train.

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
+from asga_jax import conversion, models, search
 from asga_jax import data as data_lib
-from asga_jax import models, search
 from asga_jax.data import augmentation
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
@@ -182,7 +182,7 @@ def make_searchable(
       rngs=nnx.Rngs(0),
     )
   )
-  return search.searchable(
+  return conversion.searchable(
     make_network(config, num_classes, seed=config.search.seed),
     example_images,
     bits=tuple(config.bits),

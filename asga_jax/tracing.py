@@ -68,7 +68,7 @@ def _recorder(
 def record_calls(
   model: nnx.Module, *args: Any, method: str = "__call__"
 ) -> tuple[Any, list[LayerCall]]:
-  """Run a network and lists the calls of its layers, in call order.
+  """Run a network and list the calls of its layers, in call order.
 
   Args:
     model: any Flax NNX module; it is not changed, nor is its state.

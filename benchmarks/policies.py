@@ -22,8 +22,8 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
-from asga_jax import data as data_lib
 from asga_jax import (
+  conversion,
   evaluate,
   files,
   finetune,
@@ -31,6 +31,7 @@ from asga_jax import (
   search_config,
   search_run,
 )
+from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
@@ -92,7 +93,7 @@ class Bench:
     return search.finish(self.search, state, model_name="resnet8")
 
   def accuracy(self, model: Any) -> float:
-    """Train a network alike and gives its test accuracy in per cent."""
+    """Train a network alike and give its test accuracy in per cent."""
     trained = finetune.train_policy(
       model,
       self.batches(_TRAIN_STEPS.value),
@@ -111,7 +112,7 @@ class Bench:
   def policy_accuracy(self, policy: policy_lib.Policy) -> dict[str, float]:
     """Train at a policy; gives accuracy (%) and share of the budget (%)."""
     return {
-      "accuracy": self.accuracy(search.with_policy(self.start, policy)),
+      "accuracy": self.accuracy(conversion.with_policy(self.start, policy)),
       "budget_used": 100 * float(policy.cost["budget_used"]),
     }
 
@@ -221,7 +222,7 @@ def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main(_: list[str]) -> None:
-  """Run all seeds and writes the results."""
+  """Run all seeds and write the results."""
   logging.set_verbosity(logging.INFO)
   compile_cache.enable()
   output = pathlib.Path(_OUTPUT.value)

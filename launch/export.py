@@ -31,7 +31,7 @@ _SCORE = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
-  """Restore the search and writes its policy."""
+  """Restore the search and write its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)

@@ -22,8 +22,8 @@ def _snapshot(model):
 def _loss(model, batches):
   model = nnx.clone(model)
   model.eval()
-  losses = [asga_jax.cross_entropy(model, batch)[0] for batch in batches]
-  return float(np.mean([np.asarray(loss) for loss in losses]))
+  loss = nnx.jit(lambda model, batch: asga_jax.cross_entropy(model, batch)[0])
+  return float(np.mean([float(loss(model, batch)) for batch in batches]))
 
 
 def test_training_lowers_the_loss_and_keeps_policy_and_argument(

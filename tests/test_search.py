@@ -10,9 +10,8 @@ import asga_jax
 from asga_jax import search as search_lib
 from asga_jax import search_space
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import layers, surgery
-from asga_jax.training import loop, sharding, steps
-from asga_jax.training import state as state_lib
+from asga_jax.quantization import layers
+from asga_jax.training import loop, sharding
 
 
 def _pairs(batches):
@@ -321,19 +320,3 @@ def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
   policy = asga_jax.allocate(asga_jax.finish(search, search.state))
   with pytest.raises(ValueError, match=r"unknown layers .*hidden"):
     asga_jax.with_policy(tiny_searchable, policy)
-
-
-def test_holding_probabilities_gives_the_mixture_of_the_logits(
-  tiny_searchable, tiny_batches
-):
-  """What a step differentiates is the network that is handed back."""
-  images = jnp.asarray(tiny_batches[0]["image"])
-  held = surgery.holding_probabilities(tiny_searchable)
-  graphdef = state_lib.split_model(held)[0]
-  _, params, rest = state_lib.split_model(tiny_searchable)
-  layout = state_lib.LogitLayout.of(params.logits)
-  stacked = steps.stacked_probabilities(layout.stack(params.logits), 1.0)
-  params = params._replace(logits=layout.unstack(stacked))
-  model = state_lib.merge_model(graphdef, params, rest)
-  expected = nnx.clone(tiny_searchable)(images)
-  np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)

@@ -208,7 +208,7 @@ def _draw(
 def _mark_radius(
   axes: mpl_axes.Axes, radii: np.ndarray, rho_max: float
 ) -> None:
-  """Draw the cap of the radius and says how often it was reached."""
+  """Draw the cap of the radius and say how often it was reached."""
   health = radius_lib.radius_health(radii, rho_max)
   axes.axhline(rho_max, color=_LIMIT, linewidth=1, linestyle="--")
   axes.set_ylim(0, 1.08 * max(rho_max, health["maximum"]))

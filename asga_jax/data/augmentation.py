@@ -10,7 +10,7 @@ from jax import numpy as jnp
 def augment(
   key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True
 ) -> jax.Array:
-  """Crop each image at random from a zero-padded copy and mirrors half.
+  """Crop each image at random from a zero-padded copy and mirror half.
 
   Meant for the images as stored, before `preprocess`, where zero is black. An
   image's draw depends on the key and on its place in the batch alone, so that

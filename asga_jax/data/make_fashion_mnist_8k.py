@@ -75,7 +75,7 @@ def make(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Parse the command line and writes the file."""
+  """Parse the command line and write the file."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--source", type=pathlib.Path, required=True)
   parser.add_argument(

@@ -27,7 +27,7 @@ class InputSample(NamedTuple):
 def sample_inputs(
   model: nnx.Module, inputs: Any, *, method: str = "__call__"
 ) -> dict[str, InputSample]:
-  """Run a network in float and samples what each layer reads.
+  """Run a network in float and sample what each layer reads.
 
   Args:
     model: any Flax NNX module, plain or searchable; its state is not changed,

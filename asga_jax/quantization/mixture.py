@@ -151,7 +151,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     return g * quantized, jnp.where(is_float, 0.0, g * step_slope)
 
   def sweep(sums, tensors):
-    """Add one chunk to the sums, lane by lane, and gives its gradient."""
+    """Add one chunk to the sums, lane by lane, and give its gradient."""
     x, g = (tensor.astype(wide) for tensor in tensors)
     slope = jnp.zeros_like(x)
     for step, *grid, probability in zip(

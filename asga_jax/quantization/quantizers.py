@@ -24,7 +24,7 @@ SMALLEST_STEP = 1e-8
 
 
 def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
-  """Check candidate bit-widths and returns them as a tuple.
+  """Check candidate bit-widths and return them as a tuple.
 
   Args:
     bits: one bit-width or a sequence of them, each in 2..8, or 32 for float.

@@ -143,7 +143,7 @@ class MetricsBuffer:
     self._metrics.append(metrics)
 
   def flush(self) -> list[Record]:
-    """Fetch all in one transfer and empties the buffer.
+    """Fetch all in one transfer and empty the buffer.
 
     Returns:
       One record a step, ready for `MetricsWriter.write`.

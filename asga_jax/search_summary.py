@@ -1,0 +1,91 @@
+"""How a search went: accuracies on the report split, and its health."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from asga_jax import data as data_lib
+from asga_jax import evaluate, search_config
+from asga_jax import policy as policy_lib
+from asga_jax import result as result_lib
+from asga_jax.analysis import radius
+from asga_jax.data import batches as batches_lib
+from asga_jax.quantization import calibration, surgery
+
+
+def summarise(
+  config: ml_collections.ConfigDict,
+  finished: result_lib.SearchResult,
+  policy: policy_lib.Policy,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  records: list[dict[str, Any]],
+) -> dict[str, Any]:
+  """Evaluate mixture and policy on the report split, and the search's health.
+
+  Args:
+    config: of the search.
+    finished: the search's result.
+    policy: what was chosen.
+    dataset: the proxy.
+    splits: its parts.
+    records: of `metrics.jsonl`.
+
+  Returns:
+    JSON: accuracies in [0, 1], the discretisation gap (mixture minus policy),
+    the share of steps at the largest radius and the radius's lag-1
+    autocorrelation.
+  """
+  prepare = search_config.make_prepare(config, dataset, train=False)
+
+  def accuracy(model: nnx.Module) -> float:
+    inputs = (
+      prepare(
+        jax.random.key(0),
+        batches_lib.batch_at(
+          splits.train,
+          step,
+          batch_size=config.eval_batch_size,
+          seed=config.search.seed,
+        ),
+      )["image"]
+      for step in range(config.batch_norm_batches)
+    )
+    calibration.reestimate_batch_norm(model, inputs)
+    return evaluate.accuracy(
+      model,
+      splits.report,
+      prepare,
+      batch_size=config.eval_batch_size,
+      batches=config.report_batches,
+    )
+
+  bits = {
+    path: (layer.weight_bits, layer.activation_bits)
+    for path, layer in policy.layers.items()
+  }
+  of_mixture = accuracy(finished.model)
+  of_policy = accuracy(surgery.select_bits(finished.model, bits))
+  health = radius.radius_health(
+    [r["radius"] for r in records], config.search.sharpness.rho_max
+  )
+  gaps = [r["gap"] for r in records if r.get("gap") is not None]
+  cosines = [r["cosine"] for r in records if r.get("cosine") is not None]
+  return {
+    "mixture_accuracy": of_mixture,
+    "policy_accuracy": of_policy,
+    "discretisation_gap": of_mixture - of_policy,
+    "final_logit_spread": records[-1]["logit_spread"],
+    "mean_gap": float(np.mean(gaps)),
+    "mean_cosine": float(np.mean(cosines)),
+    "share_of_steps_with_negative_cosine": float(
+      np.mean([cosine < 0 for cosine in cosines])
+    ),
+    **{
+      f"radius_{name}": value if np.isfinite(value) else None
+      for name, value in health.items()
+    },
+  }
