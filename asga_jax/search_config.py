@@ -100,10 +100,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   models.constructor(config.model)
   make_settings(config)
   make_rules(config)
-  for name in ("batch_size", "eval_batch_size", "checkpoint_every"):
-    if config[name] < 1:
+  lowest = {
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "checkpoint_every": 1,
+    "flush_every": 1,
+    "batch_norm_batches": 0,
+    "report_batches": 0,
+    "data.pad": 0,
+    "data.image_size": 1,
+    "deployed.image_size": 1,
+    "deployed.num_classes": 1,
+  }
+  flat = config_lib.flatten(config)
+  for name, least in lowest.items():
+    if flat[name] < least:
       raise config_lib.ConfigError(
-        f"config.{name} is {config[name]}; expected at least 1"
+        f"config.{name} is {flat[name]}; expected at least {least}"
       )
   if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
     raise config_lib.ConfigError(

@@ -69,7 +69,7 @@ def run(
   compile_cache.enable()
   search_config.check_config(config)
   budget_lib.parse_budget(config.budget)
-  directory = workdir.open_workdir(path, config)
+  directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     return _read(directory)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
@@ -80,6 +80,8 @@ def run(
     seed=config.search.seed,
   )
   made = start(config, dataset, splits)
+  # Not before: a refused configuration must not claim the directory.
+  workdir.open_workdir(path, config)
   space = made.space
   for line in costs_lib.format_uniform_bops(
     space.network, space.choices, 4

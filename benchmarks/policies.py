@@ -41,7 +41,7 @@ from asga_jax.training import compile_cache, loop
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BUDGET = flags.DEFINE_string("budget", "bops=3bit", "Uniform bits' budget.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
-_RANDOM = flags.DEFINE_integer("random", 2, "Random policies a seed.")
+_RANDOM = flags.DEFINE_integer("random", 1, "Random policies a seed.")
 _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 200, "Of each search.")
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 300, "Of each training.")
 

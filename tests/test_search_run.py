@@ -54,17 +54,21 @@ def compiled_programs(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def config(monkeypatch, tiny_network_class):
-  """Searches the tiny network on 8x8 digits for six steps."""
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model(tiny_network_class):
+  """Adds the tiny network to those that a configuration may name."""
 
   def tiny(num_classes, *, stem, rngs, conv_general_dilated=None):
     del stem, conv_general_dilated
     return tiny_network_class(num_classes, 3, rngs=rngs)
 
-  monkeypatch.setattr(
-    models, "CONSTRUCTORS", {**models.CONSTRUCTORS, "tiny": tiny}
-  )
+  known = {**models.CONSTRUCTORS, "tiny": tiny}
+  with mock.patch.object(models, "CONSTRUCTORS", known):
+    yield
+
+
+def _tiny_config():
+  """Searches the tiny network on 8x8 digits for six steps."""
   config = search_config.default_config()
   config.model = "tiny"
   config.deployed.image_size = 8
@@ -84,14 +88,21 @@ def config(monkeypatch, tiny_network_class):
   return config
 
 
-class KilledError(BaseException):
-  """Stands for the end of the process: nothing catches it."""
+@pytest.fixture
+def config():
+  return _tiny_config()
 
 
 @pytest.fixture(scope="module")
-def shared():
-  """Work directories that later tests of this file go on with."""
-  return {}
+def whole(tmp_path_factory, compiled_programs, tiny_model):
+  """The work directory of a run that was not interrupted."""
+  directory = tmp_path_factory.mktemp("whole")
+  search_run.run(_tiny_config(), directory)
+  return directory
+
+
+class KilledError(BaseException):
+  """Stands for the end of the process: nothing catches it."""
 
 
 def _contents(directory):
@@ -103,11 +114,9 @@ def _contents(directory):
 
 
 def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
-  config, tmp_path_factory, shared
+  config, whole, tmp_path
 ):
-  whole = tmp_path_factory.mktemp("whole")
-  cut = tmp_path_factory.mktemp("cut")
-  finished = search_run.run(config, whole)
+  cut = tmp_path / "cut"
   write = metrics_log.MetricsWriter.write
 
   def killed_in_step_six(self, records):
@@ -125,7 +134,7 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
   resumed = search_run.run(config, cut)
   for name in ("policy.json", "metrics.jsonl", "summary.json"):
     assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
-  assert resumed == finished
+  assert resumed == search_run.run(config, whole)
   steps = [r["step"] for r in metrics_log.read_metrics(cut / "metrics.jsonl")]
   assert steps == [1, 2, 3, 4, 5, 6]
   names = {path.name for path in cut.iterdir()}
@@ -133,11 +142,9 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
   policy = json.loads((cut / "policy.json").read_text())
   assert policy["cost"]["budget_used"] <= 1
   assert policy["provenance"]["proxy"] == "digits"
-  shared["whole"] = whole
 
 
-def test_a_finished_run_prints_its_result_again(config, shared):
-  whole = shared["whole"]
+def test_a_finished_run_prints_its_result_again(config, whole):
   before = _contents(whole)
   with mock.patch.object(search_run, "start", side_effect=AssertionError):
     finished = search_run.run(config, whole)
@@ -148,9 +155,8 @@ def test_a_finished_run_prints_its_result_again(config, shared):
 
 
 def test_restoring_gives_the_same_policy_and_other_budgets(
-  config, shared, tmp_path
+  config, whole, tmp_path
 ):
-  whole = shared["whole"]
   found = search_run.restore(whole)
   asga_jax.save_policy(asga_jax.allocate(found), tmp_path / "policy.json")
   assert (tmp_path / "policy.json").read_bytes() == (
@@ -165,10 +171,10 @@ def test_restoring_gives_the_same_policy_and_other_budgets(
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-  config, shared, tmp_path, caplog
+  config, whole, tmp_path, caplog
 ):
   damaged = tmp_path / "damaged"
-  shutil.copytree(shared["whole"], damaged)
+  shutil.copytree(whole, damaged)
   for name in ("policy.json", "summary.json"):
     (damaged / name).unlink()
   for path in (damaged / "checkpoints" / "6").rglob("*"):
@@ -179,16 +185,16 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
   assert "checkpoint of step 6 is damaged" in caplog.text
   assert "from the checkpoint of step 4" in caplog.text
   for name in ("policy.json", "metrics.jsonl"):
-    original = (shared["whole"] / name).read_bytes()
+    original = (whole / name).read_bytes()
     assert (damaged / name).read_bytes() == original
 
 
-def test_the_directory_of_another_run_is_left_alone(config, shared):
-  before = _contents(shared["whole"])
+def test_the_directory_of_another_run_is_left_alone(config, whole):
+  before = _contents(whole)
   config.search.seed = 7
   with pytest.raises(ValueError, match=r"search\.seed: 0 there, 7 now"):
-    search_run.run(config, shared["whole"])
-  assert _contents(shared["whole"]) == before
+    search_run.run(config, whole)
+  assert _contents(whole) == before
 
 
 def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):

@@ -74,7 +74,7 @@ def weight_optimizer(
       # Step sizes span orders of magnitude between 2 and 8 bits, so they are
       # trained by their relative size.
       # Flattened, they are one tensor to compile instead of hundreds.
-      "quantizers": optax.flatten(
+      "quantizers": flatten(
         optax.chain(
           optax.scale_by_adam(),
           scale_by_own_size(),
@@ -84,6 +84,23 @@ def weight_optimizer(
     },
     {"weights": "weights", "quantizers": "quantizers"},
   )
+
+
+def flatten(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Do `optax.flatten`, which fails where there are no parameters at all."""
+  flat = optax.flatten(inner)
+
+  def init(params):
+    return flat.init(params) if jax.tree.leaves(params) else optax.EmptyState()
+
+  def update(updates, state, params=None):
+    if not jax.tree.leaves(updates):
+      return updates, state
+    return flat.update(updates, state, params)
+
+  return optax.GradientTransformation(init, update)
 
 
 def scale_by_own_size() -> optax.GradientTransformation:

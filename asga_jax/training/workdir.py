@@ -110,7 +110,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def open_workdir(
-  path: str | os.PathLike[str], config: config_lib.Config
+  path: str | os.PathLike[str],
+  config: config_lib.Config,
+  *,
+  write: bool = True,
 ) -> pathlib.Path:
   """Create the directory of a run, or opens that of the same configuration.
 
@@ -119,6 +122,8 @@ def open_workdir(
   Args:
     path: the directory.
     config: the configuration of the run.
+    write: whether to write `config.json` where there is none: once the
+      configuration has been found good.
 
   Returns:
     The directory, which can be written to.
@@ -142,6 +147,8 @@ def open_workdir(
     ) from error
   file = directory / CONFIG_NAME
   if not file.exists():
+    if not write:
+      return directory
     files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
     return directory
   differences = _differences(read_config(directory), wanted)
