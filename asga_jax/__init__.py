@@ -3,6 +3,7 @@
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
+from asga_jax.cost.costs import latency as latency
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
 from asga_jax.policy import Policy as Policy
@@ -32,6 +33,7 @@ __all__ = [
   "cross_entropy",
   "diagnostics",
   "finish",
+  "latency",
   "load_policy",
   "preset",
   "save_policy",

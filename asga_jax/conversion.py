@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -43,7 +44,9 @@ def searchable(
   """
   target, shape = deployed or (model, np.shape(example_input)[1:])
   method = settings.get("method", "__call__")
-  network = macs.network_stats(target, shape, method=method)
+  network = macs.network_stats(
+    target, shape, dtype=jnp.result_type(example_input), method=method
+  )
   made: Any = surgery.make_searchable(
     model, example_input, bits=bits, rules=rules, **settings
   )

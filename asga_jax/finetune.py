@@ -42,8 +42,11 @@ def train_policy(
 ) -> nnx.Module:
   """Train the weights and step sizes of a network at its policy.
 
+  Each call compiles its step once.
+
   Args:
-    model: from `conversion.with_policy`, or any network; it is not changed.
+    model: from `conversion.with_policy`, or any network; it is not changed. It
+      is trained in training mode, whatever its own.
     batches: as many as there are steps, or more.
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     settings: how to train.
@@ -59,6 +62,8 @@ def train_policy(
   """
   settings = settings or FinetuneSettings()
   mesh = sharding.data_mesh() if mesh is None else mesh
+  model = nnx.clone(model)
+  model.train()
   graphdef, params, rest = state_lib.split_model(model)
   layout = state_lib.LogitLayout.of(params.logits)
   parts = steps.StepParts(

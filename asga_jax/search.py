@@ -35,7 +35,9 @@ class SearchSettings:
   logits_every: int = 1
   # One of sharpness.PRESETS, and arguments that differ from it.
   preset: str = "asga"
-  sharpness: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sharpness: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"gap_ema": 0.9}
+  )
   learning_rate: float = 0.05
   quantizer_learning_rate: float = 1e-2
   momentum: float = 0.9
@@ -51,7 +53,6 @@ class SearchSettings:
   seed: int = 0
 
   def __post_init__(self):
-    first, last = self.temperature
     checks = {
       "steps": (self.steps >= 1, "at least 1"),
       "mode": (self.mode in MODES, f"one of {MODES}"),
@@ -61,7 +62,10 @@ class SearchSettings:
         f"one of {sorted(sharpness.PRESETS)}",
       ),
       "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
-      "temperature": (first > 0 and last > 0, "two numbers above 0"),
+      "temperature": (
+        len(self.temperature) == 2 and min(self.temperature) > 0,
+        "two numbers above 0",
+      ),
       "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
       "score": (
         self.score in result_lib.SCORES,
@@ -105,7 +109,8 @@ def start_search(
   """Check everything that can be checked and builds the compiled step.
 
   Args:
-    model: from `searchable`; it is not changed.
+    model: from `searchable`; it is not changed. It is trained in training
+      mode, whatever its own.
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
@@ -135,6 +140,8 @@ def start_search(
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
   mesh = sharding.data_mesh() if mesh is None else mesh
+  model = nnx.clone(model)
+  model.train()
   graphdef, params, rest = state_lib.split_model(model)
   layout = state_lib.LogitLayout.of(params.logits)
   parts = steps.StepParts(
@@ -293,5 +300,12 @@ def search_policy(
     mesh=mesh,
   )
   total = search.settings.steps
-  state = loop.run(search.step, search.state, batches, total, search.mesh)
+  state = loop.run(
+    search.step,
+    search.state,
+    batches,
+    total,
+    search.mesh,
+    pairs=search.settings.mode == "bilevel",
+  )
   return finish(search, state)

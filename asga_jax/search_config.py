@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,6 +124,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
       "bilevel search needs a share above 0"
     )
+
+
+def check_flag_names(arguments: Sequence[str]) -> None:
+  """Check that flags --config.KEY name keys that there are.
+
+  Args:
+    arguments: of the command line.
+
+  Raises:
+    ConfigError: an unknown key; it names the closest ones.
+  """
+  defaults = default_config()
+  for argument in arguments:
+    match = re.match(r"--?config\.([\w.]+)", argument)
+    if not match:
+      continue
+    given = defaults.to_dict()
+    *groups, last = match[1].split(".")
+    group = given
+    for name in groups:
+      group = group.setdefault(name, {})
+    group.setdefault(last, None)
+    config_lib.check_config(given, defaults.to_dict())
 
 
 def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
@@ -254,7 +278,7 @@ def apply_variant(
 
   Args:
     config: to change.
-    variant: '' for the embedded proxy, 'cifar10' for the paper's setting with
+    variant: '' for the embedded proxy, 'cifar10' for the paper's proxy with
       the schedule of GMPQ's release.
 
   Returns:

@@ -98,6 +98,10 @@ def run(
   policy = result_lib.allocate(finished)
   policy_lib.save(policy, directory / "policy.json")
   records = metrics_log.read_metrics(directory / "metrics.jsonl")
+  if not records:
+    raise metrics_log.MetricsError(
+      f"{directory / 'metrics.jsonl'} is empty; expected a record of each step"
+    )
   plots.plot_policy(
     policy.layers,
     directory / "policy.png",
@@ -150,13 +154,8 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   directory = pathlib.Path(path)
   config = ml_collections.ConfigDict(workdir.read_config(directory))
   folder = directory / "checkpoints"
-  step = checkpoints.latest_step(folder)
-  if step is None:
-    raise checkpoints.CheckpointError(
-      f"{folder} holds no checkpoint; expected the work directory of a search"
-    )
   search_config.check_config(config)
-  metadata = checkpoints.read_metadata(folder, step)
+  metadata = checkpoints.latest_metadata(folder)
   shape = search_config.example_shape(config)
   # Ranges and signedness come from the checkpoint, so any image will do.
   model = search_config.make_searchable(
@@ -169,12 +168,27 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   )
   restored = checkpoints.restore_latest(folder, made.state)
   assert restored is not None
-  return finish(config, made, restored[1], metadata["proxy"])
+  step, state = restored
+  if step < config.search.steps:
+    logging.warning(
+      "the search in %s has not ended: this is step %d of %d",
+      directory,
+      step,
+      config.search.steps,
+    )
+  return finish(config, made, state, metadata["proxy"])
 
 
 def _read(directory: pathlib.Path) -> Finished:
   logging.info("the search in %s has ended; this is its result", directory)
-  summary = json.loads((directory / "summary.json").read_text())
+  file = directory / "summary.json"
+  try:
+    summary = json.loads(file.read_text())
+  except ValueError as error:
+    raise workdir.WorkdirError(
+      f"{file} is damaged ({error}); remove it, and the same command makes it "
+      "again from the last checkpoint"
+    ) from error
   return Finished(policy_lib.load(directory / "policy.json"), summary)
 
 
@@ -199,6 +213,10 @@ def start(
   """
   mesh = sharding.data_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
+  batches_lib.steps_per_epoch(splits.train, config.batch_size)
+  batches_lib.steps_per_epoch(splits.train, config.eval_batch_size)
+  if config.search.mode == "bilevel":
+    batches_lib.steps_per_epoch(splits.heldout, config.batch_size)
   prepare = search_config.make_prepare(config, dataset, train=False)
   example = batches_lib.batch_at(
     splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
@@ -266,6 +284,7 @@ def _train(
       _batches(config, splits, done),
       config.search.steps,
       made.mesh,
+      pairs=config.search.mode == "bilevel",
       flush_every=config.flush_every,
       on_records=on_records,
       save=lambda step, state: kept.save(step, state, metadata=metadata),

@@ -137,7 +137,8 @@ def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:
   for path, _ in states:
     node: Any = model
     for part in path:
-      node = node[part] if isinstance(part, int) else getattr(node, str(part))
+      plain = isinstance(node, (dict, list, tuple)) or isinstance(part, int)
+      node = node[part] if plain else getattr(node, str(part))
     name = tracing.path_name(path[:-1])
     names[id(node)] = name
     paths[name] = path

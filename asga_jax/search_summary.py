@@ -69,21 +69,34 @@ def summarise(
   }
   of_mixture = accuracy(finished.model)
   of_policy = accuracy(surgery.select_bits(finished.model, bits))
-  health = radius.radius_health(
-    [r["radius"] for r in records], config.search.sharpness.rho_max
-  )
-  gaps = [r["gap"] for r in records if r.get("gap") is not None]
-  cosines = [r["cosine"] for r in records if r.get("cosine") is not None]
   return {
     "mixture_accuracy": of_mixture,
     "policy_accuracy": of_policy,
     "discretisation_gap": of_mixture - of_policy,
     "final_logit_spread": records[-1]["logit_spread"],
-    "mean_gap": float(np.mean(gaps)),
-    "mean_cosine": float(np.mean(cosines)),
-    "share_of_steps_with_negative_cosine": float(
-      np.mean([cosine < 0 for cosine in cosines])
-    ),
+    **_sharpness_figures(config, records),
+  }
+
+
+def _sharpness_figures(
+  config: ml_collections.ConfigDict, records: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Summarise what a second pass measured; nothing where there was none."""
+  if "codes_changed" not in records[0]:
+    return {}
+
+  def column(name: str) -> np.ndarray:
+    found = [record[name] for record in records]
+    return np.array([value for value in found if value is not None])
+
+  health = radius.radius_health(
+    [record["radius"] for record in records], config.search.sharpness.rho_max
+  )
+  return {
+    "mean_gap": float(np.mean(column("gap"))),
+    "mean_cosine": float(np.mean(column("cosine"))),
+    "share_of_steps_with_negative_cosine": float(np.mean(column("cosine") < 0)),
+    "mean_share_of_codes_changed": float(np.mean(column("codes_changed"))),
     **{
       f"radius_{name}": value if np.isfinite(value) else None
       for name, value in health.items()

@@ -39,7 +39,7 @@ from asga_jax.quantization import calibration
 from asga_jax.training import compile_cache, loop
 
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
-_BUDGET = flags.DEFINE_string("budget", "bops=3bit", "Uniform bits' budget.")
+_BITS = flags.DEFINE_integer("bits", 3, "The budget: what these bits cost.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _RANDOM = flags.DEFINE_integer("random", 1, "Random policies a seed.")
 _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 200, "Of each search.")
@@ -53,7 +53,7 @@ def make_config(seed: int) -> Any:
   config = search_config.default_config()
   config.model = "resnet8"
   config.deployed.update(image_size=32, num_classes=10, stem="small")
-  config.budget = _BUDGET.value
+  config.budget = f"bops={_BITS.value}bit"
   config.search.update(steps=_SEARCH_STEPS.value, seed=seed)
   return config
 
@@ -119,10 +119,9 @@ class Bench:
 
 def uniform_policy(found: result_lib.SearchResult) -> policy_lib.Policy:
   """Choose the bits nearest to uniform: exactly uniform if it fits."""
-  bits = int(_BUDGET.value.removeprefix("bops=").removesuffix("bit"))
 
   def scores(candidates: tuple[int, ...]) -> np.ndarray:
-    return -np.abs(np.array(candidates, float) - bits)
+    return -np.abs(np.array(candidates, float) - _BITS.value)
 
   return _allocate(found, scores)
 
@@ -215,7 +214,7 @@ def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
       )
   axes.set_yticks(range(len(METHODS)), list(reversed(METHODS)))
   axes.set_xlabel("test accuracy after training alike, %")
-  axes.set_title(f"ResNet-8 on fashion_mnist_8k, {_BUDGET.value}")
+  axes.set_title(f"ResNet-8 on fashion_mnist_8k, {_BITS.value} bits")
   axes.grid(axis="x", alpha=0.3)
   axes.legend(loc="best", fontsize="small")
   figure.savefig(path, dpi=130)
@@ -233,7 +232,7 @@ def main(_: list[str]) -> None:
     seeds.append(one_seed(seed, dataset))
     text = json.dumps(
       {
-        "budget": _BUDGET.value,
+        "bits": _BITS.value,
         "search_steps": _SEARCH_STEPS.value,
         "train_steps": _TRAIN_STEPS.value,
         "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",

@@ -7,8 +7,9 @@ Costs are those of the network at 224x224 with 1000 classes: 1814.07 M MACs,
 
 Variants, behind a colon:
   (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
-  cifar10  the paper's setting: 25 epochs of CIFAR-10 at batch 256, for an
-           accelerator; needs --config.data.dir or ASGA_DATA_DIR.
+  cifar10  the paper's proxy with the schedule of GMPQ's release: 25 epochs
+           at batch 256, for an accelerator; needs --config.data.dir or
+           ASGA_DATA_DIR.
 """
 
 from asga_jax import search_config

@@ -19,8 +19,8 @@ _FORMAT = flags.DEFINE_enum("format", "policy", ["policy"], "What to write.")
 _OUTPUT = flags.DEFINE_string(
   "output",
   None,
-  "Where to; by default policy.json, or with --budget "
-  "policy-BUDGET.json, in the work directory.",
+  "Where to; by default policy.json in the work directory, or "
+  "policy-BUDGET-SCORE.json where these are given.",
 )
 _BUDGET = flags.DEFINE_string(
   "budget", None, "Another budget, from the same scores, such as bops=3bit."
@@ -41,8 +41,9 @@ def main(argv: list[str]) -> None:
     policy = result_lib.allocate(
       found, budget=_BUDGET.value, score=_SCORE.value
     )
-    name = f"policy-{policy.budget}.json" if _BUDGET.value else "policy.json"
-    output = _OUTPUT.value or f"{_WORKDIR.value}/{name}"
+    chosen = (_BUDGET.value and policy.budget, _SCORE.value)
+    name = "-".join(["policy", *filter(None, chosen)])
+    output = _OUTPUT.value or f"{_WORKDIR.value}/{name}.json"
     policy_lib.save(policy, output)
   except (ValueError, OSError) as error:
     logging.error("%s: %s", type(error).__name__, error)

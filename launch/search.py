@@ -9,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax import search_run
+from asga_jax import search_config, search_run
 from asga_jax.training import loop, workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,13 +31,25 @@ def main(argv: list[str]) -> None:
   try:
     path = _WORKDIR.value or workdir.default_workdir(name, config)
     finished = search_run.run(config, path)
-  except (ValueError, loop.DivergedError) as error:
+  except (ValueError, OSError, loop.DivergedError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
   print(search_run.format_result(finished))
   print(f"written to {path}: policy.json, policy.png, search.png")
 
 
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; what is wrong with the configuration is told in a line."""
+  try:
+    search_config.check_flag_names(arguments)
+    rest = flags.FLAGS(arguments)
+    # Reading it runs the file; errors there come with their whole traceback.
+    _ = _CONFIG.value
+  except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+  return rest
+
+
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse)

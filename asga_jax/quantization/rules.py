@@ -37,6 +37,11 @@ class Rule:
       if value is not None:
         checked = quantizers.check_bits(value, f"{name} of rule {self.pattern}")
         object.__setattr__(self, name, checked)
+    if self.weight_bits is self.activation_bits is self.tie is None:
+      raise ValueError(
+        f"rule {self.pattern!r} decides nothing; expected weight_bits, "
+        "activation_bits or tie."
+      )
     if self.tie is not None and self.tie not in TIES:
       raise ValueError(
         f"tie of rule {self.pattern} is {self.tie!r}; expected one of {TIES} "
@@ -96,14 +101,14 @@ def resolve(
       )
     for path in left:
       default = ends if path in (paths[0], paths[-1]) else bits
-      if rule.tie:
-        default = bits
       tie = f"rule {index}"
+      tied_weights = rule.tie in ("weights", "both")
+      tied_activations = rule.tie in ("activations", "both")
       decided[path] = LayerRule(
-        rule.weight_bits or default,  # type: ignore[arg-type]
-        rule.activation_bits or default,  # type: ignore[arg-type]
-        tie if rule.tie in ("weights", "both") else None,
-        tie if rule.tie in ("activations", "both") else None,
+        rule.weight_bits or (bits if tied_weights else default),  # type: ignore[arg-type]
+        rule.activation_bits or (bits if tied_activations else default),  # type: ignore[arg-type]
+        tie if tied_weights else None,
+        tie if tied_activations else None,
       )
   for path in paths:
     if path not in decided:

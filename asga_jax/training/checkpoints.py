@@ -188,6 +188,23 @@ def _read_index(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
   return index
 
 
+def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
+  """Read the metadata of the newest checkpoint whose index is whole.
+
+  Raises:
+    CheckpointError: if there is none.
+  """
+  for step in _steps(directory):
+    try:
+      return read_metadata(directory, step)
+    except CheckpointError as error:
+      logging.warning("The checkpoint of step %d is damaged: %s", step, error)
+  raise CheckpointError(
+    f"{directory} holds no whole checkpoint; expected the work directory of a "
+    "search"
+  )
+
+
 def read_metadata(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
   """Read what `Checkpoints.save` was given as metadata.
 

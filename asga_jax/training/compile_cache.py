@@ -16,6 +16,6 @@ def enable() -> None:
   current: Any = jax.config
   if current.jax_compilation_cache_dir is not None:
     return
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   path = pathlib.Path(root) / "asga_jax" / "compiled"
   jax.config.update("jax_compilation_cache_dir", str(path))

@@ -20,7 +20,8 @@ class DivergedError(RuntimeError):
 
 def _diverged(record: Record) -> str | None:
   """Name the figure that shows that a step spoilt the weights."""
-  for name in ("loss", "gradient_norm", "perturbed_gradient_norm"):
+  names = ("loss", "gradient_norm", "perturbed_gradient_norm", "logit_spread")
+  for name in names:
     if not math.isfinite(record.get(name, 0.0)):
       return name
   return None
@@ -33,6 +34,7 @@ def run(
   total: int,
   mesh: Mesh,
   *,
+  pairs: bool = False,
   flush_every: int = 10,
   on_records: Callable[[list[Record]], None] | None = None,
   save: Callable[[int, state_lib.TrainState], None] | None = None,
@@ -47,9 +49,10 @@ def run(
   Args:
     step: of (state, batch) or (state, batch, heldout).
     state: to go on from; donated.
-    batches: from that step on; pairs for a step that takes two.
+    batches: from that step on.
     total: the number of the last step.
     mesh: where the batches go.
+    pairs: whether the step takes two batches, and `batches` yields pairs.
     flush_every: steps from one fetch of figures to the next.
     on_records: takes each block of figures.
     save: takes (steps done, state), for a checkpoint; only states whose steps
@@ -63,7 +66,7 @@ def run(
   Raises:
     DivergedError: a loss is not finite; it names the step and the last
       checkpoint.
-    ValueError: `batches` ended early.
+    ValueError: `batches` ended early, or gives no pairs where it must.
   """
   done = int(state.step)
   source: Iterator[Any] = iter(batches)
@@ -93,7 +96,12 @@ def run(
       raise ValueError(
         f"batches ended after step {done}; expected enough for {total} steps."
       ) from None
-    parts = batch if isinstance(batch, tuple) else (batch,)
+    if pairs and not (isinstance(batch, tuple) and len(batch) == 2):
+      raise ValueError(
+        f"batches gave a {type(batch).__name__}; a bilevel search expects "
+        "pairs (batch, held-out batch)."
+      )
+    parts = batch if pairs else (batch,)
     state, figures = step(
       state, *(sharding.place_batch(part, mesh) for part in parts)
     )

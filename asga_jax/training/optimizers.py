@@ -17,6 +17,8 @@ def weight_optimizer(
 ) -> optax.GradientTransformation:
   """Make SGD for the weights and Adam for the quantizers' parameters.
 
+  SGD has Nesterov momentum, which is this project's choice.
+
   Both follow a cosine after a linear warm-up. Weight decay holds for leaves of
   two and more axes only: kernels, not biases, norms or step sizes.
 

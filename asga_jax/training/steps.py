@@ -1,4 +1,4 @@
-"""One compiled step of the search, and of evaluation."""
+"""One compiled step of the search."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -268,7 +268,7 @@ def _state_figures(
   measured = sharpness.diagnostics(state.sharpness)
   figures = {
     "gap": measured["raw_gap"],
-    "mean_gap": measured["gap"],
+    "smoothed_gap": measured["gap"],
     "radius": measured["radius"],
     "perturbed_loss": measured["perturbed_value"],
     "cosine": measured["cosine"],
