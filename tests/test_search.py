@@ -95,7 +95,9 @@ def test_a_bilevel_search_moves_logits_on_heldout_batches(
     losses.append(float(figures["heldout_loss"]))
     return state, figures
 
-  end = loop.run(step, search.state, _pairs(tiny_batches), 4, search.mesh)
+  end = loop.run(
+    step, search.state, _pairs(tiny_batches), 4, search.mesh, pairs=True
+  )
   logits.append(jax.device_get(end.params.logits))
   for index in range(4):
     updates = index % every == 0
@@ -320,3 +322,40 @@ def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
   policy = asga_jax.allocate(asga_jax.finish(search, search.state))
   with pytest.raises(ValueError, match=r"unknown layers .*hidden"):
     asga_jax.with_policy(tiny_searchable, policy)
+
+
+class _Reader(nnx.Module):
+  """Reads token ids, and keeps its layers in a plain dict."""
+
+  def __init__(self, *, rngs):
+    self.embed = nnx.Embed(7, 8, rngs=rngs)
+    self.blocks = nnx.data(
+      {name: nnx.Linear(8, 8, rngs=rngs) for name in ("a", "b", "c")}
+    )
+
+  def __call__(self, tokens):
+    features = self.embed(tokens).mean(axis=1)
+    for name in ("a", "b", "c"):
+      features = nnx.relu(self.blocks[name](features))
+    return features
+
+
+def test_a_network_of_integer_input_and_a_dict_of_layers():
+  tokens = np.arange(24, dtype=np.int32).reshape(8, 3) % 7
+  model = asga_jax.searchable(_Reader(rngs=nnx.Rngs(0)), tokens)
+  space = search_space.build(model, model.deployed_network[0])
+  assert list(space.choices) == ["blocks/a", "blocks/b", "blocks/c"]
+  assert [layer.macs for layer in space.network.layers] == [64, 64, 64]
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(
+  tiny_searchable, tiny_batches
+):
+  model = nnx.clone(tiny_searchable)
+  model.eval()
+  trained = asga_jax.train_policy(
+    model, tiny_batches, settings=asga_jax.FinetuneSettings(steps=1)
+  )
+  before, after = model.norm.mean[...], trained.norm.mean[...]
+  assert float(jnp.abs(after - before).max()) > 1e-3
+  assert model.norm.use_running_average

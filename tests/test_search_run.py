@@ -154,6 +154,16 @@ def test_a_finished_run_prints_its_result_again(config, whole):
   assert "policy accuracy" in text
 
 
+def test_restoring_falls_back_from_a_damaged_newest_checkpoint(whole, tmp_path):
+  cut = tmp_path / "damaged"
+  shutil.copytree(whole, cut)
+  for file in (cut / "checkpoints" / "6" / "index").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  found = search_run.restore(cut)
+  assert found.provenance["steps"] == 4
+
+
 def test_restoring_gives_the_same_policy_and_other_budgets(
   config, whole, tmp_path
 ):

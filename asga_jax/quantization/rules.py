@@ -14,6 +14,7 @@ class Rule:
   """What holds for the layers whose whole path a pattern matches.
 
   One bit-width fixes a tensor, several are searched, None leaves the default.
+  A rule of a pattern alone keeps its layers from later rules.
   """
 
   # A regular expression over the whole path, e.g. 'stages/0/.*'.
@@ -37,11 +38,6 @@ class Rule:
       if value is not None:
         checked = quantizers.check_bits(value, f"{name} of rule {self.pattern}")
         object.__setattr__(self, name, checked)
-    if self.weight_bits is self.activation_bits is self.tie is None:
-      raise ValueError(
-        f"rule {self.pattern!r} decides nothing; expected weight_bits, "
-        "activation_bits or tie."
-      )
     if self.tie is not None and self.tie not in TIES:
       raise ValueError(
         f"tie of rule {self.pattern} is {self.tie!r}; expected one of {TIES} "

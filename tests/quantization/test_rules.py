@@ -117,3 +117,10 @@ def test_bad_rules(settings, named):
 def test_bad_defaults(settings):
   with pytest.raises(ValueError, match=next(iter(settings))):
     rules_lib.resolve((), PATHS, **{"bits": BITS, "end_bits": 8, **settings})
+
+
+def test_a_tie_of_one_tensor_leaves_the_other_of_an_end_fixed():
+  decided = _resolve(rules_lib.Rule(".*", tie="weights"))
+  assert decided["stem"].weight_bits == BITS
+  assert decided["stem"].activation_bits == (8,)
+  assert decided["stages/0/conv1"].activation_bits == BITS

@@ -116,7 +116,7 @@ def test_pairs_are_handed_on_as_two_batches():
     return _State(state.step + 1), {"loss": jnp.float32(0)}
 
   pairs = list(zip(_batches([1, 2]), _batches([3, 4]), strict=True))
-  loop.run(step, _State(0), pairs, 2, sharding.data_mesh())
+  loop.run(step, _State(0), pairs, 2, sharding.data_mesh(), pairs=True)
   assert seen == [(1, 3), (2, 4)]
 
 
@@ -170,3 +170,27 @@ def test_an_interrupted_search_goes_on_to_the_same_end(
       resumed.slope_sum[count], whole.slope_sum[count]
     )
   np.testing.assert_array_equal(resumed.multiplier, whole.multiplier)
+
+
+def test_what_is_no_pair_is_refused_where_pairs_are_expected():
+  with pytest.raises(ValueError, match=r"ndarray.*expects pairs"):
+    _run([1.0], 1, pairs=True)
+
+
+def test_a_tuple_is_one_batch_where_no_pairs_are_expected():
+  (images,) = _batches([2.0])
+  step = lambda state, batch: _step(state, batch[0] + batch[1])  # noqa: E731
+  state = loop.run(step, _State(0), [(images, images)], 1, sharding.data_mesh())
+  assert state.total == 4.0
+
+
+@pytest.mark.parametrize(
+  "name", ["gradient_norm", "perturbed_gradient_norm", "logit_spread"]
+)
+def test_weights_that_a_step_spoilt_stop_the_run(name):
+  def step(state, batch):
+    state, figures = _step(state, batch)
+    return state, {**figures, name: jnp.where(state.step == 2, jnp.nan, 1.0)}
+
+  with pytest.raises(loop.DivergedError, match=f"the {name} of step 2 is nan"):
+    _run([0.0, 0.0, 0.0], 3, step=step)
