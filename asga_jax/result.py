@@ -30,7 +30,7 @@ class SearchResult:
   scores: Mapping[str, Mapping[str, np.ndarray]]
   # The budget of the search, and which of the scores it chose by.
   budget: str
-  score: str = "log_prob"
+  score: str = "first_order"
   costs: Sequence[costs_lib.Cost] = ()
   input_shape: tuple[int, ...] = (1,)
   model_name: str = "model"

@@ -48,8 +48,9 @@ class SearchSettings:
   temperature: tuple[float, float] = (1.0, 0.3)
   # How fast the budget's multiplier answers.
   multiplier_rate: float = 0.02
-  # 'log_prob' or 'first_order'.
-  score: str = "log_prob"
+  # 'log_prob' or 'first_order'. Adam gives every logit its own step length, so
+  # that log p does not compare layers; benchmarks/policies.py measures both.
+  score: str = "first_order"
   seed: int = 0
 
   def __post_init__(self):

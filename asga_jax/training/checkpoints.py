@@ -200,8 +200,8 @@ def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
     except CheckpointError as error:
       logging.warning("The checkpoint of step %d is damaged: %s", step, error)
   raise CheckpointError(
-    f"{directory} holds no checkpoint that is whole; expected the work directory "
-    "of a search"
+    f"{directory} holds no checkpoint that is whole; expected the work "
+    "directory of a search"
   )
 
 
