@@ -159,7 +159,7 @@ def test_two_policies_share_one_compiled_evaluation(
   result = asga_jax.SearchResult(
     model=tiny_searchable,
     space=space,
-    scores={"log_prob": {group: np.zeros(n) for group, n in sizes.items()}},
+    scores={"first_order": {group: np.zeros(n) for group, n in sizes.items()}},
     budget="bops=2bit",
   )
 
