@@ -194,6 +194,7 @@ def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     CheckpointError: if there is none.
   """
+  _quiet_orbax()
   for step in _steps(directory):
     try:
       return read_metadata(directory, step)
