@@ -57,7 +57,11 @@ class SearchSettings:
     checks = {
       "steps": (self.steps >= 1, "at least 1"),
       "mode": (self.mode in MODES, f"one of {MODES}"),
-      "logits_every": (self.logits_every >= 1, "at least 1"),
+      "logits_every": (
+        self.logits_every >= 1
+        and (self.logits_every == 1 or self.mode == "bilevel"),
+        "at least 1, and 1 in a joint search",
+      ),
       "preset": (
         self.preset in sharpness.PRESETS,
         f"one of {sorted(sharpness.PRESETS)}",
