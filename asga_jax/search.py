@@ -48,8 +48,7 @@ class SearchSettings:
   temperature: tuple[float, float] = (1.0, 0.3)
   # How fast the budget's multiplier answers.
   multiplier_rate: float = 0.02
-  # 'log_prob' or 'first_order'. Adam gives every logit its own step length, so
-  # that log p does not compare layers; benchmarks/policies.py measures both.
+  # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
   score: str = "first_order"
   seed: int = 0
 
