@@ -8,6 +8,7 @@ before it is taken instead).
 
 import logging as std_logging
 import pathlib
+import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -107,11 +108,13 @@ class Checkpoints:
     if keep < 2:
       raise ValueError(f"keep is {keep}; it must be 2 or more")
     _quiet_orbax()
+    # Not left to Orbax, which does it in the background and may not finish.
+    if jax.process_index() == 0:
+      for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True
-      ),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
     )
 
   def save(
