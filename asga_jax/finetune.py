@@ -1,8 +1,8 @@
 """Training of a network whose policy is fixed."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from asga_jax import sharpness
-from asga_jax.quantization import surgery
 from asga_jax.training import loop, optimizers, sharding, steps
 from asga_jax.training import state as state_lib
 
@@ -29,6 +28,68 @@ class FinetuneSettings:
   momentum: float = 0.9
   weight_decay: float = 1e-4
   seed: int = 0
+
+
+class Training(NamedTuple):
+  """A training that is ready to run: for those who own their loop."""
+
+  step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  state: state_lib.TrainState
+  graphdef: nnx.GraphDef
+  layout: state_lib.LogitLayout
+
+
+def start_training(
+  model: nnx.Module,
+  loss_fn: steps.LossFn = steps.cross_entropy,
+  *,
+  settings: FinetuneSettings | None = None,
+  prepare: steps.PrepareFn | None = None,
+  mesh: Mesh | None = None,
+) -> Training:
+  """Check the settings and make the compiled step.
+
+  Takes what `train_policy` does, but for the batches.
+  """
+  settings = settings or FinetuneSettings()
+  mesh = sharding.data_mesh() if mesh is None else mesh
+  taken = state_lib.take_apart(model)
+  parts = steps.StepParts(
+    graphdef=taken.step_graphdef,
+    layout=taken.layout,
+    loss_fn=loss_fn,
+    prepare=prepare or (lambda key, batch: batch),
+    transform=sharpness.preset(
+      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
+    ),
+    optimizer=optimizers.weight_optimizer(
+      steps=settings.steps,
+      learning_rate=settings.learning_rate,
+      quantizer_learning_rate=settings.quantizer_learning_rate,
+      momentum=settings.momentum,
+      weight_decay=settings.weight_decay,
+    ),
+    # The one candidate of each tensor has nothing to learn.
+    logit_optimizer=optax.set_to_zero(),
+    expected_use=None,
+    temperature=lambda step: jnp.float32(1),
+    multiplier_rate=0.0,
+  )
+  state = state_lib.initial_state(
+    taken.params,
+    taken.rest,
+    key=jax.random.key(settings.seed),
+    transform=parts.transform,
+    optimizer=parts.optimizer,
+    logit_optimizer=parts.logit_optimizer,
+    budgets=0,
+  )
+  return Training(
+    step=steps.compile_step(parts, mesh, bilevel=False),
+    state=sharding.place_replicated(state, mesh),
+    graphdef=taken.graphdef,
+    layout=taken.layout,
+  )
 
 
 def train_policy(
@@ -62,46 +123,10 @@ def train_policy(
   """
   settings = settings or FinetuneSettings()
   mesh = sharding.data_mesh() if mesh is None else mesh
-  model = nnx.clone(model)
-  model.train()
-  graphdef, params, rest = state_lib.split_model(model)
-  layout = state_lib.LogitLayout.of(params.logits)
-  parts = steps.StepParts(
-    graphdef=state_lib.split_model(surgery.holding_probabilities(model))[0],
-    layout=layout,
-    loss_fn=loss_fn,
-    prepare=prepare or (lambda key, batch: batch),
-    transform=sharpness.preset(
-      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
-    ),
-    optimizer=optimizers.weight_optimizer(
-      steps=settings.steps,
-      learning_rate=settings.learning_rate,
-      quantizer_learning_rate=settings.quantizer_learning_rate,
-      momentum=settings.momentum,
-      weight_decay=settings.weight_decay,
-    ),
-    # The one candidate of each tensor has nothing to learn.
-    logit_optimizer=optax.set_to_zero(),
-    expected_use=None,
-    temperature=lambda step: jnp.float32(1),
-    multiplier_rate=0.0,
+  training = start_training(
+    model, loss_fn, settings=settings, prepare=prepare, mesh=mesh
   )
-  state = state_lib.initial_state(
-    params._replace(logits=layout.stack(params.logits)),
-    rest,
-    key=jax.random.key(settings.seed),
-    transform=parts.transform,
-    optimizer=parts.optimizer,
-    logit_optimizer=parts.logit_optimizer,
-    budgets=0,
-  )
-  state = loop.run(
-    steps.compile_step(parts, mesh, bilevel=False),
-    sharding.place_replicated(state, mesh),
-    batches,
-    settings.steps,
-    mesh,
-  )
-  trained = state.params._replace(logits=layout.unstack(state.params.logits))
-  return state_lib.merge_model(graphdef, trained, state.rest)
+  state = loop.run(training.step, training.state, batches, settings.steps, mesh)
+  unstacked = training.layout.unstack(state.params.logits)
+  trained = state.params._replace(logits=unstacked)
+  return state_lib.merge_model(training.graphdef, trained, state.rest)

@@ -144,13 +144,10 @@ def start_search(
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
   mesh = sharding.data_mesh() if mesh is None else mesh
-  model = nnx.clone(model)
-  model.train()
-  graphdef, params, rest = state_lib.split_model(model)
-  layout = state_lib.LogitLayout.of(params.logits)
+  taken = state_lib.take_apart(model)
   parts = steps.StepParts(
-    graphdef=state_lib.split_model(surgery.holding_probabilities(model))[0],
-    layout=layout,
+    graphdef=taken.step_graphdef,
+    layout=taken.layout,
     loss_fn=loss_fn,
     prepare=prepare or (lambda key, batch: batch),
     transform=sharpness.preset(
@@ -164,14 +161,14 @@ def start_search(
       weight_decay=settings.weight_decay,
     ),
     logit_optimizer=optax.adam(settings.logit_learning_rate, b1=0.5),
-    expected_use=space.expected_use(layout, limits, costs),
+    expected_use=space.expected_use(taken.layout, limits, costs),
     temperature=temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
   state = state_lib.initial_state(
-    params._replace(logits=layout.stack(params.logits)),
-    rest,
+    taken.params,
+    taken.rest,
     key=jax.random.key(settings.seed),
     transform=parts.transform,
     optimizer=parts.optimizer,
@@ -181,7 +178,7 @@ def start_search(
   return Search(
     step=steps.compile_step(parts, mesh, bilevel=settings.mode == "bilevel"),
     state=sharding.place_replicated(state, mesh),
-    graphdef=graphdef,
+    graphdef=taken.graphdef,
     parts=parts,
     space=space,
     mesh=mesh,

@@ -1,6 +1,7 @@
 """The choice of a tensor's bit-width: its variables and its forward pass."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,51 @@ def probabilities(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     Shape (candidates,), summing to 1; exactly 1 for a single candidate.
   """
   return jax.nn.softmax(logits / temperature)
+
+
+class Form(NamedTuple):
+  """What is fixed about a tensor's mixture."""
+
+  quantizer: quantizers.Quantizer
+  # How many elements share one step (of one image, for activations); it scales
+  # the step's gradient.
+  count: int
+
+
+def mix(
+  form: Form,
+  x: jax.Array,
+  parameter: jax.Array,
+  weights: jax.Array,
+  grids: mixture_lib.Grids,
+) -> jax.Array:
+  """Quantize a tensor to the mixture of its candidates.
+
+  Args:
+    form: how.
+    x: the tensor.
+    parameter: of the quantizer, shape (candidates,) or (candidates, channels).
+    weights: the candidates' probabilities, shape (candidates,).
+    grids: the candidates' grids.
+
+  Returns:
+    The mixture, shape and dtype of x.
+  """
+  quantizer = form.quantizer
+  mixed = functools.partial(
+    mixture_lib.mixture,
+    steps=quantizer.step(parameter, grids.upper, form.count),
+    grids=grids,
+    offset=quantizer.offset,
+    step_gradient=quantizer.step_gradient,
+  )
+  transformed = quantizer.transform(x)
+  if transformed is x:
+    return mixed(x, probabilities=weights)
+  # A float candidate is the tensor itself, not its transform.
+  kept = jnp.where(grids.is_float, weights, 0)
+  quantized = mixed(transformed, probabilities=weights - kept)
+  return quantized + kept.sum().astype(x.dtype) * x
 
 
 class BitChoice(nnx.Module):
@@ -142,19 +188,10 @@ class BitChoice(nnx.Module):
     Returns:
       The mixture, shape and dtype of x.
     """
-    grids = self.grids()
-    mixed = functools.partial(
-      mixture_lib.mixture,
-      steps=self.steps(count),
-      grids=grids,
-      offset=self.quantizer.offset,
-      step_gradient=self.quantizer.step_gradient,
+    return mix(
+      Form(self.quantizer, count),
+      x,
+      self.parameter[...],
+      self.probabilities(),
+      self.grids(),
     )
-    weights = self.probabilities()
-    transformed = self.quantizer.transform(x)
-    if transformed is x:
-      return mixed(x, probabilities=weights)
-    # A float candidate is the tensor itself, not its transform.
-    kept = jnp.where(grids.is_float, weights, 0)
-    quantized = mixed(transformed, probabilities=weights - kept)
-    return quantized + kept.sum().astype(x.dtype) * x

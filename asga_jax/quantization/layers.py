@@ -4,6 +4,7 @@ A quantized layer is a Flax layer, parameters and paths included; only the
 product that it calls is another one.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from asga_jax import tracing
+from asga_jax import outline, tracing
 from asga_jax.quantization import bit_choice
 
 
@@ -22,6 +23,36 @@ def _take_over(new: nnx.Module, layer: nnx.Module, product: str) -> None:
       setattr(new, name, value)
 
 
+@functools.lru_cache(maxsize=1024)
+def _mixed_product(
+  product: Callable[..., jax.Array],
+  settings: tuple[Any, Any],
+  activation: bit_choice.Form,
+  weight: bit_choice.Form,
+) -> Callable[..., jax.Array]:
+  """Make the product of two mixed operands, one function for equal layers."""
+  args, kwargs = settings
+
+  def function(variables, constants):
+    operands = [
+      bit_choice.mix(form, *variable, constant)
+      for form, variable, constant in zip(
+        (activation, weight), variables, constants, strict=True
+      )
+    ]
+    return product(*operands, *args, **dict(kwargs))
+
+  return outline.recomputed(function)
+
+
+def _hashable(value: Any) -> Any:
+  if isinstance(value, dict):
+    return tuple((name, _hashable(item)) for name, item in value.items())
+  if type(value) in (list, tuple):
+    return tuple(_hashable(item) for item in value)
+  return value
+
+
 def _quantized_product(
   layer: "QuantConv | QuantLinear", inputs, kernel, args, kwargs
 ):
@@ -29,12 +60,18 @@ def _quantized_product(
   shared = kernel.size
   if layer.weight.quantizer.per_channel:
     shared //= kernel.shape[-1]
-  # Without the barrier XLA computes the mixture anew inside every product that
-  # is no library call, once for each tap of a depthwise convolution.
-  operands = jax.lax.optimization_barrier(
-    (layer.activation(inputs, per_image), layer.weight(kernel, shared))
+  choices = (layer.activation, layer.weight)
+  product = _mixed_product(
+    layer.product,
+    (_hashable(args), _hashable(kwargs)),
+    bit_choice.Form(layer.activation.quantizer, per_image),
+    bit_choice.Form(layer.weight.quantizer, shared),
   )
-  return layer.product(*operands, *args, **kwargs)
+  variables = [
+    (operand, choice.parameter[...], choice.probabilities())
+    for operand, choice in zip((inputs, kernel), choices, strict=True)
+  ]
+  return product(variables, [choice.grids() for choice in choices])
 
 
 class QuantConv(nnx.Conv):

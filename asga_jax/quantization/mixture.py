@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from asga_jax import outline
 from asga_jax.quantization import quantizers
 
 # Elements that a sweep on a CPU adds up lane by lane before it reduces: large
 # enough to vectorise, small enough for the second-level cache.
-CPU_CHUNK = 6144
+CPU_CHUNK = 32768
 
 
 class Grids(NamedTuple):
@@ -97,25 +98,35 @@ def mixture(
     The mixture, shape and dtype of x.
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  scales = _scales(steps.astype(wide.dtype))
   terms = []
-  for step, *grid, probability in zip(
-    steps, *grids, probabilities, strict=True
+  for step, inverse, *grid, probability in zip(
+    *scales, *grids, probabilities, strict=True
   ):
     lower, upper, is_float = grid
-    step, _, code, _ = _codes(wide, step, lower, upper, offset)
+    _, code, _ = _codes(wide, inverse, lower, upper, offset)
     quantized = jnp.where(is_float, wide, step * (code + offset))
     terms.append(probability * quantized)
   # Not from zero, so that a float tensor keeps its negative zeros.
   return sum(terms[1:], terms[0]).astype(x.dtype)
 
 
-def _codes(x, step, lower, upper, offset):
-  """Give one candidate's step, x in steps, its codes and the inner mask."""
-  step = jnp.maximum(step, quantizers.SMALLEST_STEP).astype(x.dtype)
-  scaled = x * (1 / step) - offset
+@outline.outlined
+def _scales(steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Give steps that can be divided by, and their inverses.
+
+  Out of line, since XLA would make of it one small kernel a candidate.
+  """
+  steps = jnp.maximum(steps, quantizers.SMALLEST_STEP)
+  return steps, 1 / steps
+
+
+def _codes(x, inverse, lower, upper, offset):
+  """Give x in steps of one candidate, its codes and the inner mask."""
+  scaled = x * inverse - offset
   code = jnp.round(jnp.clip(scaled, lower, upper))
   inside = (scaled > lower) & (scaled < upper)
-  return step, scaled, code, inside
+  return scaled, code, inside
 
 
 def _mixture_forward(x, steps, probabilities, grids, offset, step_gradient):
@@ -142,9 +153,11 @@ def _mixture_backward(offset, step_gradient, residuals, g):
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
 
-  def contributions(x, g, step, lower, upper, is_float):
+  scales = _scales(steps.astype(wide))
+
+  def contributions(x, g, step, inverse, lower, upper, is_float):
     """Give what one candidate adds to the two sums, element by element."""
-    step, scaled, code, inside = _codes(x, step, lower, upper, offset)
+    scaled, code, inside = _codes(x, inverse, lower, upper, offset)
     quantized = jnp.where(is_float, x, step * (code + offset))
     inner = code - scaled if step_gradient == "full" else 0.0
     step_slope = jnp.where(inside, inner, code + offset)
@@ -154,14 +167,14 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     """Add one chunk to the sums, lane by lane, and give its gradient."""
     x, g = (tensor.astype(wide) for tensor in tensors)
     slope = jnp.zeros_like(x)
-    for step, *grid, probability in zip(
-      steps, *grids, probabilities, strict=True
+    for inverse, *grid, probability in zip(
+      scales[1], *grids, probabilities, strict=True
     ):
       lower, upper, is_float = grid
-      inside = _codes(x, step, lower, upper, offset)[-1]
+      inside = _codes(x, inverse, lower, upper, offset)[-1]
       slope += jnp.where(inside | is_float, probability, 0.0)
-    added = jax.vmap(contributions, in_axes=(None, None, 0, 0, 0, 0))(
-      x, g, steps, *grids
+    added = jax.vmap(contributions, in_axes=(None, None, 0, 0, 0, 0, 0))(
+      x, g, *scales, *grids
     )
     sums = jax.tree.map(jnp.add, sums, added)
     return sums, (g * slope).astype(tensors[0].dtype)

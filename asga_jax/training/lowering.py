@@ -1,18 +1,24 @@
-"""A depthwise convolution that XLA runs fast on CPU.
+"""Convolutions in the form that XLA runs fast on the platform at hand.
 
-XLA's CPU backend has no kernel for grouped convolutions and falls to a scalar
-loop, 5 to 60 times slower than the shifted multiply-adds below. Networks take
-the function through `nnx.Conv(conv_general_dilated=...)`, so that they need
-not know of it.
+On a CPU, XLA has a fast kernel for dense convolutions whose operands and result
+are channels-last, and rewrites others to that form; but only those that stand
+in a program's outermost computation. Within a loop, or in a function that is
+kept out of line, a gradient's convolution in another layout falls to a scalar
+loop, about 50 times slower. Here the gradients are written in that form to
+begin with. Depthwise convolutions have no kernel at all: see `depthwise`.
 """
 
-import itertools
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from flax import nnx
 from jax import lax
 from jax import numpy as jnp
+
+from asga_jax.quantization import layers
+from asga_jax.training import depthwise
 
 _Pads = tuple[tuple[int, int], ...]
 _Ints = tuple[int, ...]
@@ -29,18 +35,16 @@ def conv_general_dilated(
   feature_group_count: int = 1,
   **kwargs: Any,
 ) -> jax.Array:
-  """Convolve as `jax.lax.conv_general_dilated` does, depthwise fast on CPU.
+  """Convolve as `jax.lax.conv_general_dilated` does, but fast on a CPU.
 
-  On CPU a channels-last convolution with one input and one output channel a
-  group is a sum of shifted products, with its own rule for the gradient of the
-  kernel; any other convolution, and any other platform, goes to `lax`
-  unchanged. The shifted form sums in float32 or better and can be
-  differentiated in reverse mode and forward over reverse, but not by a plain
-  `jax.jvp`.
+  On a CPU a channels-last convolution that is dense or depthwise has its own
+  rule for gradients; any other convolution, and any other platform, goes to
+  `lax` unchanged. The rule serves reverse mode and forward over reverse, but
+  not a plain `jax.jvp`.
 
   Args:
-    lhs: input, shape [N, *spatial, C] in the depthwise case.
-    rhs: kernel, shape [*window, 1, C] in the depthwise case.
+    lhs: input, shape [N, *spatial, C].
+    rhs: kernel, shape [*window, C, O], or [*window, 1, C] if depthwise.
     window_strides: one stride a spatial axis.
     padding: 'SAME', 'SAME_LOWER', 'VALID' or (low, high) a spatial axis.
     lhs_dilation: dilation of the input, one a spatial axis.
@@ -48,18 +52,22 @@ def conv_general_dilated(
     dimension_numbers: as in `lax`.
     feature_group_count: number of channel groups.
     **kwargs: what else `lax.conv_general_dilated` takes (`precision`,
-      `out_sharding`, ...); `precision` has no meaning for the shifted form.
+      `out_sharding`, ...); `precision` has no meaning on a CPU.
 
   Returns:
     The convolution, in the layout that `dimension_numbers` names.
   """
   others = {k: v for k, v in kwargs.items() if k != "precision"}
+  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  depthwise_groups = feature_group_count == lhs.shape[-1] == rhs.shape[-1] > 1
   if (
     jax.default_backend() != "cpu"
-    or feature_group_count == 1
+    or not (feature_group_count == 1 or depthwise_groups)
     or any(v not in (None, 1) for v in others.values())
     or any(d != 1 for d in lhs_dilation or ())
-    or not _is_depthwise(lhs, rhs, dimension_numbers, feature_group_count)
+    or numbers != _channels_last(lhs.ndim)
+    or lhs.dtype != rhs.dtype
+    or not jnp.issubdtype(lhs.dtype, jnp.floating)
   ):
     return lax.conv_general_dilated(
       lhs,
@@ -79,115 +87,113 @@ def conv_general_dilated(
     spans = [d * (w - 1) + 1 for w, d in zip(window, dilation, strict=True)]
     padding = lax.padtype_to_pads(lhs.shape[1:-1], spans, strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
-  accumulated = jnp.promote_types(lhs.dtype, jnp.float32)
-  out = _depthwise(
-    lhs.astype(accumulated),
-    _stored(rhs.astype(accumulated)),
+  convolve = depthwise.convolve if depthwise_groups else _dense
+  return convolve(lhs, rhs, strides, pads, dilation)
+
+
+def compiler_options() -> dict[str, Any]:
+  """Give the options that a step is compiled with on this platform."""
+  if jax.default_backend() != "cpu":
+    return {}
+  # XLA prefers 256 bits where a CPU has 512; the mixture gains a third.
+  return {"xla_cpu_prefer_vector_width": 512}
+
+
+def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
+  """Give the layout [N, *spatial, C], [*window, C, O]."""
+  last, spatial = rank - 1, range(1, rank - 1)
+  window = range(rank - 2)
+  outer = (0, last, *spatial)
+  return lax.ConvDimensionNumbers(outer, (last, last - 1, *window), outer)
+
+
+def _convolve(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  strides: _Ints,
+  pads: _Pads,
+  dilation: _Ints,
+  lhs_dilation: _Ints,
+) -> jax.Array:
+  return lax.conv_general_dilated(
+    lhs,
+    rhs,
     strides,
     pads,
-    dilation,
-  )
-  return out.astype(lhs.dtype)
-
-
-def _stored(rhs: jax.Array) -> jax.Array:
-  """Return a kernel as it is, from memory.
-
-  XLA fuses what makes a small kernel, such as its quantization, into the sum
-  over positions, and computes it again for every element of the output. A loop
-  is a border to fusion; `lax.optimization_barrier` is none on a CPU.
-  """
-  one = jnp.ones((), rhs.dtype)
-  return lax.scan(lambda one, row: (one, row * one), one, rhs)[1]
-
-
-def _is_depthwise(
-  lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, groups: int
-) -> bool:
-  """Say whether the layout is channels-last and each channel its own group."""
-  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-  spatial = tuple(range(1, lhs.ndim - 1))
-  last = lhs.ndim - 1
-  channels_last = (0, last, *spatial)
-  return (
-    numbers.lhs_spec == channels_last
-    and numbers.out_spec == channels_last
-    and numbers.rhs_spec == (last, last - 1, *(i - 1 for i in spatial))
-    and lhs.shape[last] == groups
-    and rhs.shape[last] == groups
-    and lhs.dtype == rhs.dtype
-    and jnp.issubdtype(lhs.dtype, jnp.floating)
+    lhs_dilation=lhs_dilation,
+    rhs_dilation=dilation,
+    dimension_numbers=_channels_last(lhs.ndim),
   )
 
 
-def _taps(
-  lhs: jax.Array, window: _Ints, strides: _Ints, pads: _Pads, dilation: _Ints
-) -> list[jax.Array]:
-  """Return, for each kernel position, the input that it multiplies.
-
-  Each has the output's shape [N, *out_spatial, C]; the order is that of the
-  kernel's positions, the last axis fastest.
-  """
-  padded = lax.pad(
-    lhs,
-    jnp.zeros((), lhs.dtype),
-    ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)),
-  )
-  batch, *spatial, channels = padded.shape
-  sizes = [
-    (size - d * (w - 1) - 1) // s
-    for size, w, s, d in zip(spatial, window, strides, dilation, strict=True)
-  ]
-  taps = []
-  for position in itertools.product(*(range(w) for w in window)):
-    starts = [p * d for p, d in zip(position, dilation, strict=True)]
-    limits = [
-      start + size * s + 1
-      for start, size, s in zip(starts, sizes, strides, strict=True)
-    ]
-    taps.append(
-      lax.slice(
-        padded, (0, *starts, 0), (batch, *limits, channels), (1, *strides, 1)
-      )
-    )
-  return taps
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dense(lhs, rhs, strides, pads, dilation):
+  return _convolve(lhs, rhs, strides, pads, dilation, (1,) * len(strides))
 
 
-def _shifted(
-  lhs: jax.Array, rhs: jax.Array, strides: _Ints, pads: _Pads, dilation: _Ints
-) -> jax.Array:
-  """Sum the products of shifted inputs and kernel entries."""
-  taps = _taps(lhs, rhs.shape[:-2], strides, pads, dilation)
-  weights = rhs.reshape(len(taps), rhs.shape[-1])
-  out = taps[0] * weights[0]
-  for tap, weight in zip(taps[1:], weights[1:], strict=True):
-    out = out + tap * weight
-  return out
+def _dense_forward(lhs, rhs, strides, pads, dilation):
+  return _dense(lhs, rhs, strides, pads, dilation), (lhs, rhs)
 
 
-def _depthwise_forward(lhs, rhs, strides, pads, dilation):
-  return _shifted(lhs, rhs, strides, pads, dilation), (lhs, rhs)
-
-
-def _depthwise_backward(strides, pads, dilation, residuals, grad):
+def _dense_backward(strides, pads, dilation, residuals, grad):
   lhs, rhs = residuals
-  transpose = jax.linear_transpose(
-    lambda x: _shifted(x, rhs, strides, pads, dilation), lhs
+  spatial = range(lhs.ndim - 2)
+  sizes = [
+    (
+      lhs.shape[1 + i],
+      dilation[i] * (rhs.shape[i] - 1) + 1,  # the window, with its holes
+      strides[i] * (grad.shape[1 + i] - 1) + 1,  # the output, with its holes
+      pads[i][0],
+    )
+    for i in spatial
+  ]
+  flipped = jnp.swapaxes(jnp.flip(rhs, tuple(spatial)), -1, -2)
+  lhs_grad = _convolve(
+    grad,
+    flipped,
+    (1,) * len(sizes),
+    tuple(
+      (window - 1 - low, size + low - output)
+      for size, window, output, low in sizes
+    ),
+    dilation,
+    strides,
   )
-  (lhs_grad,) = transpose(grad)
-  taps = _taps(lhs, rhs.shape[:-2], strides, pads, dilation)
-  # One reduction of all positions reads the input once; one a position, which
-  # autodiff gives, takes 2 to 8 times as long. The batch axis is left for a
-  # second sum: that keeps a sharded batch sharded, and rounds less.
-  sums = lax.reduce(
-    tuple(tap * grad for tap in taps),
-    (jnp.zeros((), grad.dtype),) * len(taps),
-    lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-    tuple(range(1, lhs.ndim - 1)),
+  # Channels take the place of the batch, the batch that of the channels.
+  rhs_grad = _convolve(
+    jnp.swapaxes(lhs, 0, -1),
+    jnp.moveaxis(grad, 0, -2),
+    dilation,
+    tuple(
+      (low, window + output - 1 - size - low)
+      for size, window, output, low in sizes
+    ),
+    strides,
+    (1,) * len(sizes),
   )
-  rhs_grad = jnp.stack(sums).sum(axis=1).reshape(rhs.shape)
-  return lhs_grad, rhs_grad
+  return lhs_grad, jnp.moveaxis(rhs_grad, 0, -2)
 
 
-_depthwise = jax.custom_vjp(_shifted, nondiff_argnums=(2, 3, 4))
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def with_fast_convolutions(model: nnx.Module) -> nnx.Module:
+  """Let the convolutions of a network take the form above.
+
+  Args:
+    model: float or quantized; it is not changed. A convolution that does not
+      call `lax` keeps what it calls.
+
+  Returns:
+    A copy.
+  """
+  model = nnx.clone(model)
+  for _, module in nnx.iter_modules(model):
+    if not isinstance(module, nnx.Conv):
+      continue
+    name = "conv_general_dilated"
+    if isinstance(module, layers.QuantConv):
+      name = "product"
+    if getattr(module, name) is lax.conv_general_dilated:
+      setattr(module, name, conv_general_dilated)
+  return model

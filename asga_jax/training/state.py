@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice
+from asga_jax.quantization import bit_choice, surgery
+from asga_jax.training import lowering
 
 
 class Params(NamedTuple):
@@ -102,6 +103,34 @@ def split_model(
 def merge_model(graphdef: nnx.GraphDef, params: Params, rest: nnx.State) -> Any:
   """Put a network together again; safe within `grad` and `jit`."""
   return nnx.merge(graphdef, *params, rest, copy=True)
+
+
+class Trainable(NamedTuple):
+  """A network taken apart for training."""
+
+  graphdef: nnx.GraphDef
+  # Of the same network, whose bit choices hold probabilities.
+  step_graphdef: nnx.GraphDef
+  layout: LogitLayout
+  params: Params  # with stacked logits
+  rest: nnx.State
+
+
+def take_apart(model: nnx.Module) -> Trainable:
+  """Take a copy of a network apart, in training mode whatever its own."""
+  model = nnx.clone(model)
+  model.train()
+  graphdef, params, rest = split_model(model)
+  layout = LogitLayout.of(params.logits)
+  return Trainable(
+    graphdef=graphdef,
+    step_graphdef=split_model(
+      lowering.with_fast_convolutions(surgery.holding_probabilities(model))
+    )[0],
+    layout=layout,
+    params=params._replace(logits=layout.stack(params.logits)),
+    rest=rest,
+  )
 
 
 def initial_state(

@@ -106,11 +106,13 @@ def test_odd_shapes(shape, channels):
     ((5003, 8), 8),
   ],
 )
-def test_large_tensors(shape, channels):
+def test_large_tensors(shape, channels, monkeypatch):
+  monkeypatch.setattr(mixture_lib, "CPU_CHUNK", 6144)
   _assert_agrees(_inputs(shape, channels), _grids())
 
 
-def test_the_large_tensors_do_take_several_chunks():
+def test_the_large_tensors_do_take_several_chunks(monkeypatch):
+  monkeypatch.setattr(mixture_lib, "CPU_CHUNK", 6144)
   if jax.default_backend() != "cpu":
     pytest.skip("chunks are for CPUs")
   assert mixture_lib._chunks(8 * 16 * 16, 24) == (8, 0)

@@ -1,4 +1,7 @@
-"""The shifted depthwise convolution against `jax.lax`."""
+"""The convolutions for CPUs against `jax.lax`."""
+
+import functools
+import re
 
 import jax
 import numpy as np
@@ -7,6 +10,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from asga_jax import models
 from asga_jax.training import lowering
 
 pytestmark = pytest.mark.skipif(
@@ -84,6 +88,81 @@ def test_equals_lax_in_value_and_gradients(settings, arrays):
   for our, their in zip(our_grads, their_grads, strict=True):
     scale = float(jnp.abs(their).max())
     np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"window_strides": (1, 1), "padding": "SAME"},
+    {"window_strides": (2, 2), "padding": ((1, 1), (1, 1))},
+    {"window_strides": (2, 3), "padding": "VALID"},
+    {"window_strides": (2, 1), "padding": ((2, 0), (-1, 1))},
+    {"window_strides": (2, 1), "padding": "SAME", "rhs_dilation": (1, 2)},
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_dense_equals_lax_in_value_and_gradients(settings, window, batch):
+  keys = jax.random.split(jax.random.key(1), 2)
+  lhs = jax.random.normal(keys[0], (batch, 11, 12, 5))
+  rhs = jax.random.normal(keys[1], (*window, 5, 7))
+
+  def both(function):
+    def loss(lhs, rhs):
+      out = function(lhs, rhs, dimension_numbers=_NHWC, **settings)
+      return jnp.sum(out**3), out
+
+    gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    return jax.jit(gradients)(lhs, rhs)
+
+  (_, our_out), ours = both(lowering.conv_general_dilated)
+  (_, their_out), theirs = both(lax.conv_general_dilated)
+  np.testing.assert_allclose(our_out, their_out, rtol=1e-5, atol=1e-5)
+  for our, their in zip(ours, theirs, strict=True):
+    scale = float(jnp.abs(their).max())
+    np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * scale)
+
+
+def test_gradients_of_dense_convolutions_are_in_the_layout_of_the_cpu():
+  lhs, rhs = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+
+  def loss(lhs, rhs):
+    return jnp.sum(
+      lowering.conv_general_dilated(
+        lhs, rhs, (2, 2), "SAME", dimension_numbers=_NHWC
+      )
+      ** 2
+    )
+
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(lhs, rhs).as_text()
+  layouts = re.findall(r"dim_numbers = (.*?), window", text)
+  assert layouts == ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"] * 3
+
+
+def test_networks_are_given_the_fast_form():
+  model = models.constructor("resnet8")(
+    10,
+    stem="small",
+    conv_general_dilated=lax.conv_general_dilated,
+    rngs=nnx.Rngs(0),
+  )
+  own = functools.partial(lax.conv_general_dilated)
+  model.stem.conv_general_dilated = own
+  fast = lowering.with_fast_convolutions(model)
+  products = [
+    module.conv_general_dilated
+    for _, module in nnx.iter_modules(fast)
+    if isinstance(module, nnx.Conv)
+  ]
+  assert products.count(lowering.conv_general_dilated) == len(products) - 1
+  assert fast.stem.conv_general_dilated is own
+  assert model.head is not fast.head
+  assert all(
+    module.conv_general_dilated is not lowering.conv_general_dilated
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, nnx.Conv)
+  )
 
 
 def test_curvature_equals_that_of_lax():

@@ -132,9 +132,14 @@ def test_passes_of_the_other_forms(
   step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
   count = 2 if bilevel else 1
   lowered = step.lower(tiny_search.state, *tiny_batches[:count])
-  single = _products(one_pass.as_text())
+  single = _products(one_pass.compile().as_text())
   assert single == (6, 6)
-  assert _products(lowered.as_text()) == tuple(passes * n for n in single)
+  convolutions, matrices = _products(lowered.compile().as_text())
+  # These need no gradient of the first layer's input from their first pass:
+  # its quantizer's comes from the second.
+  spared = 1 if preset in ("sam", "gsam") else 0
+  assert convolutions == passes * single[0] - spared
+  assert matrices == passes * single[1]
 
 
 def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):

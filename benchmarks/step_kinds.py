@@ -1,0 +1,162 @@
+"""The training steps that `benchmarks/steps.py` compares, made by name."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from asga_jax import conversion, finetune, models, search
+from asga_jax.training import sharding, steps
+
+CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A network and the images that it is trained on."""
+
+  model: str
+  stem: str
+  size: int
+  batch: int
+
+  @property
+  def name(self) -> str:
+    """Say what it is in a line of a table."""
+    return (
+      f"{self.model} ({self.stem} stem) {self.size}x{self.size} b{self.batch}"
+    )
+
+  def network(self, convolution: Callable[..., Any]) -> nnx.Module:
+    """Make the float network, by seed 0."""
+    return models.constructor(self.model)(
+      CLASSES,
+      stem=self.stem,
+      conv_general_dilated=convolution,
+      rngs=nnx.Rngs(0),
+    )
+
+  def data(self) -> dict[str, np.ndarray]:
+    """Draw a batch, by seed 0."""
+    generator = np.random.default_rng(0)
+    shape = (self.batch, self.size, self.size, 3)
+    return {
+      "image": generator.normal(size=shape).astype(np.float32),
+      "label": generator.integers(0, CLASSES, self.batch).astype(np.int32),
+    }
+
+
+class Step(NamedTuple):
+  """A jitted step of (state, *batches) to (state, anything)."""
+
+  function: Any
+  state: Any
+  batches: tuple[Any, ...]
+
+
+def plain(case: Case, convolution: Callable[..., Any]) -> Step:
+  """Make forward, backward and SGD with momentum, in nothing but JAX."""
+  return _float_step(case, convolution, optax.sgd(0.01, momentum=0.9))
+
+
+def optax_sam(case: Case, convolution: Callable[..., Any]) -> Step:
+  """Make a step of optax's own SAM on the float network."""
+  optimizer = optax.contrib.sam(
+    optax.sgd(0.01, momentum=0.9),
+    optax.chain(optax.contrib.normalize(), optax.sgd(0.05)),
+    opaque_mode=True,
+  )
+  return _float_step(case, convolution, optimizer, opaque=True)
+
+
+def qwix_qat(case: Case, convolution: Callable[..., Any]) -> Step:
+  """Make a step of qwix's quantization-aware training, 8 bits each."""
+  import qwix
+
+  provider = qwix.QtProvider(
+    [qwix.QtRule(module_path=".*", weight_qtype="int8", act_qtype="int8")]
+  )
+  images = jnp.asarray(case.data()["image"])
+  network = qwix.quantize_model(case.network(convolution), provider, images)
+  return _float_step(
+    case, convolution, optax.sgd(0.01, momentum=0.9), network=network
+  )
+
+
+def _float_step(case, convolution, optimizer, *, opaque=False, network=None):
+  network = network or case.network(convolution)
+  network.train()
+  graphdef, params, rest = nnx.split(network, nnx.Param, ...)
+  params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+
+  def loss(params, rest, batch):
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    value, _ = steps.cross_entropy(model, batch)
+    return value, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+
+  def step(state, batch):
+    params, rest, optimizer_state = state
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, new_rest), gradients = gradient(params, rest, batch)
+    extra = {}
+    if opaque:
+      extra["grad_fn"] = lambda p, _: gradient(p, rest, batch)[1]
+    updates, optimizer_state = optimizer.update(
+      gradients, optimizer_state, params, **extra
+    )
+    params = optax.apply_updates(params, updates)
+    return (params, new_rest, optimizer_state), value
+
+  state = jax.tree.map(jnp.copy, (params, rest, optimizer.init(params)))
+  batch = jax.tree.map(jnp.asarray, case.data())
+  return Step(jax.jit(step, donate_argnums=0), state, (batch,))
+
+
+def searched(
+  case: Case,
+  convolution: Callable[..., Any],
+  *,
+  bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8),
+  **settings: Any,
+) -> Step:
+  """Make a step of a search."""
+  model = _searchable(case, convolution, bits)
+  found = search.start_search(
+    model,
+    budget=f"bops={max(bits[0], 4)}bit",
+    settings=search.SearchSettings(**settings),
+    mesh=sharding.data_mesh(jax.devices()[:1]),
+  )
+  batch = sharding.place_batch(case.data(), found.mesh)
+  count = 2 if settings.get("mode") == "bilevel" else 1
+  return Step(found.step, found.state, (batch,) * count)
+
+
+def trained(
+  case: Case,
+  convolution: Callable[..., Any],
+  *,
+  bits: int | None,
+  preset: str = "sgd",
+) -> Step:
+  """Make a step of training at a policy, uniform bits or None for float."""
+  model: Any = case.network(convolution)
+  if bits is not None:
+    model = _searchable(case, convolution, (bits,))
+  mesh = sharding.data_mesh(jax.devices()[:1])
+  training = finetune.start_training(
+    model, settings=finetune.FinetuneSettings(preset=preset), mesh=mesh
+  )
+  batch = sharding.place_batch(case.data(), mesh)
+  return Step(training.step, training.state, (batch,))
+
+
+def _searchable(case, convolution, bits):
+  return conversion.searchable(
+    case.network(convolution), jnp.asarray(case.data()["image"]), bits=bits
+  )
