@@ -20,10 +20,17 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready
+bench: .venv/bench
+	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/policies.py
 
 setup: .venv/ready
+
+# What benchmarks compare with, and nothing else needs.
+.venv/bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  qwix==0.1.8
+	@touch $@
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

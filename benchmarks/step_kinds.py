@@ -28,9 +28,8 @@ class Case:
   @property
   def name(self) -> str:
     """Say what it is in a line of a table."""
-    return (
-      f"{self.model} ({self.stem} stem) {self.size}x{self.size} b{self.batch}"
-    )
+    shape = f"{self.size}x{self.size}, batch {self.batch}"
+    return f"{self.model}, {self.stem} stem, {shape}"
 
   def network(self, convolution: Callable[..., Any]) -> nnx.Module:
     """Make the float network, by seed 0."""
@@ -91,8 +90,8 @@ def qwix_qat(case: Case, convolution: Callable[..., Any]) -> Step:
 def _float_step(case, convolution, optimizer, *, opaque=False, network=None):
   network = network or case.network(convolution)
   network.train()
-  graphdef, params, rest = nnx.split(network, nnx.Param, ...)
-  params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+  parts: Any = nnx.split(network, nnx.Param, ...)
+  graphdef, params, rest = parts[0], *map(nnx.as_pure, parts[1:])
 
   def loss(params, rest, batch):
     model = nnx.merge(graphdef, params, rest, copy=True)
@@ -103,7 +102,7 @@ def _float_step(case, convolution, optimizer, *, opaque=False, network=None):
     params, rest, optimizer_state = state
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, new_rest), gradients = gradient(params, rest, batch)
-    extra = {}
+    extra: dict[str, Any] = {}
     if opaque:
       extra["grad_fn"] = lambda p, _: gradient(p, rest, batch)[1]
     updates, optimizer_state = optimizer.update(

@@ -76,3 +76,27 @@ def test_recomputed_keeps_its_arguments_alone():
   # The six inputs, and the mask once or for each.
   assert program(outline.recomputed(_bend)) <= 12 * X.size
   assert program(_bend) > program(outline.recomputed(_bend))
+
+
+@pytest.mark.parametrize(
+  ("layout", "calls"), [("NHWC", 3), ("NCHW", 0)], ids=str
+)
+def test_what_a_cpu_would_run_slowly_is_inlined(layout, calls):
+  if jax.default_backend() != "cpu":
+    pytest.skip("other platforms inline")
+  images, kernel = jnp.ones((2, 6, 6, 6)), jnp.ones((3, 3, 6, 6))
+
+  @outline.outlined
+  def function(images):
+    numbers = (layout, "HWIO", layout)
+    return jax.lax.conv_general_dilated(
+      images, kernel, (1, 1), "SAME", dimension_numbers=numbers
+    )
+
+  def program(x):
+    for _ in range(3):
+      x = jnp.cumsum(function(x), axis=0)
+    return x
+
+  lowered = jax.jit(program).lower(images)
+  assert lowered.as_text().count('inlineable = "false"') == calls

@@ -47,7 +47,7 @@ class Form(NamedTuple):
   quantizer: quantizers.Quantizer
   # How many elements share one step (of one image, for activations); it scales
   # the step's gradient.
-  count: int
+  elements: int
 
 
 def mix(
@@ -72,7 +72,7 @@ def mix(
   quantizer = form.quantizer
   mixed = functools.partial(
     mixture_lib.mixture,
-    steps=quantizer.step(parameter, grids.upper, form.count),
+    steps=quantizer.step(parameter, grids.upper, form.elements),
     grids=grids,
     offset=quantizer.offset,
     step_gradient=quantizer.step_gradient,

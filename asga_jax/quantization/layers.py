@@ -34,13 +34,14 @@ def _mixed_product(
   args, kwargs = settings
 
   def function(variables, constants):
-    operands = [
-      bit_choice.mix(form, *variable, constant)
-      for form, variable, constant in zip(
-        (activation, weight), variables, constants, strict=True
-      )
-    ]
-    return product(*operands, *args, **dict(kwargs))
+    (x, x_parameter, x_weights), (w, w_parameter, w_weights) = variables
+    x_grids, w_grids = constants
+    return product(
+      bit_choice.mix(activation, x, x_parameter, x_weights, x_grids),
+      bit_choice.mix(weight, w, w_parameter, w_weights, w_grids),
+      *args,
+      **dict(kwargs),
+    )
 
   return outline.recomputed(function)
 

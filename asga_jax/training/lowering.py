@@ -1,11 +1,9 @@
 """Convolutions in the form that XLA runs fast on the platform at hand.
 
 On a CPU, XLA has a fast kernel for dense convolutions whose operands and result
-are channels-last, and rewrites others to that form; but only those that stand
-in a program's outermost computation. Within a loop, or in a function that is
-kept out of line, a gradient's convolution in another layout falls to a scalar
-loop, about 50 times slower. Here the gradients are written in that form to
-begin with. Depthwise convolutions have no kernel at all: see `depthwise`.
+are channels-last (see `outline.channels_last`). Here gradients are written in
+that form to begin with, so that they are fast in a loop or out of line too.
+Depthwise convolutions have no kernel at all: see `depthwise`.
 """
 
 import functools
@@ -17,6 +15,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from asga_jax import outline
 from asga_jax.quantization import layers
 from asga_jax.training import depthwise
 
@@ -65,7 +64,7 @@ def conv_general_dilated(
     or not (feature_group_count == 1 or depthwise_groups)
     or any(v not in (None, 1) for v in others.values())
     or any(d != 1 for d in lhs_dilation or ())
-    or numbers != _channels_last(lhs.ndim)
+    or numbers != outline.channels_last(lhs.ndim)
     or lhs.dtype != rhs.dtype
     or not jnp.issubdtype(lhs.dtype, jnp.floating)
   ):
@@ -99,14 +98,6 @@ def compiler_options() -> dict[str, Any]:
   return {"xla_cpu_prefer_vector_width": 512}
 
 
-def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
-  """Give the layout [N, *spatial, C], [*window, C, O]."""
-  last, spatial = rank - 1, range(1, rank - 1)
-  window = range(rank - 2)
-  outer = (0, last, *spatial)
-  return lax.ConvDimensionNumbers(outer, (last, last - 1, *window), outer)
-
-
 def _convolve(
   lhs: jax.Array,
   rhs: jax.Array,
@@ -122,7 +113,7 @@ def _convolve(
     pads,
     lhs_dilation=lhs_dilation,
     rhs_dilation=dilation,
-    dimension_numbers=_channels_last(lhs.ndim),
+    dimension_numbers=outline.channels_last(lhs.ndim),
   )
 
 

@@ -1,0 +1,187 @@
+"""What a step of the search costs beside a plain training step.
+
+A plain step is forward, backward and SGD of the float network in nothing but
+JAX, with the same convolutions. Each row is compiled once, without the
+persistent cache; then all rows take turns, a step each, and ratios are those of
+the medians. Prints a table, and writes it with a picture to --output.
+
+python benchmarks/steps.py --output=runs/steps
+"""
+
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import step_kinds as kinds
+from absl import app, flags, logging
+from matplotlib import figure as figure_lib
+
+from asga_jax import files
+from asga_jax.training import lowering
+
+CASES = {
+  "resnet18": kinds.Case("resnet18", "small", 32, 32),
+  "resnet20": kinds.Case("resnet20", "small", 32, 128),
+  "mobilenetv2": kinds.Case("mobilenet_v2", "imagenet", 32, 64),
+  "mobilenetv2_224": kinds.Case("mobilenet_v2", "imagenet", 224, 8),
+}
+ROWS: dict[str, Callable[..., kinds.Step]] = {
+  "plain": kinds.plain,
+  "optax.contrib.sam": kinds.optax_sam,
+  "qwix w8a8": kinds.qwix_qat,
+  "SAM, float": functools.partial(kinds.trained, bits=None, preset="sam"),
+  "fixed 4 bits": functools.partial(kinds.trained, bits=4),
+  "mixture alone": functools.partial(kinds.searched, preset="sgd"),
+  "ASGA search": kinds.searched,
+  "ASGA, 2 candidates": functools.partial(kinds.searched, bits=(2, 4)),
+  "ASGA, 8 candidates": functools.partial(
+    kinds.searched, bits=(2, 3, 4, 5, 6, 7, 8, 32)
+  ),
+  "ASGA bilevel": functools.partial(kinds.searched, mode="bilevel"),
+}
+# Not installed by default, and compared only where it is.
+OPTIONAL = {"qwix w8a8": "qwix"}
+
+_OUTPUT = flags.DEFINE_string("output", "runs/steps", "Where results go.")
+_CASES = flags.DEFINE_multi_enum(
+  "case", list(CASES), list(CASES), "Networks to measure."
+)
+_ROWS = flags.DEFINE_multi_enum(
+  "row", list(ROWS), list(ROWS), "Steps to measure, 'plain' always among them."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "Warm steps of each row.")
+
+
+def compile_row(name: str, case: kinds.Case) -> tuple[dict[str, Any], Any]:
+  """Compile one row; gives its figures and (compiled step, state, batches)."""
+  step = ROWS[name](case, lowering.conv_general_dilated)
+  started = time.perf_counter()
+  lowered = step.function.lower(step.state, *step.batches)
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  done = time.perf_counter()
+  memory = compiled.memory_analysis()
+  figures = {
+    "trace_s": traced - started,
+    "compile_s": done - traced,
+    "temporary_mb": memory.temp_size_in_bytes / 1e6,
+    "gflop": compiled.cost_analysis().get("flops", 0) / 1e9,
+  }
+  return figures, [compiled, step.state, step.batches]
+
+
+def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
+  """Measure the rows of one network in turns."""
+  found: dict[str, Any] = {}
+  running = {}
+  for name in rows:
+    try:
+      found[name], running[name] = compile_row(name, case)
+    except ModuleNotFoundError as error:
+      if error.name != OPTIONAL.get(name):
+        raise
+      logging.warning("%s is left out: %s", name, error)
+      continue
+    logging.info("%s, %s: %s", case.name, name, found[name])
+  times: dict[str, list[float]] = {name: [] for name in running}
+  # The first two rounds warm up.
+  for count in range(rounds + 2):
+    for name, row in running.items():
+      started = time.perf_counter()
+      row[1], others = row[0](row[1], *row[2])
+      jax.block_until_ready((row[1], others))
+      if count >= 2:
+        times[name].append(time.perf_counter() - started)
+  base = found["plain"]
+  for name, seconds in times.items():
+    quartiles = statistics.quantiles(seconds, n=4)
+    found[name] |= {
+      "median_ms": 1e3 * statistics.median(seconds),
+      "quartiles_ms": [1e3 * quartiles[0], 1e3 * quartiles[2]],
+    }
+    found[name]["time_ratio"] = found[name]["median_ms"] / base["median_ms"]
+    found[name]["memory_ratio"] = (
+      found[name]["temporary_mb"] / base["temporary_mb"]
+    )
+  return found
+
+
+def format_table(case: kinds.Case, found: dict[str, Any]) -> str:
+  """Lay out the rows of one network."""
+  lines = [
+    case.name,
+    f"{'':22}{'time':>7}{'median ms':>11}{'quartiles':>14}{'memory':>8}"
+    f"{'MB':>7}{'GFLOP':>8}{'trace s':>9}{'compile s':>11}",
+  ]
+  for name, row in found.items():
+    low, high = row["quartiles_ms"]
+    lines.append(
+      f"{name:22}{row['time_ratio']:>6.2f}x{row['median_ms']:>11.0f}"
+      f"{f'{low:.0f}-{high:.0f}':>14}{row['memory_ratio']:>7.2f}x"
+      f"{row['temporary_mb']:>7.0f}{row['gflop']:>8.1f}"
+      f"{row['trace_s']:>9.1f}{row['compile_s']:>11.1f}"
+    )
+  return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+  """Draw time and memory of every row as multiples of the plain step's."""
+  figure = figure_lib.Figure(
+    figsize=(9, 1 + 2.2 * len(results)), layout="constrained"
+  )
+  grid = figure.subplots(len(results), 2, squeeze=False)
+  for axes_row, (name, found) in zip(grid, results.items(), strict=True):
+    labels = list(reversed(found))
+    for axes, key, title in zip(
+      axes_row,
+      ("time_ratio", "memory_ratio"),
+      ("time of a step", "temporary memory"),
+      strict=True,
+    ):
+      values = [found[label][key] for label in labels]
+      bars = axes.barh(labels, values, color="C0")
+      axes.bar_label(bars, fmt="%.2f", padding=2, fontsize="x-small")
+      axes.axvline(1, color="0.5", linewidth=0.8)
+      if key == "time_ratio":
+        axes.axvline(2, color="0.5", linewidth=0.8, linestyle=":")
+      else:
+        axes.set_yticks([])
+      axes.set_xlim(0, 1.15 * max(values))
+      axes.tick_params(labelsize="x-small")
+      axes.set_title(f"{CASES[name].name}: {title}", fontsize="x-small")
+  grid[-1][0].set_xlabel("multiples of the plain step", fontsize="small")
+  grid[-1][1].set_xlabel("multiples of the plain step", fontsize="small")
+  figure.savefig(path, dpi=130)
+
+
+def main(_: list[str]) -> None:
+  """Measure all networks and write the results."""
+  logging.set_verbosity(logging.INFO)
+  output = pathlib.Path(_OUTPUT.value)
+  output.mkdir(parents=True, exist_ok=True)
+  rows = [name for name in ROWS if name == "plain" or name in _ROWS.value]
+  results = {}
+  for name in _CASES.value:
+    results[name] = measure(CASES[name], rows, _ROUNDS.value)
+    text = json.dumps(
+      {
+        "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "rounds": _ROUNDS.value,
+        "cases": results,
+      },
+      indent=2,
+    )
+    files.write_text_atomic(output / "steps.json", text + "\n")
+    draw(results, output / "steps.png")
+    print(format_table(CASES[name], results[name]), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)
