@@ -19,3 +19,5 @@ def enable() -> None:
   root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   path = pathlib.Path(root) / "asga_jax" / "compiled"
   jax.config.update("jax_compilation_cache_dir", str(path))
+  # A start compiles hundreds of small programs, together as long as one step.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
