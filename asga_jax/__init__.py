@@ -16,6 +16,7 @@ from asga_jax.search import SearchSettings as SearchSettings
 from asga_jax.search import finish as finish
 from asga_jax.search import search_policy as search_policy
 from asga_jax.search import start_search as start_search
+from asga_jax.sharpness import ascent_point as ascent_point
 from asga_jax.sharpness import asga_transform as asga_transform
 from asga_jax.sharpness import diagnostics as diagnostics
 from asga_jax.sharpness import preset as preset
@@ -29,6 +30,7 @@ __all__ = [
   "SearchResult",
   "SearchSettings",
   "allocate",
+  "ascent_point",
   "asga_transform",
   "cross_entropy",
   "diagnostics",

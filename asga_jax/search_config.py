@@ -86,6 +86,9 @@ def default_config() -> ml_collections.ConfigDict:
       "rho_min": placeholder(float),
       "cap_align": placeholder(bool),
       "gsam_alpha": placeholder(float),
+      "gap_from_gradients": placeholder(bool),
+      "ascent": placeholder(str),
+      "ascent_every": placeholder(int),
     }
   )
   return config

@@ -25,6 +25,7 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import (
+  ahead,
   checkpoints,
   compile_cache,
   loop,
@@ -93,7 +94,12 @@ def run(
     first, state = restored
     logging.info("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
-  state = _train(config, made, state, splits, directory, first, metadata)
+  if (first or 0) < config.search.steps:
+    example = next(_batches(config, splits, first or 0))
+    placed = sharding.place_batch(example, made.mesh)
+    batches = placed if config.search.mode == "bilevel" else (placed,)
+    made = made._replace(step=ahead.compile_step(made.step, state, *batches))
+  state = train(config, made, state, splits, directory, first, metadata)
   finished = finish(config, made, state, dataset.name)
   policy = result_lib.allocate(finished)
   policy_lib.save(policy, directory / "policy.json")
@@ -252,7 +258,7 @@ def _batches(
       yield batch
 
 
-def _train(
+def train(
   config: ml_collections.ConfigDict,
   made: search.Search,
   state: state_lib.TrainState,
@@ -261,7 +267,23 @@ def _train(
   first: int | None,
   metadata: dict[str, Any],
 ) -> state_lib.TrainState:
-  """Run the steps that are left, with metrics, progress and checkpoints."""
+  """Run the steps that are left, with metrics, progress and checkpoints.
+
+  Args:
+    config: of the search.
+    made: the search.
+    state: to go on from; donated.
+    splits: of the proxy.
+    directory: the work directory; checkpoints/ and metrics.jsonl go there.
+    first: the step of the checkpoint that `state` comes from, None for none.
+    metadata: kept with every checkpoint.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    DivergedError: the loss is not finite.
+  """
   done = first or 0
   with (
     checkpoints.Checkpoints(directory / "checkpoints") as kept,

@@ -56,6 +56,8 @@ class Step(NamedTuple):
   function: Any
   state: Any
   batches: tuple[Any, ...]
+  # Steps that are timed together, where they take turns in what they do.
+  together: int = 1
 
 
 def plain(case: Case, convolution: Callable[..., Any]) -> Step:
@@ -133,7 +135,8 @@ def searched(
   )
   batch = sharding.place_batch(case.data(), found.mesh)
   count = 2 if settings.get("mode") == "bilevel" else 1
-  return Step(found.step, found.state, (batch,) * count)
+  together = settings.get("sharpness", {}).get("ascent_every", 1)
+  return Step(found.step, found.state, (batch,) * count, together)
 
 
 def trained(

@@ -8,5 +8,6 @@ from asga_jax.sharpness.presets import sagm as sagm
 from asga_jax.sharpness.presets import sam as sam
 from asga_jax.sharpness.presets import sgd as sgd
 from asga_jax.sharpness.state import AsgaState as AsgaState
+from asga_jax.sharpness.state import ascent_point as ascent_point
 from asga_jax.sharpness.state import diagnostics as diagnostics
 from asga_jax.sharpness.transform import asga_transform as asga_transform

@@ -1,5 +1,6 @@
 """Checks of what the transformation is built with and called with."""
 
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asga_jax.sharpness import ascent as ascent_lib
+from asga_jax.sharpness import perturbation
+from asga_jax.sharpness import radius as radius_lib
+
 PyTree = Any
+COMBINATIONS = ("mean", "perturbed", "gsam", "plain")
 ValueAndGradFn = Callable[[PyTree], tuple[Any, PyTree]]
 
 
@@ -55,10 +61,89 @@ def refuse_masked_nodes(tree: PyTree) -> None:
     )
 
 
+def check_settings(
+  *,
+  rho_max: Any,
+  phi: Any,
+  align: Any,
+  radius: Any,
+  combination: Any,
+  gap_ema: Any,
+  cap_align: Any,
+  rho_min: Any,
+  gsam_alpha: Any,
+  mask: Any,
+  gap_from_gradients: Any,
+  axis_name: Any,
+  ascent: Any,
+  ascent_every: Any,
+) -> None:
+  """Check what `asga_transform` is built with.
+
+  Raises:
+    ValueError: names the argument, its value and what is accepted.
+  """
+  check_choice("radius", radius, radius_lib.KINDS)
+  check_choice("combination", combination, COMBINATIONS)
+  check_choice("ascent", ascent, ascent_lib.KINDS)
+  if not callable(rho_max):
+    check_number("rho_max", rho_max, lambda x: x > 0, "a positive number")
+  if not callable(rho_min):
+    ceiling: Any = rho_max if isinstance(rho_max, numbers.Real) else math.inf
+    check_number(
+      "rho_min", rho_min, lambda x: 0 <= x <= ceiling, "0 <= rho_min <= rho_max"
+    )
+  check_number("phi", phi, lambda x: x > 0, "a positive number")
+  check_number("align", align, lambda x: x >= 0, "a number >= 0")
+  check_number("gap_ema", gap_ema, lambda x: 0 <= x < 1, "a number in [0, 1)")
+  check_number("gsam_alpha", gsam_alpha, lambda x: x >= 0, "a number >= 0")
+  check_bool("cap_align", cap_align)
+  check_bool("gap_from_gradients", gap_from_gradients)
+  perturbation.check_mask(mask)
+  if axis_name is not None and not isinstance(axis_name, str):
+    raise ValueError(
+      f"axis_name={axis_name!r}; accepted: None or the name of one mesh axis"
+    )
+  check_number(
+    "ascent_every",
+    ascent_every,
+    lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer) and x >= 1,
+    "a whole number of at least 1",
+  )
+  if ascent == "fresh":
+    return
+  # One gradient a step leaves nothing to combine, skip or hold by shard.
+  for name, value, accepted in (
+    ("combination", combination, ("mean", "perturbed")),
+    ("axis_name", axis_name, (None,)),
+    ("ascent_every", ascent_every, (1,)),
+    ("cap_align", cap_align, (True,)),
+    ("gap_from_gradients", gap_from_gradients, (False,)),
+  ):
+    traced = isinstance(value, jax.core.Tracer)
+    if not traced and value not in accepted:
+      raise ValueError(
+        f"ascent={ascent!r} with {name}={value!r}; accepted: {list(accepted)}, "
+        "or ascent='fresh'"
+      )
+
+
 def check_call(
-  grads: PyTree, params: PyTree, value: Any, value_and_grad_fn: Any
+  grads: PyTree,
+  params: PyTree,
+  value: Any,
+  value_and_grad_fn: Any,
+  *,
+  one_gradient: bool = False,
 ) -> None:
   """Check what `update` is called with.
+
+  Args:
+    grads: as `update` takes them, as the others.
+    params: the parameters.
+    value: the loss.
+    value_and_grad_fn: for the second pass.
+    one_gradient: whether there is none, and nothing to call.
 
   Raises:
     ValueError: an argument is missing, `value` is not a scalar, or the
@@ -69,6 +154,8 @@ def check_call(
     "value": value,
     "value_and_grad_fn": value_and_grad_fn,
   }
+  if one_gradient:
+    del given["value_and_grad_fn"]
   missing = [name for name, argument in given.items() if argument is None]
   if missing:
     raise ValueError(
@@ -76,7 +163,7 @@ def check_call(
       " update(grads, state, params, value=loss,"
       " value_and_grad_fn=value_and_grad_fn)"
     )
-  if not callable(value_and_grad_fn):
+  if not (one_gradient or callable(value_and_grad_fn)):
     raise ValueError(
       f"value_and_grad_fn={value_and_grad_fn!r} is not callable; accepted: a"
       " function of the parameters that returns (loss, grads)"

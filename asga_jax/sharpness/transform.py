@@ -1,7 +1,6 @@
 """The sharpness-aware optax transformation."""
 
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -9,12 +8,23 @@ import jax.numpy as jnp
 import optax
 
 from asga_jax.sharpness import alignment, arguments, perturbation
+from asga_jax.sharpness import ascent as ascent_lib
 from asga_jax.sharpness import radius as radius_lib
 from asga_jax.sharpness import state as state_lib
 
 PyTree = Any
 
-COMBINATIONS = ("mean", "perturbed", "gsam", "plain")
+# What a pass at displaced parameters measures, as fields of the state.
+MEASURED = (
+  "raw_gap",
+  "value",
+  "perturbed_value",
+  "cosine",
+  "gradient_norm",
+  "perturbed_gradient_norm",
+  "coefficient",
+)
+NAN = math.nan
 
 
 def asga_transform(
@@ -31,6 +41,8 @@ def asga_transform(
   mask: perturbation.Mask = None,
   gap_from_gradients: bool = False,
   axis_name: str | None = None,
+  ascent: str = "fresh",
+  ascent_every: jax.typing.ArrayLike = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """Replace a gradient by its sharpness-aware combination.
 
@@ -102,6 +114,15 @@ def asga_transform(
       displacement, instead of L' − L + λ⟨g, g'⟩, whose difference drowns when
       the loss is computed in bfloat16.
     axis_name: mesh axis for the per-shard form.
+    ascent: "fresh": δ follows g, two passes a step. "previous", "momentum": δ
+      follows the gradient of the step before, or the exponential average of
+      gradients with weight 0.9 of the past, so that a step is one pass: hand
+      `update` the gradient g' and the loss L' at `ascent_point(state, params)`,
+      without `value_and_grad_fn`. The result is g' ("mean" and "perturbed"
+      alike), the gap is ρ⟨m, g'⟩/‖m‖, its first order. The first step has no
+      direction and is a plain one.
+    ascent_every: with "fresh", steps from one second pass to the next; the
+      result of those between is g.
 
   Returns:
     The transformation. `init` raises ValueError within `optax.masked` or
@@ -114,30 +135,28 @@ def asga_transform(
   References:
     SAM: Foret et al., ICLR 2021, https://arxiv.org/abs/2010.01412
     GSAM: Zhuang et al., ICLR 2022, https://arxiv.org/abs/2203.08065
+    One pass by the step before: Ji et al., NeurIPS 2024 (S2-SAM); by momentum:
+    Becker et al., 2024, https://arxiv.org/abs/2401.12033
     SAGM: Wang et al., CVPR 2023, https://arxiv.org/abs/2303.10353
     ASGA: Ma et al., ICML 2025
   """
-  check_number = arguments.check_number
-  arguments.check_choice("radius", radius, radius_lib.KINDS)
-  arguments.check_choice("combination", combination, COMBINATIONS)
-  if not callable(rho_max):
-    check_number("rho_max", rho_max, lambda x: x > 0, "a positive number")
-  if not callable(rho_min):
-    ceiling = rho_max if isinstance(rho_max, numbers.Real) else math.inf
-    check_number(
-      "rho_min", rho_min, lambda x: 0 <= x <= ceiling, "0 <= rho_min <= rho_max"
-    )
-  check_number("phi", phi, lambda x: x > 0, "a positive number")
-  check_number("align", align, lambda x: x >= 0, "a number >= 0")
-  check_number("gap_ema", gap_ema, lambda x: 0 <= x < 1, "a number in [0, 1)")
-  check_number("gsam_alpha", gsam_alpha, lambda x: x >= 0, "a number >= 0")
-  arguments.check_bool("cap_align", cap_align)
-  arguments.check_bool("gap_from_gradients", gap_from_gradients)
-  perturbation.check_mask(mask)
-  if axis_name is not None and not isinstance(axis_name, str):
-    raise ValueError(
-      f"axis_name={axis_name!r}; accepted: None or the name of one mesh axis"
-    )
+  arguments.check_settings(
+    rho_max=rho_max,
+    phi=phi,
+    align=align,
+    radius=radius,
+    combination=combination,
+    gap_ema=gap_ema,
+    cap_align=cap_align,
+    rho_min=rho_min,
+    gsam_alpha=gsam_alpha,
+    mask=mask,
+    gap_from_gradients=gap_from_gradients,
+    axis_name=axis_name,
+    ascent=ascent,
+    ascent_every=ascent_every,
+  )
+  one_gradient = ascent != "fresh"
 
   def radius_for(state: state_lib.AsgaState) -> jax.Array:
     dtype = state.gap.dtype
@@ -175,6 +194,7 @@ def asga_transform(
       cosine=jnp.where(norm > 0, jnp.ones_like(norm), 0),
       gradient_norm=norm,
       perturbed_gradient_norm=norm,
+      coefficient=jnp.zeros_like(norm),
     )
 
   def two_passes(
@@ -212,17 +232,55 @@ def asga_transform(
       cosine=alignment.cosine(inner, norm, other_norm),
       gradient_norm=norm,
       perturbed_gradient_norm=other_norm,
+      coefficient=coefficient,
+    )
+
+  def skipped(
+    grads: PyTree, state: state_lib.AsgaState, loss: jax.Array
+  ) -> tuple[PyTree, dict[str, jax.Array]]:
+    kept = {name: getattr(state, name) for name in MEASURED}
+    return grads, kept | {"value": loss, "coefficient": jnp.zeros_like(loss)}
+
+  def along_ascent(
+    grads: PyTree,
+    params: PyTree,
+    state: state_lib.AsgaState,
+    loss: jax.Array,
+    rho: jax.Array,
+  ) -> tuple[ascent_lib.Ascent, dict[str, jax.Array]]:
+    assert isinstance(state.ascent, ascent_lib.Ascent)
+    leaf_mask = perturbation.resolve_mask(mask, params)
+    found = ascent_lib.measure(state.ascent, grads, leaf_mask, rho)
+    moved = ascent_lib.advance(
+      state.ascent, grads, leaf_mask, ascent_lib.DECAY[ascent]
+    )
+    return moved, dict(
+      raw_gap=found["gap"],
+      value=loss - found["rise"],
+      perturbed_value=loss,
+      cosine=found["cosine"],
+      gradient_norm=found["gradient_norm"],
+      perturbed_gradient_norm=found["perturbed_gradient_norm"],
+      coefficient=state.ascent.coefficient,
     )
 
   def init_fn(params: PyTree) -> state_lib.AsgaState:
     arguments.refuse_masked_nodes(params)
     dtype = perturbation.wide_dtype(*jax.tree.leaves(params))
     # One buffer a leaf, so that the state can be donated.
+    names = ("gap", "radius", *MEASURED)
+    zeros: dict[str, Any] = {name: jnp.zeros((), dtype) for name in names}
     empty = state_lib.AsgaState(
-      *(jnp.zeros((), jnp.int32) for _ in state_lib.AsgaState._fields[:2]),
-      *(jnp.zeros((), dtype) for _ in state_lib.AsgaState._fields[2:]),
+      count=jnp.zeros((), jnp.int32),
+      gaps_seen=jnp.zeros((), jnp.int32),
+      **zeros,
     )
-    return empty._replace(radius=radius_for(empty))
+    empty = empty._replace(radius=radius_for(empty))
+    if one_gradient:
+      leaf_mask = perturbation.resolve_mask(mask, params)
+      first = ascent_lib.initial(params, leaf_mask, dtype)
+      empty = empty._replace(ascent=first)
+    return empty
 
   def update_fn(
     updates: PyTree,
@@ -238,26 +296,55 @@ def asga_transform(
     if axis_name is not None:
       arguments.check_varying(updates, axis_name)
     rho = radius_for(state)
+    moved = state.ascent
     if combination == "plain":
       loss = jnp.asarray(state.value if value is None else value, rho.dtype)
       combined, measured = updates, one_pass(updates, params, loss)
+      gap = measured["raw_gap"]
+    elif one_gradient:
+      arguments.check_call(
+        updates, params, value, value_and_grad_fn, one_gradient=True
+      )
+      loss = jnp.asarray(value, rho.dtype)
+      combined = updates
+      moved, measured = along_ascent(updates, params, state, loss, rho)
+      # Before there is a direction there is no gap.
+      gap = jnp.where(measured["gradient_norm"] > 0, measured["raw_gap"], NAN)
     else:
       arguments.check_call(updates, params, value, value_and_grad_fn)
       loss = jnp.asarray(value, rho.dtype)
-      combined, measured = two_passes(
-        updates, params, loss, value_and_grad_fn, rho
-      )
+      due = state.count % ascent_every == 0
+
+      def both():
+        return two_passes(updates, params, loss, value_and_grad_fn, rho)
+
+      if isinstance(ascent_every, int) and ascent_every == 1:
+        combined, measured = both()
+      else:
+        combined, measured = jax.lax.cond(
+          due, both, lambda: skipped(updates, state, loss)
+        )
+      gap = jnp.where(due, measured["raw_gap"], NAN)
     if axis_name is not None:
-      combined, measured = jax.lax.pmean((combined, measured), axis_name)
+      combined, measured, gap = jax.lax.pmean(
+        (combined, measured, gap), axis_name
+      )
     gap, gaps_seen = radius_lib.average_gap(
-      state.gap, measured["raw_gap"], state.gaps_seen, decay=gap_ema
+      state.gap, gap, state.gaps_seen, decay=gap_ema
     )
-    return combined, state_lib.AsgaState(
+    new_state = state_lib.AsgaState(
       count=optax.safe_increment(state.count),
       gaps_seen=gaps_seen,
       gap=gap,
       radius=rho,
+      ascent=moved,
       **measured,
     )
+    if isinstance(moved, ascent_lib.Ascent):
+      coefficient, _ = perturbation.step_coefficient(
+        moved.norm, radius_for(new_state), align, cap_align=cap_align
+      )
+      moved = moved._replace(coefficient=coefficient)
+    return combined, new_state._replace(ascent=moved)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -44,7 +44,8 @@ def run(
   """Run a compiled step until `total` steps are done.
 
   Figures stay on the device for `flush_every` steps and are fetched together,
-  so that the host does not wait at each step.
+  so that the host does not wait at each step. Those of the first step are
+  fetched at once: a run shows early that it works.
 
   Args:
     step: of (state, batch) or (state, batch, heldout).
@@ -68,7 +69,7 @@ def run(
       checkpoint.
     ValueError: `batches` ended early, or gives no pairs where it must.
   """
-  done = int(state.step)
+  first = done = int(state.step)
   source: Iterator[Any] = iter(batches)
   buffer = metrics_log.MetricsBuffer()
 
@@ -108,7 +109,7 @@ def run(
     done += 1
     buffer.add(done, figures)
     saving = save is not None and (done % save_every == 0 or done == total)
-    if done % flush_every == 0 or saving or done == total:
+    if done == first + 1 or done % flush_every == 0 or saving or done == total:
       flush()
     if saving:
       assert save is not None

@@ -230,9 +230,10 @@ class Progress:
       self._bar.update(step - self._bar.n)
       return
     now = time.monotonic()
+    late = now - self._spoke[1] >= self._interval
     if self._started is None:
       self._started = step, now
-    late = now - self._spoke[1] >= self._interval
+      late = step > self._spoke[0]
     if late or (step >= self._total and step != self._spoke[0]):
       self._spoke = step, now
       self._stream.write(self._describe(step, now) + "\n")

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from asga_jax import outline, sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import bit_choice, layers
+from asga_jax.sharpness import perturbation
 from asga_jax.training import lowering, sharding
 from asga_jax.training import state as state_lib
 
@@ -133,6 +134,8 @@ def search_step(
   two passes on `heldout`, where the weights are perturbed by that batch's own
   gradient; both halves use one radius.
 
+  With an ascent from earlier steps the second pass falls away, and the first is
+  at the displaced weights: loss and figures are those there.
   With no candidate to choose from and no budget it trains a fixed policy.
 
   Args:
@@ -162,18 +165,18 @@ def search_step(
     """
     data = parts.prepare(key, raw)
     mixed = stacked_probabilities(params.logits, temperature)
-    params = params._replace(logits=parts.layout.unstack(mixed))
-    (value, (figures, new_rest)), gradients = one_pass(params, rest, data)
+    stacked, unstacked = params, parts.layout.unstack(mixed)
+    params = params._replace(logits=unstacked)
+    point = sharpness.ascent_point(state.sharpness, stacked)
+    displaced = point is not stacked
+    point = point._replace(logits=unstacked)
+    (value, (figures, new_rest)), gradients = one_pass(point, rest, data)
     figures = {"loss": value, **figures}
+    passes = ["first"]
 
-    def second_pass(displaced):
-      figures["codes_changed"] = changed_codes(
-        parts.graphdef,
-        rest,
-        params,
-        displaced,
-      )
-      (value, _), gradients = one_pass(displaced, rest, data)
+    def second_pass(point):
+      passes.append("second")
+      (value, _), gradients = one_pass(point, rest, data)
       return value, gradients
 
     combined, new_sharpness = parts.transform.update(
@@ -183,6 +186,17 @@ def search_step(
       value=value,
       value_and_grad_fn=second_pass,
     )
+    if len(passes) > 1:
+      point = perturbation.displace(
+        params,
+        gradients,
+        new_sharpness.coefficient,
+        perturbation.resolve_mask(state_lib.PERTURBED, params),
+      )
+    if displaced or len(passes) > 1:
+      figures["codes_changed"] = changed_codes(
+        parts.graphdef, rest, params, point
+      )
     combined = combined._replace(logits=parts.layout.stack(combined.logits))
     return combined, new_sharpness, new_rest, figures
 

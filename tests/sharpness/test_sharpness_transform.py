@@ -119,7 +119,8 @@ def test_dtypes_and_shapes_do_not_change(kwargs, dtype):
     ):
       assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)
   start = tx.init(params)
-  for name in start._fields:
+  assert start.ascent == state.ascent == ()
+  for name in sharpness.diagnostics(start):
     want = jnp.int32 if name in ("count", "gaps_seen") else jnp.float32
     for leaf in (getattr(start, name), getattr(state, name)):
       assert (leaf.shape, leaf.dtype, leaf.weak_type) == ((), want, False)

@@ -111,27 +111,33 @@ def test_a_joint_step_compiles_to_exactly_two_passes(
 
 
 @pytest.mark.parametrize(
-  ("preset", "bilevel", "passes"),
+  ("preset", "settings", "bilevel", "passes"),
   [
-    ("sgd", False, 1),
-    ("sam", False, 2),
-    ("gsam", False, 2),
-    ("sagm", False, 2),
-    ("asga", True, 4),
+    ("sgd", {}, False, 1),
+    ("sam", {}, False, 2),
+    ("gsam", {}, False, 2),
+    ("sagm", {}, False, 2),
+    ("asga", {}, True, 4),
+    ("asga", {"ascent": "previous"}, False, 1),
+    ("asga", {"ascent": "momentum"}, True, 2),
+    ("asga", {"ascent_every": 2}, False, 2),
   ],
 )
 def test_passes_of_the_other_forms(
-  tiny_search, tiny_batches, one_pass, preset, bilevel, passes
+  tiny_search, tiny_batches, one_pass, preset, settings, bilevel, passes
 ):
   parts = tiny_search.parts._replace(
-    transform=sharpness.preset(preset, mask=state_lib.PERTURBED),
+    transform=sharpness.preset(preset, mask=state_lib.PERTURBED, **settings),
     # It is made of products of matrices too.
     expected_use=None,
     logits_every=3,
   )
   step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
   count = 2 if bilevel else 1
-  lowered = step.lower(tiny_search.state, *tiny_batches[:count])
+  state = tiny_search.state._replace(
+    sharpness=parts.transform.init(tiny_search.state.params)
+  )
+  lowered = step.lower(state, *tiny_batches[:count])
   single = _products(one_pass.compile().as_text())
   assert single == (6, 6)
   convolutions, matrices = _products(lowered.compile().as_text())
