@@ -7,6 +7,7 @@ On other platforms XLA goes on to inline, since a call is a border to fusion.
 """
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -63,8 +64,19 @@ def channels_last(rank: int) -> jax.lax.ConvDimensionNumbers:
   )
 
 
+_FAST: weakref.WeakKeyDictionary[core.Jaxpr, bool] = (
+  weakref.WeakKeyDictionary()
+)
+
+
 def _runs_fast(jaxpr: core.Jaxpr) -> bool:
   """Say whether all convolutions of a function are in the layout above."""
+  if jaxpr not in _FAST:
+    _FAST[jaxpr] = _look_for_slow(jaxpr)
+  return _FAST[jaxpr]
+
+
+def _look_for_slow(jaxpr: core.Jaxpr) -> bool:
   for equation in jaxpr.eqns:
     if equation.primitive is core.primitives.conv_general_dilated_p:
       numbers = equation.params["dimension_numbers"]

@@ -3,6 +3,7 @@
 python launch/search.py --config=configs/mobilenetv2.py
 """
 
+import gc
 import logging as std_logging
 import sys
 
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> None:
   """Run the search and print its policy."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  # What was imported stays: no use in looking for garbage there.
+  gc.freeze()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   config = _CONFIG.value
