@@ -64,9 +64,7 @@ def channels_last(rank: int) -> jax.lax.ConvDimensionNumbers:
   )
 
 
-_FAST: weakref.WeakKeyDictionary[core.Jaxpr, bool] = (
-  weakref.WeakKeyDictionary()
-)
+_FAST: weakref.WeakKeyDictionary[core.Jaxpr, bool] = weakref.WeakKeyDictionary()
 
 
 def _runs_fast(jaxpr: core.Jaxpr) -> bool:

@@ -1,5 +1,6 @@
 """Plain float networks in `flax.nnx`, by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 from flax import nnx
@@ -11,6 +12,8 @@ CONSTRUCTORS: Mapping[str, Callable[..., nnx.Module]] = {
   "resnet8": resnet.resnet8,
   "resnet18": resnet.resnet18,
   "resnet20": resnet.resnet20,
+  "resnet50": resnet.resnet50,
+  "resnet50_v1": functools.partial(resnet.resnet50, stride_in="conv1"),
 }
 
 

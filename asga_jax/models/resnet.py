@@ -1,8 +1,9 @@
 """Residual networks (He et al. 2016, https://arxiv.org/abs/1512.03385).
 
 Module paths, the same for every stem and class count: `stem`, `stem_norm`,
-`stages/S/B/conv1`, `norm1`, `conv2`, `norm2`, and in the first block of a
-stage that changes shape `shortcut`, `shortcut_norm`; last `head`.
+`stages/S/B/conv1`, `norm1`, `conv2`, `norm2`, in ResNet-50 `conv3`, `norm3`,
+and in the first block of a stage that changes shape `shortcut`,
+`shortcut_norm`; last `head`.
 """
 
 import functools
@@ -52,6 +53,45 @@ class Block(nnx.Module):
     return nnx.relu(x + y)
 
 
+class Bottleneck(nnx.Module):
+  """Convolutions of 1x1, 3x3 and 1x1 beside a shortcut, 4 times as wide."""
+
+  expansion = 4
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    stride: int,
+    conv: Callable[..., nnx.Conv],
+    norm: Callable[..., nnx.BatchNorm],
+    stride_in: str = "conv2",
+  ):
+    first, second = (stride, 1) if stride_in == "conv1" else (1, stride)
+    width = outputs // self.expansion
+    self.conv1 = conv(inputs, width, 1, stride=first)
+    self.norm1 = norm(width)
+    self.conv2 = conv(width, width, 3, stride=second)
+    self.norm2 = norm(width)
+    self.conv3 = conv(width, outputs, 1)
+    self.norm3 = norm(outputs)
+    reshapes = stride != 1 or inputs != outputs
+    self.shortcut = (
+      conv(inputs, outputs, 1, stride=stride) if reshapes else None
+    )
+    self.shortcut_norm = norm(outputs) if reshapes else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
+    y = nnx.relu(self.norm1(self.conv1(x)))
+    y = nnx.relu(self.norm2(self.conv2(y)))
+    y = self.norm3(self.conv3(y))
+    if self.shortcut is not None and self.shortcut_norm is not None:
+      x = self.shortcut_norm(self.shortcut(x))
+    return nnx.relu(x + y)
+
+
 class ResNet(nnx.Module):
   """A stem, stages of residual blocks, a mean over space, a linear head."""
 
@@ -62,6 +102,8 @@ class ResNet(nnx.Module):
     blocks: Sequence[int],
     widths: Sequence[int],
     stem: str,
+    block: Callable[..., Block | Bottleneck] = Block,
+    stem_width: int | None = None,
     in_channels: int = 3,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
@@ -76,6 +118,8 @@ class ResNet(nnx.Module):
       num_classes: outputs of the head.
       blocks: number of blocks of each stage.
       widths: channels of each stage; all but the first start at stride 2.
+      block: makes a block of (inputs, outputs, stride, conv, norm).
+      stem_width: channels of the stem; None for those of the first stage.
       stem: 'imagenet' (7x7 at stride 2, then 3x3 max pooling at stride 2) or
         'small' (3x3 at stride 1).
       in_channels: channels of the images.
@@ -98,19 +142,19 @@ class ResNet(nnx.Module):
     norm: Callable[..., nnx.BatchNorm] = functools.partial(
       layers.batch_norm, **types
     )
+    inputs = stem_width or widths[0]
     self.pooled_stem = layers.check_stem(stem) == "imagenet"
     if self.pooled_stem:
-      self.stem = conv(in_channels, widths[0], 7, stride=2)
+      self.stem = conv(in_channels, inputs, 7, stride=2)
     else:
-      self.stem = conv(in_channels, widths[0], 3)
-    self.stem_norm = norm(widths[0])
-    inputs = widths[0]
+      self.stem = conv(in_channels, inputs, 3)
+    self.stem_norm = norm(inputs)
     stages = []
     for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
       stage = []
       for j in range(count):
         stride = 2 if i > 0 and j == 0 else 1
-        stage.append(Block(inputs, width, stride=stride, conv=conv, norm=norm))
+        stage.append(block(inputs, width, stride=stride, conv=conv, norm=norm))
         inputs = width
       stages.append(nnx.List(stage))
     self.stages = nnx.List(stages)
@@ -143,6 +187,39 @@ def resnet18(
     blocks=(2, 2, 2, 2),
     widths=(64, 128, 256, 512),
     stem=stem,
+    **settings,
+  )
+
+
+def resnet50(
+  num_classes: int = 1000,
+  *,
+  stem: str = "imagenet",
+  stride_in: str = "conv2",
+  **settings: Any,
+) -> ResNet:
+  """Build ResNet-50: 25,557,032 parameters at 1000 classes.
+
+  Args:
+    num_classes: outputs of the head.
+    stem: 'imagenet' or 'small', see `ResNet`.
+    stride_in: which convolution of a stage's first block has the stride:
+      'conv2', the 3x3 one, as in what is called v1.5, or 'conv1' as in the
+      paper.
+    **settings: see `resnet18`.
+
+  Raises:
+    ValueError: another `stem` or `stride_in`.
+  """
+  if stride_in not in ("conv1", "conv2"):
+    raise ValueError(f"stride_in={stride_in!r}; expected 'conv1' or 'conv2'")
+  return ResNet(
+    num_classes,
+    blocks=(3, 4, 6, 3),
+    widths=(256, 512, 1024, 2048),
+    stem=stem,
+    block=functools.partial(Bottleneck, stride_in=stride_in),
+    stem_width=64,
     **settings,
   )
 

@@ -15,11 +15,13 @@ def _abstract(name, **settings):
 
 
 # MACs as HAWQ-V3 and ABS give them in their tables of bit operations (1858 G
-# and 308.0 G of float32), parameters as torchvision's documentation does.
+# and 308.0 G of float32), those of ResNet-50 and the parameters as
+# torchvision's documentation does.
 @pytest.mark.parametrize(
   ("name", "expected_macs", "parameters", "buffers"),
   [
     ("resnet18", 1814.07e6, 11_689_512, 2 * 4_800),
+    ("resnet50", 4089.18e6, 25_557_032, 2 * 26_560),
     ("mobilenet_v2", 300.77e6, 3_504_872, 2 * 17_056),
   ],
 )
@@ -33,9 +35,26 @@ def test_published_figures(name, expected_macs, parameters, buffers):
   assert stats.paths[-1] == "head"
 
 
+def test_the_stride_in_the_first_convolution_of_resnet50_saves_macs():
+  totals = [
+    sum(
+      layer.macs
+      for layer in macs.network_stats(_abstract(name), (224, 224, 3)).layers
+    )
+    for name in ("resnet50", "resnet50_v1")
+  ]
+  # A 1x1 convolution of half as many outputs as inputs, at a quarter of places.
+  saved = sum(
+    inputs * inputs // 2 * (size**2 - (size // 2) ** 2)
+    for inputs, size in ((256, 56), (512, 28), (1024, 14))
+  )
+  assert totals[0] - totals[1] == saved
+
+
 # Of 4 bits, the first and the last layer at 8.
 @pytest.mark.parametrize(
-  ("name", "expected"), [("resnet18", 34.71e9), ("mobilenet_v2", 5.39e9)]
+  ("name", "expected"),
+  [("resnet18", 34.71e9), ("resnet50", 71.19e9), ("mobilenet_v2", 5.39e9)],
 )
 def test_bit_operations(name, expected):
   stats = macs.network_stats(_abstract(name), (224, 224, 3))
