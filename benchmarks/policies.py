@@ -48,22 +48,23 @@ _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 300, "Of each training.")
 Bits = Mapping[str, tuple[int, int]]
 
 
-def make_config(seed: int) -> Any:
+def make_config(seed: int, **sharpness: Any) -> Any:
   """Make the configuration of ResNet-8 on the embedded proxy."""
   config = search_config.default_config()
   config.model = "resnet8"
   config.deployed.update(image_size=32, num_classes=10, stem="small")
   config.budget = f"bops={_BITS.value}bit"
   config.search.update(steps=_SEARCH_STEPS.value, seed=seed)
+  config.search.sharpness.update(sharpness)
   return config
 
 
 class Bench:
   """One seed: its network, its data and its trainings."""
 
-  def __init__(self, seed: int, dataset: data_lib.Dataset):
+  def __init__(self, seed: int, dataset: data_lib.Dataset, **sharpness: Any):
     """Build the search and the network that every training starts from."""
-    self.config = make_config(seed)
+    self.config = make_config(seed, **sharpness)
     self.dataset = dataset
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
     self.search = search_run.start(self.config, dataset, self.splits)

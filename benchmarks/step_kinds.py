@@ -58,6 +58,8 @@ class Step(NamedTuple):
   batches: tuple[Any, ...]
   # Steps that are timed together, where they take turns in what they do.
   together: int = 1
+  # Whether XLA is given this project's options: not what others make.
+  own_options: bool = True
 
 
 def plain(case: Case, convolution: Callable[..., Any]) -> Step:
@@ -72,7 +74,9 @@ def optax_sam(case: Case, convolution: Callable[..., Any]) -> Step:
     optax.chain(optax.contrib.normalize(), optax.sgd(0.05)),
     opaque_mode=True,
   )
-  return _float_step(case, convolution, optimizer, opaque=True)
+  return _float_step(
+    case, convolution, optimizer, opaque=True, own_options=False
+  )
 
 
 def qwix_qat(case: Case, convolution: Callable[..., Any]) -> Step:
@@ -85,11 +89,23 @@ def qwix_qat(case: Case, convolution: Callable[..., Any]) -> Step:
   images = jnp.asarray(case.data()["image"])
   network = qwix.quantize_model(case.network(convolution), provider, images)
   return _float_step(
-    case, convolution, optax.sgd(0.01, momentum=0.9), network=network
+    case,
+    convolution,
+    optax.sgd(0.01, momentum=0.9),
+    network=network,
+    own_options=False,
   )
 
 
-def _float_step(case, convolution, optimizer, *, opaque=False, network=None):
+def _float_step(
+  case,
+  convolution,
+  optimizer,
+  *,
+  opaque=False,
+  network=None,
+  own_options=True,
+):
   network = network or case.network(convolution)
   network.train()
   parts: Any = nnx.split(network, nnx.Param, ...)
@@ -115,7 +131,9 @@ def _float_step(case, convolution, optimizer, *, opaque=False, network=None):
 
   state = jax.tree.map(jnp.copy, (params, rest, optimizer.init(params)))
   batch = jax.tree.map(jnp.asarray, case.data())
-  return Step(jax.jit(step, donate_argnums=0), state, (batch,))
+  return Step(
+    jax.jit(step, donate_argnums=0), state, (batch,), own_options=own_options
+  )
 
 
 def searched(

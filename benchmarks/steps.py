@@ -1,9 +1,10 @@
 """What a step of the search costs beside a plain training step.
 
 A plain step is forward, backward and SGD of the float network in nothing but
-JAX, with the same convolutions. Each row is compiled once, without the
-persistent cache; then all rows take turns, a step each, and ratios are those of
-the medians. Prints a table, and writes it with a picture to --output.
+JAX, with the same convolutions and compiler options. Each row is compiled once,
+without the persistent cache; then all rows take turns, a step each, and ratios
+are those of the medians. What others make (optax, qwix) keeps XLA's own
+options. Prints a table, and writes it with a picture to --output.
 
 python benchmarks/steps.py --output=runs/steps
 """
@@ -57,6 +58,7 @@ FEW = ("plain", "fixed 4 bits", "ASGA search", "ASGA, ascent previous")
 ROWS_OF = {
   "mobilenetv2": (*FEW, "ASGA, 8 candidates", "ASGA bilevel"),
   "mobilenetv2_224": FEW,
+  "resnet20": FEW,
   "resnet50": FEW,
 }
 # Not installed by default, and compared only where it is.
@@ -78,8 +80,8 @@ def compile_row(name: str, case: kinds.Case) -> tuple[dict[str, Any], Any]:
   started = time.perf_counter()
   lowered = step.function.lower(step.state, *step.batches)
   traced = time.perf_counter()
-  # Every row has the same options, the plain one too.
-  compiled = lowered.compile(compiler_options=lowering.compiler_options())
+  options = lowering.compiler_options() if step.own_options else {}
+  compiled = lowered.compile(compiler_options=options)
   done = time.perf_counter()
   memory = compiled.memory_analysis()
   figures = {

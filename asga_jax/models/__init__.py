@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from asga_jax.models import mobilenet_v2, resnet
+from asga_jax.models import mobilenet_v2, resnet, vgg, vit
 
 CONSTRUCTORS: Mapping[str, Callable[..., nnx.Module]] = {
   "mobilenet_v2": mobilenet_v2.mobilenet_v2,
@@ -14,6 +14,9 @@ CONSTRUCTORS: Mapping[str, Callable[..., nnx.Module]] = {
   "resnet20": resnet.resnet20,
   "resnet50": resnet.resnet50,
   "resnet50_v1": functools.partial(resnet.resnet50, stride_in="conv1"),
+  "vgg16": vgg.vgg16,
+  "vit_s": vit.vit_s,
+  "vit_ti": vit.vit_ti,
 }
 
 

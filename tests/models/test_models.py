@@ -9,7 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from asga_jax import models
-from asga_jax.models import layers, mobilenet_v2, resnet
+from asga_jax.models import layers, mobilenet_v2, resnet, vit
 
 
 def _abstract(name, *args, **settings):
@@ -35,15 +35,19 @@ def _layer_paths(model):
   ]
 
 
-# ResNet-18 and MobileNetV2: torchvision's documentation of its weights. The
-# small ones: 3x3 kernels, 1x1 shortcuts, two numbers a channel of every norm
-# and the head, added by hand; with option A shortcuts ResNet-20 has 269,722.
+# The large ones: torchvision's documentation of its weights; of the vision
+# transformers DeiT's, less its learned positions of 197 tokens. The small ones:
+# 3x3 kernels, 1x1 shortcuts, two numbers a channel of every norm and the head,
+# added by hand; with option A shortcuts ResNet-20 has 269,722.
 @pytest.mark.parametrize(
   ("name", "classes", "expected"),
   [
     ("resnet18", 1000, 11_689_512),
     ("resnet50", 1000, 25_557_032),
     ("resnet50_v1", 1000, 25_557_032),
+    ("vgg16", 1000, 138_365_992),
+    ("vit_ti", 1000, 5_717_416 - 197 * 192),
+    ("vit_s", 1000, 22_050_664 - 197 * 384),
     ("mobilenet_v2", 1000, 3_504_872),
     ("resnet20", 10, 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)),
     ("resnet8", 10, 78_042),
@@ -222,3 +226,55 @@ def test_bad_names_are_refused():
     _abstract("resnet8", 10, stem="tiny")
   with pytest.raises(ValueError, match="width is 0"):
     _abstract("mobilenet_v2", 10, width=0)
+
+
+def test_positions_tell_every_place_apart_and_are_bounded():
+  found = np.asarray(vit.positions(14, 14, 192))
+  assert found.shape == (196, 192)
+  assert np.abs(found).max() <= 1
+  distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
+  np.fill_diagonal(distances, np.inf)
+  assert distances.min() > 0.5
+  # The first place is row 0, column 0: sines are 0 and cosines 1.
+  np.testing.assert_array_equal(found[0].reshape(4, 48)[[0, 2]], 0)
+  np.testing.assert_array_equal(found[0].reshape(4, 48)[[1, 3]], 1)
+
+
+def test_vit_attends_as_softmax_says():
+  block = vit.ViT(
+    3, features=8, heads=2, depth=1, stem="small", rngs=nnx.Rngs(0)
+  ).blocks[0]
+  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+  query, key, value = (
+    np.asarray(layer(x)).reshape(2, 5, 2, 4)
+    for layer in (block.query, block.key, block.value)
+  )
+  want = np.zeros((2, 5, 2, 4))
+  for image in range(2):
+    for head in range(2):
+      scores = query[image, :, head] @ key[image, :, head].T / 2
+      scores = np.exp(scores - scores.max(1, keepdims=True))
+      scores /= scores.sum(1, keepdims=True)
+      want[image, :, head] = scores @ value[image, :, head]
+  want = block.out(jnp.asarray(want.reshape(2, 5, 8), jnp.float32))
+  np.testing.assert_allclose(block.attend(x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "shape", "settings", "message"),
+  [
+    ("vgg16", (100, 100), {}, r"\(100, 100\) end in a map of \(3, 3\).*of 7"),
+    ("vit_ti", (30, 32), {"stem": "small"}, r"\(30, 32, 3\).*multiples.*4"),
+  ],
+)
+def test_images_that_do_not_fit_are_refused(name, shape, settings, message):
+  model = _abstract(name, 10, **settings)
+  with pytest.raises(ValueError, match=message):
+    _forward(model, jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32))
+
+
+def test_bad_sizes_of_a_vit_are_refused():
+  with pytest.raises(ValueError, match="features=10 with heads=2"):
+    vit.ViT(3, features=10, heads=2, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="patch=0"):
+    vit.vit_ti(3, patch=0, rngs=nnx.Rngs(0))

@@ -1,0 +1,27 @@
+"""ViT-S, searched on a proxy of 32x32 images.
+
+Patches are 4x4 in the search and 16x16 in the deployed network.
+
+Network: Dosovitskiy et al. 2021 (arXiv 2010.11929).
+Method: Ma et al., Learning from Loss Landscape (ICML 2025, arXiv 2505.04877).
+Command: python launch/search.py --config=configs/vit_s.py
+Costs are those of the network at 224x224 with 1000 classes:
+4241.2 M MACs in its layers.
+The products of attention with itself (q.k and p.v) stay float and are not
+counted.
+
+Variants, behind a colon:
+  (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
+  cifar10  the paper's proxy with the schedule of GMPQ's release: 25 epochs
+           at batch 256, for an accelerator; needs --config.data.dir or
+           ASGA_DATA_DIR.
+"""
+
+from asga_jax import search_config
+
+
+def get_config(variant: str = ""):
+  config = search_config.default_config()
+  config.model = "vit_s"
+  config.stem = "small"
+  return search_config.apply_variant(config, variant)

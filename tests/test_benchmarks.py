@@ -1,0 +1,64 @@
+"""The benchmarks run, on the smallest cases, and print what they say."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _run(script, *arguments):
+  command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+@pytest.mark.slow
+def test_steps(tmp_path):
+  printed = _run(
+    "steps.py",
+    "--case=resnet20",
+    "--row=ASGA search",
+    "--row=ASGA, ascent every 4th",
+    "--rounds=2",
+    f"--output={tmp_path}",
+  )
+  found = json.loads((tmp_path / "steps.json").read_text())
+  rows = found["cases"]["resnet20"]
+  assert list(rows) == ["plain", "ASGA search", "ASGA, ascent every 4th"]
+  assert rows["plain"]["time_ratio"] == rows["plain"]["memory_ratio"] == 1
+  # Two passes and the mixtures are more work than one pass without.
+  assert rows["ASGA search"]["gflop"] > 1.9 * rows["plain"]["gflop"]
+  assert all(f"{name:24}" in printed for name in rows)
+  assert (tmp_path / "steps.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_wall(tmp_path):
+  printed = _run(
+    "wall.py",
+    f"--config={ROOT / 'configs' / 'resnet8.py'}",
+    "--rounds=1",
+    "--steps=10",
+    f"--output={tmp_path}",
+  )
+  found = json.loads((tmp_path / "wall.json").read_text())
+  cold, warm = found["cold"], found["warm"]
+  assert 0 < cold["trace"] + cold["compile"] < cold["first_step"]
+  # The second run finds the step in the cache.
+  assert warm["compile"] < cold["compile"] / 2
+  assert warm["first_step"] < warm["last_step"] < warm["end"]
+  assert "outside the step, of the loop" in printed
+
+
+def test_agreement_counts_tensors(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+  import ascents
+
+  left = {"a": [2, 3], "b": [4, 8]}
+  assert ascents.agreement(left, left) == 100
+  assert ascents.agreement(left, {"a": [2, 4], "b": [8, 4]}) == 25
