@@ -102,7 +102,7 @@ class VGG(nnx.Module):
 def vgg16(
   num_classes: int = 1000, *, stem: str = "imagenet", **settings: Any
 ) -> VGG:
-  """Build VGG-16 with batch norm: 138,365,992 parameters at 1000 classes.
+  """Build VGG-16 with batch norm: 138,361,768 parameters at 1000 classes.
 
   Args:
     num_classes: outputs of the head.
