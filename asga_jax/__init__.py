@@ -1,5 +1,6 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
 
+from asga_jax.conversion import not_searched as not_searched
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
@@ -37,6 +38,7 @@ __all__ = [
   "finish",
   "latency",
   "load_policy",
+  "not_searched",
   "preset",
   "save_policy",
   "search_policy",

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from asga_jax import policy as policy_lib
-from asga_jax import search_space
+from asga_jax import search_space, tracing
 from asga_jax.cost import macs
+from asga_jax.quantization import layers, surgery
 from asga_jax.quantization import rules as rules_lib
-from asga_jax.quantization import surgery
 
 
 def searchable(
@@ -23,7 +24,10 @@ def searchable(
   deployed: tuple[nnx.Module, Sequence[int]] | None = None,
   **settings: Any,
 ) -> nnx.Module:
-  """Give every convolution and linear layer of a network a choice of bits.
+  """Give every layer of a network that has a kernel a choice of bits.
+
+  What has a kernel and cannot be searched is logged with the reason, see
+  `not_searched`.
 
   Args:
     model: any Flax NNX module; it is not changed.
@@ -51,9 +55,43 @@ def searchable(
     model, example_input, bits=bits, rules=rules, **settings
   )
   search_space.build(made, network)
+  refused = _not_searched(model, made)
+  for path, reason in refused.items():
+    logging.warning("not searched: %s: %s", path, reason)
+  made.refused_layers = nnx.static(tuple(refused.items()))
   # Not a child and not a variable: the structure remembers its costs.
   made.deployed_network = nnx.static((network, tuple(shape)))
   return made
+
+
+def _not_searched(model: nnx.Module, made: nnx.Module) -> dict[str, str]:
+  quantized = layers.quantized_layers(made)
+  found = tracing.find_refused(model)
+  for path in tracing.find_layers(model):
+    if path not in quantized:
+      found[path] = "it is not called"
+  return {path or "(the network itself)": why for path, why in found.items()}
+
+
+def not_searched(model: nnx.Module) -> dict[str, str]:
+  """List what has a kernel and stays float in a searchable network.
+
+  Args:
+    model: from `searchable`.
+
+  Returns:
+    Path -> reason.
+
+  Raises:
+    ValueError: another model.
+  """
+  refused = getattr(model, "refused_layers", None)
+  if refused is None:
+    raise ValueError(
+      f"model ({type(model).__name__}) is not searchable; expected what "
+      "asga_jax.searchable returns."
+    )
+  return dict(refused)
 
 
 def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:

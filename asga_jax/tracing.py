@@ -6,20 +6,16 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-# The attribute through which a layer calls its product of input and kernel.
-PRODUCTS: dict[type[nnx.Module], str] = {
-  nnx.Conv: "conv_general_dilated",
-  nnx.Linear: "dot_general",
-}
+from asga_jax import layer_kinds
 
 
 class LayerCall(NamedTuple):
   """One call of a layer: what its product read and what it gave."""
 
   path: str
-  inputs: jax.Array  # shape=(batch, ..., in_features)
-  kernel: jax.Array  # shape=(..., in_features / groups, out_features)
-  output: jax.Array  # shape=(batch, ..., out_features)
+  inputs: jax.Array  # shape=(batch, ...)
+  kernel: jax.Array
+  output: jax.Array  # shape=(batch, ...), before the bias
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -27,29 +23,57 @@ def path_name(path: tuple[Any, ...]) -> str:
   return "/".join(str(part) for part in path)
 
 
-def product_attribute(module: Any) -> str | None:
-  """Name the attribute that holds a layer's product, None for no layer."""
-  for layer_type, attribute in PRODUCTS.items():
-    if isinstance(module, layer_type):
-      return attribute
-  return None
-
-
 def find_layers(model: nnx.Module) -> dict[str, nnx.Module]:
-  """Find the convolutions and linear layers of a network.
+  """Find the layers of a network whose product can be quantized.
 
   Args:
     model: any Flax NNX module. A shared layer is listed once, under the first
       path at which it is met.
 
   Returns:
-    The layers by path, in the order of the module tree.
+    The layers by path, in the order of the module tree; see
+    `layer_kinds.KINDS`.
   """
   return {
     path_name(path): module
     for path, module in nnx.iter_modules(model)
-    if product_attribute(module) is not None
+    if layer_kinds.kind_of(module) is not None
   }
+
+
+def find_refused(model: nnx.Module) -> dict[str, str]:
+  """Find the modules with kernels that cannot be quantized, and say why.
+
+  Args:
+    model: any Flax NNX module.
+
+  Returns:
+    Path -> reason, in the order of the module tree.
+  """
+  found = {}
+  for path, module in nnx.iter_modules(model):
+    reason = layer_kinds.refusal(module)
+    if reason is not None:
+      found[path_name(path)] = f"{type(module).__name__}: {reason}"
+  return found
+
+
+def _with_products(model: nnx.Module) -> nnx.Module:
+  """Copy a network so that every layer calls its product by an attribute."""
+  copy = nnx.clone(model)
+  plain = nnx.ConvTranspose
+  if not any(type(module) is plain for _, module in nnx.iter_modules(copy)):
+    return copy
+
+  def replace(path, node):
+    del path
+    refused = layer_kinds.kind_of(node) is None
+    if type(node) is not plain or refused:
+      return node
+    return layer_kinds.ConvTranspose(node)
+
+  made: nnx.Module = nnx.recursive_map(replace, copy)
+  return made
 
 
 def _recorder(
@@ -80,10 +104,10 @@ def record_calls(
     the calls hold tracers, which must not leave the traced function.
   """
   calls: list[LayerCall] = []
-  copy = nnx.clone(model)
+  copy = _with_products(model)
   for path, layer in find_layers(copy).items():
-    attribute = product_attribute(layer)
-    assert attribute is not None
-    product = getattr(layer, attribute)
-    setattr(layer, attribute, _recorder(path, product, calls))
+    kind = layer_kinds.kind_of(layer)
+    assert kind is not None
+    product = layer_kinds.get_product(layer, kind)
+    layer_kinds.set_product(layer, kind, _recorder(path, product, calls))
   return getattr(copy, method)(*args), calls

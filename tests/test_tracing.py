@@ -101,13 +101,3 @@ def test_without_arrays():
 )
 def test_path_name(path, name):
   assert tracing.path_name(path) == name
-
-
-def test_product_attribute():
-  rngs = nnx.Rngs(0)
-  conv = nnx.Conv(1, 1, (1,), kernel_init=_init, rngs=rngs)
-  assert tracing.product_attribute(conv) == "conv_general_dilated"
-  linear = nnx.Linear(1, 1, kernel_init=_init, rngs=rngs)
-  assert tracing.product_attribute(linear) == "dot_general"
-  norm = nnx.BatchNorm(1, rngs=rngs)
-  assert tracing.product_attribute(norm) is None

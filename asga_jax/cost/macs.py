@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax import tracing
+from asga_jax import layer_kinds, tracing
 from asga_jax.cost import costs
 
 
@@ -25,7 +25,7 @@ def network_stats(
   counts its weights once and its MACs at each call.
 
   Args:
-    model: any Flax NNX module of `nnx.Conv` and `nnx.Linear` layers, such as
+    model: any Flax NNX module with layers of `layer_kinds.KINDS`, such as
       `nnx.eval_shape` gives; it is not changed.
     input_shape: the shape of one input, without the batch.
     dtype: the dtype of the input.
@@ -40,27 +40,28 @@ def network_stats(
   """
   graphdef, state = nnx.split(model)
   calls: list[tuple[str, int]] = []
+  found = tracing.find_layers(model)
 
   def trace(state, inputs):
     _, recorded = tracing.record_calls(
       nnx.merge(graphdef, state, copy=True), inputs, method=method
     )
     for call in recorded:
-      # The batch is 1; a network may have folded other axes into it.
-      positions = math.prod(call.output.shape[:-1])
-      calls.append((call.path, positions * call.kernel.size))
+      layer = found[call.path]
+      kind = layer_kinds.kind_of(layer)
+      assert kind is not None
+      calls.append((call.path, layer_kinds.count_macs(kind, layer, call)))
 
   example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
   jax.eval_shape(trace, state, example)
   if not calls:
     raise ValueError(
       f"model ({type(model).__name__}) calls no layer that is counted; "
-      "expected nnx.Conv or nnx.Linear."
+      f"expected one of {layer_kinds.NAMES}."
     )
   macs: dict[str, int] = {}
   for path, count in calls:
     macs[path] = macs.get(path, 0) + count
-  found = tracing.find_layers(model)
   weights = {path: found[path].kernel.size for path in macs}  # type: ignore[attr-defined]
   kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
   elements = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))

@@ -82,7 +82,7 @@ def calibrate(
   model = nnx.clone(model)
   samples = sample_inputs(model, inputs, method=method)
   for path, layer in layers.quantized_layers(model).items():
-    kernel_sample = weight_sample(layer.kernel[...], layer.weight.quantizer)
+    kernel_sample = weight_sample(layer.kernel_matrix(), layer.weight.quantizer)
     _restart(layer.weight, kernel_sample, signed=True)
     if path in samples:
       sample = samples[path]
@@ -100,13 +100,15 @@ def _restart(
 
 
 def weight_sample(
-  kernel: jax.Array, quantizer: quantizers.Quantizer
+  matrix: jax.Array, quantizer: quantizers.Quantizer
 ) -> jax.Array:
-  """Flatten a kernel to (n,), or to (n, channels) for a step a channel."""
-  kernel = quantizer.transform(kernel)
-  if quantizer.per_channel:
-    return kernel.reshape(-1, kernel.shape[-1])
-  return kernel.reshape(-1)
+  """Transform a kernel of [summed, channels] as its quantizer does.
+
+  Returns:
+    Shape (n, channels) for a step a channel, else (n,).
+  """
+  matrix = quantizer.transform(matrix)
+  return matrix if quantizer.per_channel else matrix.reshape(-1)
 
 
 def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:

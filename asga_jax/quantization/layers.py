@@ -1,4 +1,4 @@
-"""Convolutions and linear layers whose operands have a choice of bits.
+"""Layers whose operands have a choice of bits.
 
 A quantized layer is a Flax layer, parameters and paths included; only the
 product that it calls is another one.
@@ -12,15 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from asga_jax import outline, tracing
+from asga_jax import layer_kinds, outline, tracing
 from asga_jax.quantization import bit_choice
-
-
-def _take_over(new: nnx.Module, layer: nnx.Module, product: str) -> None:
-  """Hand a layer's attributes, variables included, to its successor."""
-  for name, value in vars(layer).items():
-    if not name.startswith("_") and name != product:
-      setattr(new, name, value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -29,16 +22,25 @@ def _mixed_product(
   settings: tuple[Any, Any],
   activation: bit_choice.Form,
   weight: bit_choice.Form,
+  outputs: tuple[int, ...],
 ) -> Callable[..., jax.Array]:
   """Make the product of two mixed operands, one function for equal layers."""
   args, kwargs = settings
+
+  def mix_kernel(w, *others):
+    if outputs == (w.ndim - 1,):
+      return bit_choice.mix(weight, w, *others)
+    # Channels have their own steps along a last axis.
+    matrix = layer_kinds.to_matrix(w, outputs)
+    mixed = bit_choice.mix(weight, matrix, *others)
+    return layer_kinds.from_matrix(mixed, w.shape, outputs)
 
   def function(variables, constants):
     (x, x_parameter, x_weights), (w, w_parameter, w_weights) = variables
     x_grids, w_grids = constants
     return product(
       bit_choice.mix(activation, x, x_parameter, x_weights, x_grids),
-      bit_choice.mix(weight, w, w_parameter, w_weights, w_grids),
+      mix_kernel(w, w_parameter, w_weights, w_grids),
       *args,
       **dict(kwargs),
     )
@@ -54,74 +56,112 @@ def _hashable(value: Any) -> Any:
   return value
 
 
-def _quantized_product(
-  layer: "QuantConv | QuantLinear", inputs, kernel, args, kwargs
-):
-  per_image = math.prod(inputs.shape[1:])
-  shared = kernel.size
-  if layer.weight.quantizer.per_channel:
-    shared //= kernel.shape[-1]
-  choices = (layer.activation, layer.weight)
-  product = _mixed_product(
-    layer.product,
-    (_hashable(args), _hashable(kwargs)),
-    bit_choice.Form(layer.activation.quantizer, per_image),
-    bit_choice.Form(layer.weight.quantizer, shared),
-  )
-  variables = [
-    (operand, choice.parameter[...], choice.probabilities())
-    for operand, choice in zip((inputs, kernel), choices, strict=True)
-  ]
-  return product(variables, [choice.grids() for choice in choices])
-
-
-class QuantConv(nnx.Conv):
-  """A convolution with a choice of bits for its input and its kernel."""
+class _Quantized:
+  """What all quantized layers share; the product is the float layer's."""
 
   product: Callable[..., jax.Array]
+  weight: bit_choice.BitChoice
+  activation: bit_choice.BitChoice
+  kernel: Any
 
   def __init__(
     self,
-    layer: nnx.Conv,
+    layer: Any,
     *,
     weight: bit_choice.BitChoice,
     activation: bit_choice.BitChoice,
   ):
-    """Take over a convolution: its variables, strides, groups and lowering."""
-    _take_over(self, layer, "conv_general_dilated")
-    self.product = layer.conv_general_dilated
+    """Take over a layer: its variables, its settings and its product."""
+    kind = layer_kinds.kind_of(layer)
+    assert kind is not None
+    layer_kinds.take_over(self, layer, kind.attribute)  # type: ignore[arg-type]
+    self.product = layer_kinds.get_product(layer, kind)
+    self.outputs = kind.output_axes(layer)
     self.weight = weight
     self.activation = activation
+
+  def channels(self) -> int:
+    """Count the output features of the kernel."""
+    return math.prod(self.kernel.shape[axis] for axis in self.outputs)
+
+  def kernel_matrix(self) -> jax.Array:
+    """Give the kernel as [summed, channels]."""
+    return layer_kinds.to_matrix(self.kernel[...], self.outputs)
+
+  def quantized_product(self, inputs, kernel, *args: Any, **kwargs: Any):
+    """Multiply the quantized input by the quantized kernel."""
+    shared = kernel.size
+    if self.weight.quantizer.per_channel:
+      shared //= self.channels()
+    choices = (self.activation, self.weight)
+    product = _mixed_product(
+      self.product,
+      (_hashable(args), _hashable(kwargs)),
+      bit_choice.Form(self.activation.quantizer, math.prod(inputs.shape[1:])),
+      bit_choice.Form(self.weight.quantizer, shared),
+      self.outputs,
+    )
+    variables = [
+      (operand, choice.parameter[...], choice.probabilities())
+      for operand, choice in zip((inputs, kernel), choices, strict=True)
+    ]
+    return product(variables, [choice.grids() for choice in choices])
+
+
+class QuantConv(_Quantized, nnx.Conv):
+  """A convolution with a choice of bits for its input and its kernel."""
 
   def conv_general_dilated(self, inputs, kernel, *args: Any, **kwargs: Any):
     """Convolve the quantized input with the quantized kernel."""
-    return _quantized_product(self, inputs, kernel, args, kwargs)
+    return self.quantized_product(inputs, kernel, *args, **kwargs)
 
 
-class QuantLinear(nnx.Linear):
-  """A linear layer with a choice of bits for its input and its kernel."""
+class QuantConvTranspose(_Quantized, layer_kinds.ConvTranspose):
+  """A transposed convolution with such a choice."""
 
-  product: Callable[..., jax.Array]
+  def conv_transpose(self, inputs, kernel):
+    """Convolve the quantized input with the quantized kernel."""
+    return self.quantized_product(inputs, kernel)
 
-  def __init__(
-    self,
-    layer: nnx.Linear,
-    *,
-    weight: bit_choice.BitChoice,
-    activation: bit_choice.BitChoice,
-  ):
-    """Take over a linear layer: its variables and its product."""
-    _take_over(self, layer, "dot_general")
-    self.product = layer.dot_general
-    self.weight = weight
-    self.activation = activation
+
+class QuantLinear(_Quantized, nnx.Linear):
+  """A linear layer with such a choice."""
 
   def dot_general(self, inputs, kernel, *args: Any, **kwargs: Any):
     """Multiply the quantized input by the quantized kernel."""
-    return _quantized_product(self, inputs, kernel, args, kwargs)
+    return self.quantized_product(inputs, kernel, *args, **kwargs)
 
 
-QuantLayer = QuantConv | QuantLinear
+class QuantLinearGeneral(_Quantized, nnx.LinearGeneral):
+  """A linear layer over several axes with such a choice."""
+
+  def dot_general(self, inputs, kernel, *args: Any, **kwargs: Any):
+    """Multiply the quantized input by the quantized kernel."""
+    return self.quantized_product(inputs, kernel, *args, **kwargs)
+
+
+class QuantEinsum(_Quantized, nnx.Einsum):
+  """An einsum that is a projection, with such a choice."""
+
+  def einsum_op(self, equation, inputs, kernel, **kwargs: Any):
+    """Multiply the quantized input by the quantized kernel."""
+    return self.quantized_product(inputs, kernel, equation, **kwargs)
+
+
+QuantLayer = (
+  QuantConv
+  | QuantConvTranspose
+  | QuantLinear
+  | QuantLinearGeneral
+  | QuantEinsum
+)
+_QUANTIZED: dict[type[nnx.Module], Any] = {
+  nnx.Conv: QuantConv,
+  nnx.ConvTranspose: QuantConvTranspose,
+  nnx.Linear: QuantLinear,
+  nnx.LinearGeneral: QuantLinearGeneral,
+  nnx.Einsum: QuantEinsum,
+}
 
 
 def quantize_layer(
@@ -132,7 +172,7 @@ def quantize_layer(
   """Make the quantized form of a layer, which shares its variables.
 
   Args:
-    layer: an `nnx.Conv` or `nnx.Linear`.
+    layer: of one of `layer_kinds.KINDS`.
     weight: the choice of the kernel's bits.
     activation: the choice of the input's bits.
 
@@ -142,22 +182,24 @@ def quantize_layer(
   Raises:
     TypeError: another kind of layer, or one with a `__call__` of its own.
   """
-  call = type(layer).__call__
-  if isinstance(layer, nnx.Conv) and call is nnx.Conv.__call__:
-    return QuantConv(layer, weight=weight, activation=activation)
-  if isinstance(layer, nnx.Linear) and call is nnx.Linear.__call__:
-    return QuantLinear(layer, weight=weight, activation=activation)
-  raise TypeError(
-    f"cannot quantize a {type(layer).__name__}; expected nnx.Conv or "
-    "nnx.Linear, or a subclass that is called in the same way."
-  )
+  if type(layer) is nnx.ConvTranspose:
+    layer = layer_kinds.ConvTranspose(layer)
+  kind = layer_kinds.kind_of(layer)
+  known: list[Any] = [found.layer.__call__ for found in layer_kinds.KINDS]
+  known.append(layer_kinds.ConvTranspose.__call__)
+  if kind is None or type(layer).__call__ not in known:
+    raise TypeError(
+      f"cannot quantize a {type(layer).__name__}; expected one of "
+      f"{layer_kinds.NAMES}, or a subclass that is called in the same way."
+    )
+  return _QUANTIZED[kind.layer](layer, weight=weight, activation=activation)
 
 
 def make_float(layer: QuantLayer) -> None:
   """Let a quantized layer call its float product again, in place."""
-  attribute = tracing.product_attribute(layer)
-  assert attribute is not None
-  setattr(layer, attribute, layer.product)
+  kind = layer_kinds.kind_of(layer)
+  assert kind is not None
+  layer_kinds.set_product(layer, kind, layer.product)
 
 
 def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:
@@ -165,5 +207,5 @@ def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:
   return {
     tracing.path_name(path): module
     for path, module in nnx.iter_modules(model)
-    if isinstance(module, QuantConv | QuantLinear)
+    if isinstance(module, QuantLayer)
   }

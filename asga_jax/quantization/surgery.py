@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax import tracing
+from asga_jax import layer_kinds, tracing
 from asga_jax.quantization import (
   bit_choice,
   calibration,
@@ -34,11 +34,11 @@ def make_searchable(
   per_channel: bool = True,
   method: str = "__call__",
 ) -> nnx.Module:
-  """Give every convolution and linear layer of a network a choice of bits.
+  """Give every layer of a network that has a kernel a choice of bits.
 
   Args:
-    model: any Flax NNX module of `nnx.Conv` and `nnx.Linear` layers; neither
-      it nor its variables are changed.
+    model: any Flax NNX module with layers of `layer_kinds.KINDS`; neither it
+      nor its variables are changed.
     example_input: a batch of inputs; real ones give better initial ranges.
     bits: the candidates of every searched tensor.
     rules: exceptions, see `rules.Rule`.
@@ -71,7 +71,7 @@ def make_searchable(
   if not samples:
     raise ValueError(
       f"model ({type(model).__name__}) calls no layer that can be searched; "
-      "expected nnx.Conv or nnx.Linear."
+      f"expected one of {layer_kinds.NAMES}."
     )
   decided = rules_lib.resolve(
     rules, tuple(samples), bits=bits, end_bits=end_bits
@@ -94,10 +94,14 @@ def make_searchable(
 
   def replace(path, node):
     name = tracing.path_name(path)
-    if name not in decided or tracing.product_attribute(node) is None:
+    kind = layer_kinds.kind_of(node)
+    if name not in decided or kind is None:
       return node
     rule, sample = decided[name], samples[name]
-    kernel = calibration.weight_sample(node.kernel[...], of_weights)
+    kernel = calibration.weight_sample(
+      layer_kinds.to_matrix(node.kernel[...], kind.output_axes(node)),
+      of_weights,
+    )
     return layers.quantize_layer(
       node,
       weight=choice(

@@ -89,10 +89,10 @@ def changed_codes(
   changed = jnp.zeros((), jnp.float32)
   total = 0
   for path, layer in before.items():
-    size, channels = layer.kernel.size, layer.kernel.shape[-1]
+    size = layer.kernel.size
     stride = max(1, size // SAMPLED_CODES)
     codes = [
-      found.weight.codes(found.kernel[...].reshape(-1, channels)[::stride])
+      found.weight.codes(found.kernel_matrix()[::stride])
       for found in (layer, after[path])
     ]
     different = codes[0] != codes[1]

@@ -205,8 +205,6 @@ def test_subclasses():
     _quantize(
       _Doubled(2, 3, kernel_init=_init, rngs=nnx.Rngs(0)), x, (4,), (4,)
     )
-  transposed = nnx.ConvTranspose(
-    2, 3, (3,), kernel_init=_init, rngs=nnx.Rngs(0)
-  )
-  with pytest.raises(TypeError, match="ConvTranspose"):
-    _quantize(transposed, x, (4,), (4,))
+  embed = nnx.Embed(2, 3, rngs=nnx.Rngs(0))
+  with pytest.raises(TypeError, match=r"a Embed; expected one of nnx.Conv"):
+    layers.quantize_layer(embed, weight=None, activation=None)
