@@ -23,13 +23,13 @@ def test_steps(tmp_path):
     "steps.py",
     "--case=resnet20",
     "--row=ASGA search",
-    "--row=ASGA, ascent every 4th",
+    "--row=ASGA, ascent previous",
     "--rounds=2",
     f"--output={tmp_path}",
   )
   found = json.loads((tmp_path / "steps.json").read_text())
   rows = found["cases"]["resnet20"]
-  assert list(rows) == ["plain", "ASGA search", "ASGA, ascent every 4th"]
+  assert list(rows) == ["plain", "ASGA search", "ASGA, ascent previous"]
   assert rows["plain"]["time_ratio"] == rows["plain"]["memory_ratio"] == 1
   # Two passes and the mixtures are more work than one pass without.
   assert rows["ASGA search"]["gflop"] > 1.9 * rows["plain"]["gflop"]
