@@ -70,11 +70,12 @@ _FAST: weakref.WeakKeyDictionary[core.Jaxpr, bool] = weakref.WeakKeyDictionary()
 def _runs_fast(jaxpr: core.Jaxpr) -> bool:
   """Say whether all convolutions of a function are in the layout above."""
   if jaxpr not in _FAST:
-    _FAST[jaxpr] = _look_for_slow(jaxpr)
+    _FAST[jaxpr] = _all_channels_last(jaxpr)
   return _FAST[jaxpr]
 
 
-def _look_for_slow(jaxpr: core.Jaxpr) -> bool:
+def _all_channels_last(jaxpr: core.Jaxpr) -> bool:
+  """Look through a function, and those that it calls."""
   for equation in jaxpr.eqns:
     if equation.primitive is core.primitives.conv_general_dilated_p:
       numbers = equation.params["dimension_numbers"]
