@@ -17,6 +17,19 @@ from jax import numpy as jnp
 from asga_jax.models import layers
 
 
+def _shortcut(
+  inputs: int,
+  outputs: int,
+  stride: int,
+  conv: Callable[..., nnx.Conv],
+  norm: Callable[..., nnx.BatchNorm],
+) -> tuple[nnx.Conv | None, nnx.BatchNorm | None]:
+  """Make the layers of a shortcut, none where the shape stays."""
+  if stride == 1 and inputs == outputs:
+    return None, None
+  return conv(inputs, outputs, 1, stride=stride), norm(outputs)
+
+
 class Block(nnx.Module):
   """Two 3x3 convolutions beside a shortcut.
 
@@ -38,11 +51,9 @@ class Block(nnx.Module):
     self.norm1 = norm(outputs)
     self.conv2 = conv(outputs, outputs, 3)
     self.norm2 = norm(outputs)
-    reshapes = stride != 1 or inputs != outputs
-    self.shortcut = (
-      conv(inputs, outputs, 1, stride=stride) if reshapes else None
+    self.shortcut, self.shortcut_norm = _shortcut(
+      inputs, outputs, stride, conv, norm
     )
-    self.shortcut_norm = norm(outputs) if reshapes else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
@@ -76,11 +87,9 @@ class Bottleneck(nnx.Module):
     self.norm2 = norm(width)
     self.conv3 = conv(width, outputs, 1)
     self.norm3 = norm(outputs)
-    reshapes = stride != 1 or inputs != outputs
-    self.shortcut = (
-      conv(inputs, outputs, 1, stride=stride) if reshapes else None
+    self.shortcut, self.shortcut_norm = _shortcut(
+      inputs, outputs, stride, conv, norm
     )
-    self.shortcut_norm = norm(outputs) if reshapes else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
