@@ -70,7 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
       "search": settings,
-      "checkpoint_every": 50,
+      "checkpoint_every": 100,
       "flush_every": 10,
     }
   )

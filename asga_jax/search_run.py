@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -99,15 +99,38 @@ def run(
     placed = sharding.place_batch(example, made.mesh)
     batches = placed if config.search.mode == "bilevel" else (placed,)
     made = made._replace(step=ahead.compile_step(made.step, state, *batches))
-  state = train(config, made, state, splits, directory, first, metadata)
-  finished = finish(config, made, state, dataset.name)
-  policy = result_lib.allocate(finished)
-  policy_lib.save(policy, directory / "policy.json")
-  records = metrics_log.read_metrics(directory / "metrics.jsonl")
-  if not records:
-    raise metrics_log.MetricsError(
-      f"{directory / 'metrics.jsonl'} is empty; expected a record of each step"
+  # Open to the end: the last checkpoint is written while the result is made.
+  with checkpoints.Checkpoints(directory / "checkpoints") as kept:
+
+    def save(step: int, state: state_lib.TrainState) -> None:
+      kept.save(step, state, metadata=metadata)
+
+    state = train(config, made, state, splits, directory, first, save)
+    finished = finish(config, made, state, dataset.name)
+    policy = result_lib.allocate(finished)
+    policy_lib.save(policy, directory / "policy.json")
+    records = metrics_log.read_metrics(directory / "metrics.jsonl")
+    if not records:
+      raise metrics_log.MetricsError(
+        f"{directory / 'metrics.jsonl'} is empty; expected a record of each "
+        "step"
+      )
+    _plot(config, policy, records, directory)
+    summary = search_summary.summarise(
+      config, finished, policy, dataset, splits, records
     )
+  files.write_text_atomic(
+    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
+  )
+  return Finished(policy, summary)
+
+
+def _plot(
+  config: ml_collections.ConfigDict,
+  policy: policy_lib.Policy,
+  records: list[loop.Record],
+  directory: pathlib.Path,
+) -> None:
   plots.plot_policy(
     policy.layers,
     directory / "policy.png",
@@ -118,13 +141,6 @@ def run(
   )
   rho_max = config.search.sharpness.rho_max
   plots.plot_search(records, directory / "search.png", rho_max=rho_max)
-  summary = search_summary.summarise(
-    config, finished, policy, dataset, splits, records
-  )
-  files.write_text_atomic(
-    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
-  )
-  return Finished(policy, summary)
 
 
 def finish(
@@ -265,7 +281,7 @@ def train(
   splits: data_lib.Splits,
   directory: pathlib.Path,
   first: int | None,
-  metadata: dict[str, Any],
+  save: Callable[[int, state_lib.TrainState], None],
 ) -> state_lib.TrainState:
   """Run the steps that are left, with metrics, progress and checkpoints.
 
@@ -274,9 +290,9 @@ def train(
     made: the search.
     state: to go on from; donated.
     splits: of the proxy.
-    directory: the work directory; checkpoints/ and metrics.jsonl go there.
+    directory: the work directory; metrics.jsonl goes there.
     first: the step of the checkpoint that `state` comes from, None for none.
-    metadata: kept with every checkpoint.
+    save: takes (steps done, state), for a checkpoint.
 
   Returns:
     The state after the last step.
@@ -286,7 +302,6 @@ def train(
   """
   done = first or 0
   with (
-    checkpoints.Checkpoints(directory / "checkpoints") as kept,
     metrics_log.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,
@@ -309,7 +324,7 @@ def train(
       pairs=config.search.mode == "bilevel",
       flush_every=config.flush_every,
       on_records=on_records,
-      save=lambda step, state: kept.save(step, state, metadata=metadata),
+      save=save,
       save_every=config.checkpoint_every,
       last_saved=first,
     )

@@ -1,17 +1,18 @@
 """Where the wall time of a search goes: to the first step, in steps, elsewhere.
 
 Runs launch/search.py as a user does, with an empty cache of compiled programs
-until its first step and then with a full one to its end. Then compares, in
-turns and in one process, the loop of a search (batches, figures, progress, a
-checkpoint) with the bare compiled step on one batch that is on the device.
+until its first step and then with a full one to its end. Then profiles the
+loop of a search in one process: steps, batches, figures, progress, checkpoints.
 Prints a table, and writes it to --output.
 
 python benchmarks/wall.py --output=runs/wall
 """
 
+import cProfile
 import json
 import os
 import pathlib
+import pstats
 import re
 import signal
 import statistics
@@ -28,7 +29,18 @@ from ml_collections import config_flags
 from asga_jax import data as data_lib
 from asga_jax import files, search_run
 from asga_jax.data import batches as batches_lib
-from asga_jax.training import ahead, sharding
+from asga_jax.training import ahead, checkpoints, sharding
+
+# Parts of the loop by the functions that they are, each called by no other.
+PARTS = {
+  "the compiled step": ("wall.py", "waiting_step"),
+  "making batches": ("batches.py", "batch_at"),
+  "placing them": ("sharding.py", "place_batch"),
+  "fetching figures": ("metrics_log.py", "flush"),
+  "writing figures": ("metrics_log.py", "write"),
+  "progress": ("metrics_log.py", "update"),
+  "checkpoints": ("checkpoints.py", "save"),
+}
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -87,16 +99,19 @@ def run_command(arguments: list[str], cache: str, *, stop: bool) -> dict:
   return found
 
 
-def compare_loops(config: Any, rounds: int, steps: int) -> dict[str, Any]:
-  """Time the loop of a search against its bare step, in turns.
+def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
+  """Say where the time of a search's loop goes, from profiles of it.
+
+  The loop waits for every step to end, so that what it does beside steps has
+  times of its own; without that waiting some of it would be hidden.
 
   Args:
     config: of the search.
-    rounds: how often each.
+    rounds: how many loops.
     steps: of one loop.
 
   Returns:
-    Seconds of every loop: {'loop': [...], 'bare': [...]}.
+    For every loop part -> seconds, 'whole loop' among them.
   """
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
@@ -106,46 +121,48 @@ def compare_loops(config: Any, rounds: int, steps: int) -> dict[str, Any]:
     splits.train, 0, batch_size=config.batch_size, seed=0
   )
   batch = sharding.place_batch(raw, made.mesh)
-  made = made._replace(step=ahead.compile_step(made.step, made.state, batch))
+  compiled = ahead.compile_step(made.step, made.state, batch)
 
-  def fresh() -> Any:
-    return jax.block_until_ready(
-      sharding.place_replicated(made.state, made.mesh)
-    )
+  def waiting_step(*args: Any) -> Any:
+    return jax.block_until_ready(compiled(*args))
 
-  found: dict[str, list[float]] = {"loop": [], "bare": []}
+  made = made._replace(step=waiting_step)
+  found = []
   # The first round warms up.
-  for count in range(rounds + 1):
-    with tempfile.TemporaryDirectory() as directory:
-      state = fresh()
-      started = time.perf_counter()
-      state = search_run.train(
-        config, made, state, splits, pathlib.Path(directory), None, {}
+  for _ in range(rounds + 1):
+    state = sharding.place_replicated(made.state, made.mesh)
+    jax.block_until_ready(state)
+    profile = cProfile.Profile()
+    with (
+      tempfile.TemporaryDirectory() as directory,
+      checkpoints.Checkpoints(f"{directory}/checkpoints") as kept,
+    ):
+      profile.enable()
+      search_run.train(
+        config, made, state, splits, pathlib.Path(directory), None, kept.save
       )
-      jax.block_until_ready(state)
-      loop = time.perf_counter() - started
-    state = fresh()
-    started = time.perf_counter()
-    for _ in range(steps):
-      state, figures = made.step(state, batch)
-    jax.block_until_ready((state, figures))
-    bare = time.perf_counter() - started
-    if count:
-      found["loop"].append(loop)
-      found["bare"].append(bare)
-  return found
+      profile.disable()
+    found.append(_read_profile(pstats.Stats(profile)))
+  return found[1:]
+
+
+def _read_profile(stats: pstats.Stats) -> dict[str, float]:
+  """Sum the time of each part of a loop."""
+  spent = {
+    (pathlib.Path(file).name, function): entry[3]
+    for (file, _, function), entry in stats.stats.items()  # type: ignore[attr-defined]
+  }
+  found = {part: spent[key] for part, key in PARTS.items()}
+  found["the rest"] = spent["search_run.py", "train"] - sum(found.values())
+  return {**found, "whole loop": spent["search_run.py", "train"]}
 
 
 def format_table(found: dict[str, Any]) -> str:
   """Lay out the times."""
   cold, warm, loops = found["cold"], found["warm"], found["loops"]
   steps = found["steps"]
-  ratios = [
-    1 - bare / loop
-    for loop, bare in zip(loops["loop"], loops["bare"], strict=True)
-  ]
-  a_step = statistics.median(loops["bare"]) / found["loop_steps"]
-  outside = 1 - steps * a_step / warm["end"]
+  a_step = statistics.median(x["the compiled step"] for x in loops)
+  outside = 1 - steps * a_step / found["loop_steps"] / warm["end"]
   rows = [
     ("command to first step, empty cache", cold["first_step"]),
     ("  of it tracing", cold["trace"]),
@@ -160,11 +177,17 @@ def format_table(found: dict[str, Any]) -> str:
   lines = [f"{name:42}{seconds:>8.1f} s" for name, seconds in rows]
   lines += [
     f"{'outside the step, of the whole run':42}{100 * outside:>8.1f} %",
-    f"{'outside the step, of the loop':42}"
-    f"{100 * statistics.median(ratios):>8.1f} %  "
-    f"({100 * min(ratios):.1f} to {100 * max(ratios):.1f}, {len(ratios)} loops "
-    f"of {found['loop_steps']} steps)",
+    "",
+    f"loop of {found['loop_steps']} steps ({len(loops)} loops)    median s"
+    "   % of the loop",
   ]
+  for part in loops[0]:
+    shares = [100 * x[part] / x["whole loop"] for x in loops]
+    lines.append(
+      f"  {part:32}{statistics.median(x[part] for x in loops):>8.2f}"
+      f"{statistics.median(shares):>8.2f}  "
+      f"({min(shares):.2f} to {max(shares):.2f})"
+    )
   return "\n".join(lines)
 
 
@@ -185,7 +208,7 @@ def main(_: list[str]) -> None:
       arguments = [f"--config={name}", f"--workdir={directory}/{kind}"]
       found[kind] = run_command(arguments, cache, stop=kind == "cold")
       logging.info("%s: %s", kind, found[kind])
-  found["loops"] = compare_loops(config, _ROUNDS.value, _STEPS.value)
+  found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
   files.write_text_atomic(
     output / "wall.json", json.dumps(found, indent=2) + "\n"
   )

@@ -52,7 +52,12 @@ def test_wall(tmp_path):
   # The second run finds the step in the cache.
   assert warm["compile"] < cold["compile"] / 2
   assert warm["first_step"] < warm["last_step"] < warm["end"]
-  assert "outside the step, of the loop" in printed
+  assert "outside the step, of the whole run" in printed
+  (loop,) = found["loops"]
+  whole = loop.pop("whole loop")
+  assert sum(loop.values()) == pytest.approx(whole)
+  assert loop["the compiled step"] > whole / 2
+  assert all(seconds >= 0 for seconds in loop.values())
 
 
 def test_agreement_counts_tensors(monkeypatch):
