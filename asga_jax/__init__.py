@@ -1,5 +1,6 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
 
+from asga_jax.conversion import format_rules as format_rules
 from asga_jax.conversion import not_searched as not_searched
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
@@ -36,6 +37,7 @@ __all__ = [
   "cross_entropy",
   "diagnostics",
   "finish",
+  "format_rules",
   "latency",
   "load_policy",
   "not_searched",

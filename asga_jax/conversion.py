@@ -11,7 +11,7 @@ from flax import nnx
 from asga_jax import policy as policy_lib
 from asga_jax import search_space, tracing
 from asga_jax.cost import macs
-from asga_jax.quantization import layers, surgery
+from asga_jax.quantization import bit_choice, layers, surgery
 from asga_jax.quantization import rules as rules_lib
 
 
@@ -48,14 +48,24 @@ def searchable(
   """
   target, shape = deployed or (model, np.shape(example_input)[1:])
   method = settings.get("method", "__call__")
-  network = macs.network_stats(
-    target, shape, dtype=jnp.result_type(example_input), method=method
-  )
   made: Any = surgery.make_searchable(
     model, example_input, bits=bits, rules=rules, **settings
   )
+  network = macs.network_stats(
+    target,
+    shape,
+    dtype=jnp.result_type(example_input),
+    method=method,
+    products=[
+      path
+      for path, layer in layers.quantized_layers(made).items()
+      if isinstance(layer, layers.QuantProduct)
+    ],
+  )
   search_space.build(made, network)
   refused = _not_searched(model, made)
+  if rules or settings.get("tie_shared_inputs"):
+    logging.info("%s", format_rules(made))
   for path, reason in refused.items():
     logging.warning("not searched: %s: %s", path, reason)
   made.refused_layers = nnx.static(tuple(refused.items()))
@@ -85,13 +95,49 @@ def not_searched(model: nnx.Module) -> dict[str, str]:
   Raises:
     ValueError: another model.
   """
-  refused = getattr(model, "refused_layers", None)
-  if refused is None:
+  return dict(_remembered(model, "refused_layers"))
+
+
+def format_rules(model: nnx.Module) -> str:
+  """Lay out which rule decided for every layer of a searchable network.
+
+  Args:
+    model: from `searchable`.
+
+  Returns:
+    A line a layer: the candidates of its weights and of its input, what they
+    are tied by, and the rule that decided.
+
+  Raises:
+    ValueError: another model.
+  """
+
+  def text(choice: bit_choice.BitChoice, tie: str) -> str:
+    bits = ",".join(map(str, choice.candidates()))
+    return f"{bits} ({tie})" if tie else bits
+
+  quantized = layers.quantized_layers(model)
+  rows = [("layer", "weight bits", "activation bits", "decided by")]
+  for path, rule, *ties in _remembered(model, "decided_by"):
+    layer = quantized[path]
+    pairs = zip((layer.weight, layer.activation), ties, strict=True)
+    rows.append((path, *(text(*pair) for pair in pairs), rule))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = (
+    "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True))
+    for row in rows
+  )
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _remembered(model: nnx.Module, name: str) -> Any:
+  found = getattr(model, name, None)
+  if found is None:
     raise ValueError(
       f"model ({type(model).__name__}) is not searchable; expected what "
       "asga_jax.searchable returns."
     )
-  return dict(refused)
+  return found
 
 
 def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from asga_jax import attention
+
 
 class Kind(NamedTuple):
   """How a layer multiplies its input by its kernel."""
@@ -178,11 +180,13 @@ KINDS = (
   ),
 )
 NAMES = ", ".join(f"nnx.{kind.layer.__name__}" for kind in KINDS)
+# Of two activations: what stands for the kernel is not a variable.
+PRODUCT = Kind(attention.Product, "operands", lambda layer: ())
 
 
 def kind_of(module: Any) -> Kind | None:
   """Give the kind of a layer that can be searched, None for another module."""
-  for kind in KINDS:
+  for kind in (*KINDS, PRODUCT):
     if isinstance(module, kind.layer):
       return None if kind.refusal(module) else kind
   return None
@@ -208,7 +212,7 @@ def refusal(module: Any) -> str | None:
   return f"its products with {shapes} are its own"
 
 
-def get_product(layer: Any, kind: Kind) -> Callable[..., jax.Array]:
+def get_product(layer: Any, kind: Kind) -> Callable[..., Any]:
   """Give a layer's product, of (inputs, kernel, *others)."""
   if kind.layer is nnx.Einsum:
     return EinsumProduct(layer.einsum_op)
@@ -217,9 +221,7 @@ def get_product(layer: Any, kind: Kind) -> Callable[..., jax.Array]:
   return getattr(layer, kind.attribute)
 
 
-def set_product(
-  layer: Any, kind: Kind, product: Callable[..., jax.Array]
-) -> None:
+def set_product(layer: Any, kind: Kind, product: Callable[..., Any]) -> None:
   """Let a layer call another product of (inputs, kernel, *others)."""
   if kind.layer is nnx.Einsum:
 
@@ -261,6 +263,8 @@ def count_macs(kind: Kind, layer: Any, call: Any) -> int:
     the output, or of the input where the convolution is transposed (borders
     that are cut off count).
   """
+  if kind is PRODUCT:
+    return attention.count_macs(layer, call.inputs, call.kernel)
   if kind.scatters:
     return math.prod(call.inputs.shape[:-1]) * call.kernel.size
   outputs = [call.kernel.shape[i] for i in kind.output_axes(layer)]

@@ -49,6 +49,8 @@ def default_config() -> ml_collections.ConfigDict:
       "end_bits": surgery.END_BITS,
       # Exceptions: fields of quantization.rules.Rule, the first match decides.
       "rules": (),
+      # Whether layers that read the same tensor share their activation bits.
+      "tie_shared_inputs": False,
       "weight_quantizer": "lsq",
       "activation_quantizer": "lsq",
       "per_channel": True,
@@ -232,6 +234,7 @@ def make_searchable(
     weight_quantizer=config.weight_quantizer,
     activation_quantizer=config.activation_quantizer,
     per_channel=config.per_channel,
+    tie_shared_inputs=config.tie_shared_inputs,
   )
 
 

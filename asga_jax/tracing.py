@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from asga_jax import layer_kinds
+from asga_jax import attention, layer_kinds
 
 
 class LayerCall(NamedTuple):
-  """One call of a layer: what its product read and what it gave."""
+  """One call of a layer: what its product read and what it gave.
+
+  For a product of attention `kernel` is its second operand, and the output is
+  not known.
+  """
 
   path: str
   inputs: jax.Array  # shape=(batch, ...)
   kernel: jax.Array
-  output: jax.Array  # shape=(batch, ...), before the bias
+  output: Any  # shape=(batch, ...), before the bias
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -60,7 +64,7 @@ def find_refused(model: nnx.Module) -> dict[str, str]:
 
 def _with_products(model: nnx.Module) -> nnx.Module:
   """Copy a network so that every layer calls its product by an attribute."""
-  copy = nnx.clone(model)
+  copy: nnx.Module = nnx.clone(model)
   plain = nnx.ConvTranspose
   if not any(type(module) is plain for _, module in nnx.iter_modules(copy)):
     return copy
@@ -90,7 +94,10 @@ def _recorder(
 
 
 def record_calls(
-  model: nnx.Module, *args: Any, method: str = "__call__"
+  model: nnx.Module,
+  *args: Any,
+  method: str = "__call__",
+  products: bool = False,
 ) -> tuple[Any, list[LayerCall]]:
   """Run a network and list the calls of its layers, in call order.
 
@@ -98,6 +105,7 @@ def record_calls(
     model: any Flax NNX module; it is not changed, nor is its state.
     *args: what the method takes.
     method: the name of the method to run.
+    products: whether to list those of attention too.
 
   Returns:
     What the method returned, and the calls. Under `jax.eval_shape` or `jax.jit`
@@ -105,6 +113,8 @@ def record_calls(
   """
   calls: list[LayerCall] = []
   copy = _with_products(model)
+  if products:
+    attention.expose_products(copy)
   for path, layer in find_layers(copy).items():
     kind = layer_kinds.kind_of(layer)
     assert kind is not None

@@ -1,13 +1,13 @@
 """Multiply-accumulates and weights per layer, from static shapes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax import layer_kinds, tracing
+from asga_jax import attention, layer_kinds, tracing
 from asga_jax.cost import costs
 
 
@@ -17,6 +17,7 @@ def network_stats(
   *,
   dtype: jax.typing.DTypeLike = jnp.float32,
   method: str = "__call__",
+  products: Collection[str] = (),
 ) -> costs.NetworkStats:
   """Count the MACs and weights of every layer, without running the network.
 
@@ -30,21 +31,25 @@ def network_stats(
     input_shape: the shape of one input, without the batch.
     dtype: the dtype of the input.
     method: the method to trace.
+    products: paths of products of attention to count as layers without weights.
 
   Returns:
     The layers in call order and the elements that stay float32: all parameters
     and batch statistics but the kernels of the layers.
 
   Raises:
-    ValueError: the model calls no layer.
+    ValueError: the model calls no layer, or lacks one of the products.
   """
   graphdef, state = nnx.split(model)
   calls: list[tuple[str, int]] = []
-  found = tracing.find_layers(model)
+  found = tracing.find_layers(attention.expose_products(nnx.clone(model)))
 
   def trace(state, inputs):
     _, recorded = tracing.record_calls(
-      nnx.merge(graphdef, state, copy=True), inputs, method=method
+      nnx.merge(graphdef, state, copy=True),
+      inputs,
+      method=method,
+      products=True,
     )
     for call in recorded:
       layer = found[call.path]
@@ -54,6 +59,16 @@ def network_stats(
 
   example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
   jax.eval_shape(trace, state, example)
+  calls = [
+    (path, count)
+    for path, count in calls
+    if not isinstance(found[path], attention.Product) or path in products
+  ]
+  missing = sorted(set(products) - {path for path, _ in calls})
+  if missing:
+    raise ValueError(
+      f"model ({type(model).__name__}) has no products {missing}."
+    )
   if not calls:
     raise ValueError(
       f"model ({type(model).__name__}) calls no layer that is counted; "
@@ -62,7 +77,7 @@ def network_stats(
   macs: dict[str, int] = {}
   for path, count in calls:
     macs[path] = macs.get(path, 0) + count
-  weights = {path: found[path].kernel.size for path in macs}  # type: ignore[attr-defined]
+  weights = {path: _count_weights(found[path]) for path in macs}
   kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
   elements = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))
   return costs.NetworkStats(
@@ -71,3 +86,8 @@ def network_stats(
     ),
     float_parameters=elements - sum(weights.values()),
   )
+
+
+def _count_weights(layer: nnx.Module) -> int:
+  kernel = getattr(layer, "kernel", None)
+  return 0 if kernel is None else kernel.size

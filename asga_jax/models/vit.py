@@ -38,6 +38,8 @@ class Block(nnx.Module):
     norm: Callable[..., nnx.LayerNorm],
   ):
     self.heads = heads
+    # Under this name its products can be quantized, as Flax's own can.
+    self.attention_fn = nnx.dot_product_attention
     self.norm1 = norm(features)
     self.query = linear(features, features)
     self.key = linear(features, features)
@@ -53,7 +55,7 @@ class Block(nnx.Module):
       layer(x).reshape(*x.shape[:2], self.heads, -1)
       for layer in (self.query, self.key, self.value)
     )
-    mixed = nnx.dot_product_attention(query, key, value)
+    mixed = self.attention_fn(query, key, value)
     return self.out(mixed.reshape(x.shape))
 
   def __call__(self, x: jax.Array) -> jax.Array:

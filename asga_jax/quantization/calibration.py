@@ -17,16 +17,27 @@ from asga_jax.quantization import bit_choice, layers, quantizers
 SAMPLE_SIZE = 4096
 
 
-class InputSample(NamedTuple):
-  """What a layer reads, in short."""
+class TensorSample(NamedTuple):
+  """A tensor, in short."""
 
   values: jax.Array  # shape=(SAMPLE_SIZE,), drawn with replacement
   signed: jax.Array  # shape=(), dtype=bool: whether any value is negative
 
 
+class Samples(NamedTuple):
+  """What each layer reads, by path in call order."""
+
+  inputs: dict[str, TensorSample]
+  # The second operands of attention's products.
+  seconds: dict[str, TensorSample]
+  # Path -> the first layer that read the same tensor, itself perhaps; a layer
+  # that is called more often counts by its first call.
+  readers: dict[str, str]
+
+
 def sample_inputs(
   model: nnx.Module, inputs: Any, *, method: str = "__call__"
-) -> dict[str, InputSample]:
+) -> Samples:
   """Run a network in float and sample what each layer reads.
 
   Args:
@@ -36,8 +47,9 @@ def sample_inputs(
     method: the method to run.
 
   Returns:
-    The samples by layer path, in call order; a layer that is called more often
-    gives a sample of its last call and the signedness of all.
+    The samples of layers and of attention's products, in call order; a layer
+    that is called more often gives a sample of its last call and the signedness
+    of all.
   """
   graphdef, state = nnx.split(model)
 
@@ -46,24 +58,37 @@ def sample_inputs(
     copy = nnx.merge(graphdef, state, copy=True)
     for layer in layers.quantized_layers(copy).values():
       layers.make_float(layer)
-    _, calls = tracing.record_calls(copy, inputs, method=method)
-    samples: dict[str, InputSample] = {}
+    _, calls = tracing.record_calls(copy, inputs, method=method, products=True)
+    first_reader: dict[int, str] = {}
+    found: dict[str, TensorSample] = {}
+    seconds: dict[str, TensorSample] = {}
     for index, call in enumerate(calls):
-      flat = call.inputs.reshape(-1)
-      chosen = np.random.default_rng(index).integers(
-        flat.size, size=SAMPLE_SIZE
-      )
-      signed = jnp.any(flat < 0)
-      if call.path in samples:
-        signed |= samples[call.path].signed
-      samples[call.path] = InputSample(flat[chosen], signed)
-    # jit sorts the keys of a dict; the pairs keep the order of the calls.
-    order.extend(samples)
-    return samples
+      reader = first_reader.setdefault(id(call.inputs), call.path)
+      readers.setdefault(call.path, reader)
+      seen = found.get(call.path)
+      found[call.path] = _sample(call.inputs, index, seen)
+      if isinstance(call.output, tuple):
+        seen = seconds.get(call.path)
+        seconds[call.path] = _sample(call.kernel, index, seen)
+    return found, seconds
 
-  order: list[str] = []
-  samples = run(state, inputs)
-  return {path: samples[path] for path in order}
+  # jit sorts the keys of a dict; this one keeps the order of the calls.
+  readers: dict[str, str] = {}
+  found, seconds = run(state, inputs)
+  return Samples(
+    {path: found[path] for path in readers},
+    {path: seconds[path] for path in readers if path in seconds},
+    readers,
+  )
+
+
+def _sample(
+  tensor: jax.Array, seed: int, seen: TensorSample | None
+) -> TensorSample:
+  flat = tensor.reshape(-1)
+  chosen = np.random.default_rng(seed).integers(flat.size, size=SAMPLE_SIZE)
+  signed = jnp.any(flat < 0)
+  return TensorSample(flat[chosen], signed | seen.signed if seen else signed)
 
 
 def calibrate(
@@ -82,10 +107,15 @@ def calibrate(
   model = nnx.clone(model)
   samples = sample_inputs(model, inputs, method=method)
   for path, layer in layers.quantized_layers(model).items():
-    kernel_sample = weight_sample(layer.kernel_matrix(), layer.weight.quantizer)
-    _restart(layer.weight, kernel_sample, signed=True)
-    if path in samples:
-      sample = samples[path]
+    if isinstance(layer, layers.KernelLayer):
+      matrix = layer.kernel_matrix()
+      kernel_sample = weight_sample(matrix, layer.weight.quantizer)
+      _restart(layer.weight, kernel_sample, signed=True)
+    elif path in samples.seconds:
+      sample = samples.seconds[path]
+      _restart(layer.weight, sample.values, signed=bool(sample.signed))
+    if path in samples.inputs:
+      sample = samples.inputs[path]
       _restart(layer.activation, sample.values, signed=bool(sample.signed))
   return model
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from asga_jax import layer_kinds, outline, tracing
+from asga_jax import attention, layer_kinds, outline, tracing
 from asga_jax.quantization import bit_choice
 
 
@@ -59,7 +59,7 @@ def _hashable(value: Any) -> Any:
 class _Quantized:
   """What all quantized layers share; the product is the float layer's."""
 
-  product: Callable[..., jax.Array]
+  product: Callable[..., Any]
   weight: bit_choice.BitChoice
   activation: bit_choice.BitChoice
   kernel: Any
@@ -148,19 +148,47 @@ class QuantEinsum(_Quantized, nnx.Einsum):
     return self.quantized_product(inputs, kernel, equation, **kwargs)
 
 
-QuantLayer = (
+class QuantProduct(attention.Product):
+  """A product of two activations with a choice of bits for each."""
+
+  def __init__(
+    self,
+    product: attention.Product,
+    *,
+    weight: bit_choice.BitChoice,
+    activation: bit_choice.BitChoice,
+  ):
+    """Take over a product; `weight` is the choice of the second operand."""
+    super().__init__(product.free_axis)
+    self.product: Callable[..., Any] = product.operands
+    self.weight = weight
+    self.activation = activation
+
+  def operands(
+    self, first: jax.Array, second: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Quantize both operands."""
+    return (
+      self.activation(first, math.prod(first.shape[1:])),
+      self.weight(second, math.prod(second.shape[1:])),
+    )
+
+
+KernelLayer = (
   QuantConv
   | QuantConvTranspose
   | QuantLinear
   | QuantLinearGeneral
   | QuantEinsum
 )
+QuantLayer = KernelLayer | QuantProduct
 _QUANTIZED: dict[type[nnx.Module], Any] = {
   nnx.Conv: QuantConv,
   nnx.ConvTranspose: QuantConvTranspose,
   nnx.Linear: QuantLinear,
   nnx.LinearGeneral: QuantLinearGeneral,
   nnx.Einsum: QuantEinsum,
+  attention.Product: QuantProduct,
 }
 
 
@@ -185,7 +213,8 @@ def quantize_layer(
   if type(layer) is nnx.ConvTranspose:
     layer = layer_kinds.ConvTranspose(layer)
   kind = layer_kinds.kind_of(layer)
-  known: list[Any] = [found.layer.__call__ for found in layer_kinds.KINDS]
+  kinds = (*layer_kinds.KINDS, layer_kinds.PRODUCT)
+  known: list[Any] = [found.layer.__call__ for found in kinds]
   known.append(layer_kinds.ConvTranspose.__call__)
   if kind is None or type(layer).__call__ not in known:
     raise TypeError(
@@ -200,6 +229,15 @@ def make_float(layer: QuantLayer) -> None:
   kind = layer_kinds.kind_of(layer)
   assert kind is not None
   layer_kinds.set_product(layer, kind, layer.product)
+
+
+def kernel_layers(model: nnx.Module) -> dict[str, KernelLayer]:
+  """Find the quantized layers that have a kernel, by path, in tree order."""
+  return {
+    path: layer
+    for path, layer in quantized_layers(model).items()
+    if isinstance(layer, KernelLayer)
+  }
 
 
 def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:

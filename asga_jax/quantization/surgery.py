@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax import layer_kinds, tracing
+from asga_jax import attention, layer_kinds, tracing
 from asga_jax.quantization import (
   bit_choice,
   calibration,
@@ -32,6 +32,7 @@ def make_searchable(
   weight_quantizer: str = "lsq",
   activation_quantizer: str = "lsq",
   per_channel: bool = True,
+  tie_shared_inputs: bool = False,
   method: str = "__call__",
 ) -> nnx.Module:
   """Give every layer of a network that has a kernel a choice of bits.
@@ -46,10 +47,13 @@ def make_searchable(
     weight_quantizer: one of `quantizers.QUANTIZERS`.
     activation_quantizer: one of `quantizers.QUANTIZERS`.
     per_channel: whether each output channel of a kernel has its own step.
+    tie_shared_inputs: whether searched layers that read the same tensor share
+      their activation bits, where no rule ties these.
     method: the method that is called on inputs.
 
   Returns:
-    A copy with the same paths for all that the model had.
+    A copy with the same paths for all that the model had. Its attribute
+    `decided_by` is what `rules.describe` gives.
 
   Raises:
     ValueError: bad bits or rules, an unknown quantizer, a model without layers,
@@ -68,13 +72,20 @@ def make_searchable(
       "the float network."
     )
   samples = calibration.sample_inputs(model, example_input, method=method)
-  if not samples:
+  products = tuple(samples.seconds)
+  paths = tuple(path for path in samples.inputs if path not in products)
+  if not paths:
     raise ValueError(
       f"model ({type(model).__name__}) calls no layer that can be searched; "
       f"expected one of {layer_kinds.NAMES}."
     )
   decided = rules_lib.resolve(
-    rules, tuple(samples), bits=bits, end_bits=end_bits
+    rules,
+    paths,
+    bits=bits,
+    end_bits=end_bits,
+    products=products,
+    readers=samples.readers if tie_shared_inputs else None,
   )
   temperature = bit_choice.Temperature(jnp.ones(()))
   ties: dict[tuple[str, str], bit_choice.BitLogits] = {}
@@ -97,16 +108,16 @@ def make_searchable(
     kind = layer_kinds.kind_of(node)
     if name not in decided or kind is None:
       return node
-    rule, sample = decided[name], samples[name]
-    kernel = calibration.weight_sample(
-      layer_kinds.to_matrix(node.kernel[...], kind.output_axes(node)),
-      of_weights,
-    )
+    rule, sample = decided[name], samples.inputs[name]
+    if name in samples.seconds:
+      second = samples.seconds[name]
+      weight = (second.values, of_activations, bool(second.signed))
+    else:
+      matrix = layer_kinds.to_matrix(node.kernel[...], kind.output_axes(node))
+      weight = (calibration.weight_sample(matrix, of_weights), of_weights, True)
     return layers.quantize_layer(
       node,
-      weight=choice(
-        "weight", rule.weight_tie, rule.weight_bits, kernel, of_weights, True
-      ),
+      weight=choice("weight", rule.weight_tie, rule.weight_bits, *weight),
       activation=choice(
         "activation",
         rule.activation_tie,
@@ -117,7 +128,13 @@ def make_searchable(
       ),
     )
 
-  return nnx.recursive_map(replace, nnx.clone(model))
+  copy = nnx.clone(model)
+  if any(path in decided for path in products):
+    attention.expose_products(copy)
+  made: Any = nnx.recursive_map(replace, copy)
+  # Without the bits, so that these stay data and never recompile.
+  made.decided_by = nnx.static(rules_lib.describe(rules, decided))
+  return made
 
 
 def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:

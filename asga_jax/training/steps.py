@@ -80,12 +80,8 @@ def changed_codes(
   Returns:
     Shape (), float32, in [0, 1]; 0 for a network without quantized layers.
   """
-  before = layers.quantized_layers(
-    state_lib.merge_model(graphdef, params, rest)
-  )
-  after = layers.quantized_layers(
-    state_lib.merge_model(graphdef, displaced, rest)
-  )
+  before = layers.kernel_layers(state_lib.merge_model(graphdef, params, rest))
+  after = layers.kernel_layers(state_lib.merge_model(graphdef, displaced, rest))
   changed = jnp.zeros((), jnp.float32)
   total = 0
   for path, layer in before.items():

@@ -52,7 +52,7 @@ def _leaves(model):
 
 def test_samples():
   model, x = _net(), _x()
-  samples = calibration.sample_inputs(model, x)
+  samples = calibration.sample_inputs(model, x).inputs
   assert list(samples) == ["conv", "middle", "head"]
   assert [bool(s.signed) for s in samples.values()] == [True, False, True]
   for sample in samples.values():
@@ -64,8 +64,8 @@ def test_samples():
 def test_samples_of_a_quantized_network_are_those_of_the_float_one():
   model, x = _net(), _x()
   quantized = surgery.make_searchable(model, x, bits=(2,), end_bits=2)
-  expected = calibration.sample_inputs(model, x)
-  for path, sample in calibration.sample_inputs(quantized, x).items():
+  expected = calibration.sample_inputs(model, x).inputs
+  for path, sample in calibration.sample_inputs(quantized, x).inputs.items():
     np.testing.assert_allclose(
       sample.values, expected[path].values, rtol=1e-5, atol=1e-6
     )
@@ -73,9 +73,9 @@ def test_samples_of_a_quantized_network_are_those_of_the_float_one():
 
 def test_one_negative_value_is_enough_for_a_sign():
   x = jnp.abs(_x())
-  assert not calibration.sample_inputs(_net(), x)["conv"].signed
+  assert not calibration.sample_inputs(_net(), x).inputs["conv"].signed
   x = x.at[7, 3, 2, 1].set(-1e-3)
-  assert calibration.sample_inputs(_net(), x)["conv"].signed
+  assert calibration.sample_inputs(_net(), x).inputs["conv"].signed
 
 
 def _error(values, step, lower, upper):

@@ -34,9 +34,9 @@ def test_the_first_match_decides():
     rules_lib.Rule("stages/0/conv1", weight_bits=3),
     rules_lib.Rule("stages/.*", weight_bits=(4, 5), activation_bits=6),
   )
-  assert decided["stages/0/conv1"] == rules_lib.LayerRule((3,), BITS)
-  assert decided["stages/0/conv2"] == rules_lib.LayerRule((4, 5), (6,))
-  assert decided["stages/1/conv1"] == rules_lib.LayerRule((4, 5), (6,))
+  assert decided["stages/0/conv1"] == rules_lib.LayerRule((3,), BITS, rule=0)
+  assert decided["stages/0/conv2"] == rules_lib.LayerRule((4, 5), (6,), rule=1)
+  assert decided["stages/1/conv1"] == rules_lib.LayerRule((4, 5), (6,), rule=1)
   assert decided["head"] == rules_lib.LayerRule((8,), (8,))
 
 
@@ -50,8 +50,8 @@ def test_a_rule_for_an_end():
     rules_lib.Rule("stem", weight_bits=(4, 8)), rules_lib.Rule("head")
   )
   # What the rule leaves open stays as it was.
-  assert decided["stem"] == rules_lib.LayerRule((4, 8), (8,))
-  assert decided["head"] == rules_lib.LayerRule((8,), (8,))
+  assert decided["stem"] == rules_lib.LayerRule((4, 8), (8,), rule=0)
+  assert decided["head"] == rules_lib.LayerRule((8,), (8,), rule=1)
 
 
 @pytest.mark.parametrize(
