@@ -52,11 +52,11 @@ def allocate_bits(
   if not 0 <= min_use <= 1:
     raise ValueError(f"min_use = {min_use!r}: expected a value in [0, 1].")
   program = _program(network, choices, costs, limits)
-  scores = _score_vector(program, weight_scores, activation_scores)
+  scores = score_vector(program, weight_scores, activation_scores)
   inside = {name: (0, limit) for name, limit in limits.items()}
   best = pair_program.solve(program, scores, inside)
   if not best:
-    raise _infeasible(program, limits)
+    raise infeasible(program, limits)
   # As a decimal: 0.98 of 150 is 147, whatever the nearest float of 0.98.
   share = fractions.Fraction(repr(float(min_use)))
   if max(_uses(program, best, limits).values()) < share:
@@ -80,7 +80,7 @@ def check_feasible(
   program = _program(network, choices, costs, limits)
   inside = {name: (0, limit) for name, limit in limits.items()}
   if not pair_program.solve(program, np.zeros(program.size), inside):
-    raise _infeasible(program, limits)
+    raise infeasible(program, limits)
 
 
 def _program(
@@ -101,7 +101,7 @@ def _program(
   return pair_program.build(network, choices, [known[n] for n in limits])
 
 
-def _score_vector(
+def score_vector(
   program: pair_program.PairProgram,
   weight_scores: Mapping[str, npt.ArrayLike],
   activation_scores: Mapping[str, npt.ArrayLike],
@@ -198,7 +198,7 @@ def _best_of(
   return best
 
 
-def _infeasible(
+def infeasible(
   program: pair_program.PairProgram,
   limits: Mapping[str, costs_lib.Number],
 ) -> budget_lib.InfeasibleBudgetError:

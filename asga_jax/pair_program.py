@@ -138,15 +138,15 @@ def _scale(
   allowed = np.ones(program.size, bool)
   for name, (low, high) in windows.items():
     excess, least = _above_least(program, program.rows[name])
-    lowest = sum(map(_exact, [*least, program.constants[name]]))
-    slack = float(_exact(high) - lowest)
+    lowest = sum(map(exact, [*least, program.constants[name]]))
+    slack = float(exact(high) - lowest)
     # Not finer than floats are at the size of the limit.
     unit = max(slack, 1e-3 * float(high)) or 1.0
     allowed &= excess <= slack + 1e-9 * unit
     rows.append(excess * (_ROW_SCALE / unit))
     highs.append(slack * (_ROW_SCALE / unit))
     # At least 0: without it HiGHS tries more, and prints what it tries.
-    lows.append(max(0.0, float(_exact(low) - lowest) * (_ROW_SCALE / unit)))
+    lows.append(max(0.0, float(exact(low) - lowest) * (_ROW_SCALE / unit)))
   return _Scaled(
     loss=loss,
     rows=np.array(rows).reshape(-1, program.size),
@@ -156,7 +156,7 @@ def _scale(
   )
 
 
-def _exact(number: Exact) -> int | fractions.Fraction:
+def exact(number: Exact) -> int | fractions.Fraction:
   """Read a float as the decimal that it is written as."""
   if isinstance(number, float):
     return fractions.Fraction(repr(number))
