@@ -32,8 +32,9 @@ def pareto(
   more scores higher, and none of its score costs less. (Scores that differ by
   less than 1e-9 of the widest layer's spread count as equal.) Points run from
   the lowest reachable cost to the best score without a budget; between them
-  lie the optima at costs spread evenly by ratio, or, where `points` allows it,
-  every point that there is.
+  lie the optima at the costs of the uniform policies and of the search's own,
+  and at costs spread evenly by ratio, or, where `points` allows it, every point
+  that there is.
 
   There is no `min_use` here: a policy that costs more and scores less is no
   point of the curve, so that it ends at the best score. `allocate` gives the
@@ -78,15 +79,6 @@ def pareto(
   limits = budget_lib.resolve(
     parsed, space.network, space.choices, list(costs.values())
   )
-  found, complete = frontier.find_points(
-    space.network,
-    space.choices,
-    *search_space.split_scores(space, result.scores[score]),
-    list(costs.values()),
-    cost,
-    limits,
-    points=points,
-  )
 
   def point(bits: Bits) -> pareto_curve.ParetoPoint:
     return pareto_curve.ParetoPoint(
@@ -101,11 +93,6 @@ def pareto(
       for name, limit in limits.items()
     )
 
-  rising: list[pareto_curve.ParetoPoint] = []
-  for one in map(point, found):
-    # Scores that differ by less than their sums are rounded are equal.
-    if not rising or one.score > rising[-1].score:
-      rising.append(one)
   own = result_lib.allocate(result)
   chosen = {
     path: (layer.weight_bits, layer.activation_bits)
@@ -116,6 +103,23 @@ def pareto(
     for count, bits in _uniform_policies(space).items()
     if meets(bits)
   }
+  beside = [*uniform.values(), *([point(chosen)] if meets(chosen) else [])]
+  found, complete = frontier.find_points(
+    space.network,
+    space.choices,
+    *search_space.split_scores(space, result.scores[score]),
+    list(costs.values()),
+    cost,
+    limits,
+    points=points,
+    # What the curve has where these policies lie.
+    at=[even.cost for even in beside],
+  )
+  rising: list[pareto_curve.ParetoPoint] = []
+  for one in map(point, found):
+    # Scores that differ by less than their sums are rounded are equal.
+    if not rising or one.score > rising[-1].score:
+      rising.append(one)
   try:
     float_cost = costs_lib.float_cost(space.network, costs[cost])
   except ValueError:  # a table without float32

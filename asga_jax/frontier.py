@@ -28,13 +28,14 @@ def find_points(
   limits: Mapping[str, costs_lib.Number],
   *,
   points: int | None,
+  at: Sequence[costs_lib.Number] = (),
 ) -> tuple[list[dict[str, tuple[int, int]]], bool]:
   """Find points of the exact curve of the largest score against a cost.
 
   Each is the policy of the largest score among all that cost no more, and the
   cheapest of that score. The lowest reachable cost and the largest score are
-  among them; the others are the best at costs spread evenly by ratio, then
-  those nearest below a point, in the widest gaps first.
+  among them; the others are the best at the costs `at`, at costs spread evenly
+  by ratio, then those nearest below a point, in the widest gaps first.
 
   Args:
     network: the deployed network.
@@ -45,6 +46,7 @@ def find_points(
     cost: the name of the cost.
     limits: name of a cost -> limit that every point meets; may be empty.
     points: the largest number of them, at least 2; None for all.
+    at: costs whose points come first.
 
   Returns:
     Path -> (weight bits, activation bits) of each, by rising cost; and whether
@@ -70,8 +72,9 @@ def find_points(
   if points is not None and low < high:
     # A cost of 0 has no ratio to others.
     spread = np.geomspace if low > 0 else np.linspace
-    for limit in spread(low, high, points)[1:-1].tolist():
-      if not frontier.knows(limit):
+    count = max(points - len(at), 2)
+    for limit in [*at, *spread(low, high, count)[1:-1].tolist()]:
+      if len(frontier.found) < points and not frontier.knows(limit):
         frontier.probe(limit)
   step = _granularity(program, cost)
   while points is None or len(frontier.found) < points:
@@ -132,7 +135,10 @@ class _Frontier:
 
   def knows(self, limit: float) -> bool:
     """Whether the point within a limit of the cost has been found."""
-    return any(low <= limit <= high for low, high in self.reach.items())
+    below = min(self.found)
+    return limit < below or any(
+      low <= limit <= high for low, high in self.reach.items()
+    )
 
   def gaps(
     self, step: fractions.Fraction

@@ -106,6 +106,7 @@ def export_pareto() -> None:
     uniform=curve.uniform,
     chosen=curve.chosen,
     budget=curve.budget,
+    complete=curve.complete,
   )
   print(pareto_curve.format_table(curve))
   whole = "the whole curve" if curve.complete else "more lie between"

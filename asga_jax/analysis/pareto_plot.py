@@ -45,6 +45,7 @@ def plot_pareto(
   uniform: Sequence[DrawnUniform] = (),
   chosen: DrawnPoint | None = None,
   budget: str = "",
+  complete: bool = False,
 ) -> None:
   """Draw the best score at every cost.
 
@@ -55,10 +56,11 @@ def plot_pareto(
     cost: the cost's name.
     unit: of the cost: BOPs and bits are drawn as G BOPs and MB.
     score: the score's name.
-    uniform: policies of uniform bits; those far from the curve are left out
-      if they would squeeze it.
+    uniform: policies of uniform bits.
     chosen: the policy of the search's own budget.
     budget: what all policies meet besides, for the title.
+    complete: whether no points lie between these: the curve is then drawn as
+      the stairs that it is.
 
   Raises:
     ValueError: if there are no points.
@@ -76,6 +78,7 @@ def plot_pareto(
     color=_CURVE,
     marker=".",
     linewidth=1.4,
+    drawstyle="steps-post" if complete else "default",
     label="best at each cost",
   )
   if uniform:
