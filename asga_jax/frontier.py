@@ -50,7 +50,7 @@ def find_points(
 
   Returns:
     Path -> (weight bits, activation bits) of each, by rising cost; and whether
-    they are all that there are.
+    they are known to be all that there are.
 
   Raises:
     InfeasibleBudgetError: no policy meets the limits.

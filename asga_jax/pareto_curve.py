@@ -114,7 +114,7 @@ class ParetoCurve:
   budget: str = ""
   # The cost with every layer in float32; None where that is not known.
   float_cost: costs_lib.Number | None = None
-  # Whether the points are all that the curve has.
+  # Whether the points are known to be all that the curve has.
   complete: bool = False
 
   def __post_init__(self):
