@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from asga_jax import pair_program
+from asga_jax import pair_program, pair_solver
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
@@ -54,7 +54,7 @@ def allocate_bits(
   program = _program(network, choices, costs, limits)
   scores = score_vector(program, weight_scores, activation_scores)
   inside = {name: (0, limit) for name, limit in limits.items()}
-  best = pair_program.solve(program, scores, inside)
+  best = pair_solver.solve(program, scores, inside)
   if not best:
     raise infeasible(program, limits)
   # As a decimal: 0.98 of 150 is 147, whatever the nearest float of 0.98.
@@ -79,7 +79,7 @@ def check_feasible(
   """
   program = _program(network, choices, costs, limits)
   inside = {name: (0, limit) for name, limit in limits.items()}
-  if not pair_program.solve(program, np.zeros(program.size), inside):
+  if not pair_solver.solve(program, np.zeros(program.size), inside):
     raise infeasible(program, limits)
 
 
@@ -168,7 +168,7 @@ def _fuller(
   inside = {name: (0, limit) for name, limit in limits.items()}
   uses = {}
   for name in limits:
-    picks = pair_program.solve(program, program.rows[name], inside)
+    picks = pair_solver.solve(program, program.rows[name], inside)
     assert picks is not None  # the limits can be met
     uses[name] = _uses(program, picks, limits)[name]
     windows[name] = 2 * (pair_program.total(program, picks, name),)
@@ -190,7 +190,7 @@ def _best_of(
   inside = {name: (0, limit) for name, limit in limits.items()}
   best, above = None, -math.inf
   for name, window in windows.items():
-    picks = pair_program.solve(
+    picks = pair_solver.solve(
       program, scores, {**inside, name: window}, above=above
     )
     if picks and math.fsum(scores[list(picks)]) > above:
@@ -206,7 +206,7 @@ def infeasible(
   text = {}
   alone = []
   for name, limit in limits.items():
-    picks = pair_program.solve(program, -program.rows[name], {})
+    picks = pair_solver.solve(program, -program.rows[name], {})
     assert picks is not None  # every layer has a pair
     lowest = pair_program.total(program, picks, name)
     text[name] = (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from asga_jax import allocation, pair_program
+from asga_jax import allocation, pair_program, pair_solver
 from asga_jax.cost import costs as costs_lib
 
 # Scores nearer than this share of the widest layer's spread count as equal: the
@@ -63,7 +63,7 @@ def find_points(
   frontier = _Frontier(_with_loss(program, scores), scores, cost, limits)
   if not frontier.probe(math.inf):
     raise allocation.infeasible(program, limits)
-  lowest = pair_program.solve(
+  lowest = pair_solver.solve(
     program, -program.rows[cost], frontier.inside(math.inf)
   )
   assert lowest is not None
@@ -115,11 +115,11 @@ class _Frontier:
   def probe(self, limit: costs_lib.Number) -> bool:
     """Find the point within a limit of the cost; False if there is none."""
     windows = self.inside(limit)
-    best = pair_program.solve(self.program, self.scores, windows)
+    best = pair_solver.solve(self.program, self.scores, windows)
     if not best:
       return False
     loss = pair_program.total(self.program, best, _LOSS)
-    picks = pair_program.solve(
+    picks = pair_solver.solve(
       self.program,
       -self.program.rows[self.cost],
       {**windows, _LOSS: (0, loss + _EQUAL)},

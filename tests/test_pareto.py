@@ -10,7 +10,7 @@ import pytest
 import test_allocation as cases
 
 import asga_jax
-from asga_jax import every_budget, pair_program, pareto_curve, search_space
+from asga_jax import every_budget, pair_solver, pareto_curve, search_space
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
@@ -70,7 +70,7 @@ def pairs_of(curve):
 @pytest.mark.parametrize("few", [0, 50], ids=["core", "whole"])
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_whole_curve_equals_brute_force(cost, few, monkeypatch):
-  monkeypatch.setattr(pair_program, "_FEW", few)
+  monkeypatch.setattr(pair_solver, "_FEW", few)
   lengths = []
   for seed in range(15):
     result, (policies, amounts, totals) = draw_case(seed)

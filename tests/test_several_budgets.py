@@ -8,7 +8,7 @@ import pytest
 import test_allocation as cases
 from scipy import optimize
 
-from asga_jax import allocation, pair_program
+from asga_jax import allocation, pair_program, pair_solver
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
@@ -20,7 +20,7 @@ NAMES = ("bops", "size", "latency")
 def solver(request, monkeypatch):
   """Small programs are solved whole; here also as large ones are."""
   if request.param == "core":
-    monkeypatch.setattr(pair_program, "_FEW", 0)
+    monkeypatch.setattr(pair_solver, "_FEW", 0)
 
 
 def draw_case(seed):
@@ -236,8 +236,8 @@ def test_solutions_that_score_no_more_may_be_left_out():
   network, choices, scores, costs, *_ = draw_case(1)
   program = pair_program.build(network, choices, costs)
   vector = allocation.score_vector(program, *scores)
-  best = pair_program.solve(program, vector, {})
+  best = pair_solver.solve(program, vector, {})
   total = vector[list(best)].sum()
-  assert pair_program.solve(program, vector, {}, above=total - 0.01) == best
-  high = pair_program.solve(program, vector, {}, above=total + 0.01)
+  assert pair_solver.solve(program, vector, {}, above=total - 0.01) == best
+  high = pair_solver.solve(program, vector, {}, above=total + 0.01)
   assert high is None or vector[list(high)].sum() == pytest.approx(total)
