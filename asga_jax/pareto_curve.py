@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -146,7 +147,9 @@ class ParetoCurve:
 def to_json(curve: ParetoCurve) -> str:
   """Write a curve as JSON, the form that the module describes."""
   fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(curve)}
-  return json.dumps(fields, indent=1, allow_nan=False) + "\n"
+  text = json.dumps(fields, indent=1, allow_nan=False)
+  # A layer a line: no string of JSON has a line break in it.
+  return re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", text) + "\n"
 
 
 def from_json(text: str, *, source: str = "pareto curve") -> ParetoCurve:

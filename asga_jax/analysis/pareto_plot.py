@@ -12,8 +12,11 @@ from matplotlib import ticker as mpl_ticker
 from asga_jax.analysis import plots
 
 _CURVE, _UNIFORM, _CHOSEN = "#1f77b4", "#ff7f0e", "#c0392b"
-# Unit of the file -> unit of the axis, and how many of the first it is.
-_AXES = {"BOPs": ("G BOPs", 1e9), "bits": ("MB", 8e6)}
+# Unit of the file -> units of the axis, and how many of the first each is.
+_AXES = {
+  "BOPs": (("G BOPs", 1e9), ("M BOPs", 1e6), ("BOPs", 1.0)),
+  "bits": (("MB", 8e6), ("KB", 8e3), ("B", 8.0)),
+}
 # A ratio of costs from which the axis is logarithmic.
 _WIDE = 3
 
@@ -54,7 +57,7 @@ def plot_pareto(
     path: the PNG to write; it is replaced whole or not at all.
     model: the network's name, for the title.
     cost: the cost's name.
-    unit: of the cost: BOPs and bits are drawn as G BOPs and MB.
+    unit: of the cost: BOPs and bits are drawn in G BOPs and MB, or less.
     score: the score's name.
     uniform: policies of uniform bits.
     chosen: the policy of the search's own budget.
@@ -67,7 +70,9 @@ def plot_pareto(
   """
   if not points:
     raise ValueError("points is empty; there is no curve to draw")
-  axis_unit, scale = _AXES.get(unit, (unit, 1.0))
+  units = _AXES.get(unit, ((unit, 1.0),))
+  largest = points[-1].cost
+  axis_unit, scale = next((x for x in units if 10 * largest >= x[1]), units[-1])
   figure = mpl_figure.Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
   axes = figure.subplots()
   costs = np.array([point.cost for point in points]) / scale
