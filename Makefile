@@ -25,6 +25,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/wall.py
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python benchmarks/ascents.py
+	$(BIN)/python benchmarks/allocation.py
 
 setup: .venv/ready
 

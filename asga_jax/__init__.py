@@ -6,8 +6,13 @@ from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
 from asga_jax.cost.costs import latency as latency
+from asga_jax.every_budget import pareto as pareto
+from asga_jax.every_budget import policy_at as policy_at
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
+from asga_jax.pareto_curve import ParetoCurve as ParetoCurve
+from asga_jax.pareto_curve import load as load_pareto
+from asga_jax.pareto_curve import save as save_pareto
 from asga_jax.policy import Policy as Policy
 from asga_jax.policy import load as load_policy
 from asga_jax.policy import save as save_policy
@@ -27,6 +32,7 @@ from asga_jax.training.steps import cross_entropy as cross_entropy
 __all__ = [
   "Cost",
   "FinetuneSettings",
+  "ParetoCurve",
   "Policy",
   "Rule",
   "SearchResult",
@@ -39,9 +45,13 @@ __all__ = [
   "finish",
   "format_rules",
   "latency",
+  "load_pareto",
   "load_policy",
   "not_searched",
+  "pareto",
+  "policy_at",
   "preset",
+  "save_pareto",
   "save_policy",
   "search_policy",
   "searchable",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from asga_jax import pair_program
+from asga_jax import pair_program, pair_solver
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
@@ -52,21 +52,15 @@ def allocate_bits(
   if not 0 <= min_use <= 1:
     raise ValueError(f"min_use = {min_use!r}: expected a value in [0, 1].")
   program = _program(network, choices, costs, limits)
-  scores = _score_vector(program, weight_scores, activation_scores)
+  scores = score_vector(program, weight_scores, activation_scores)
   inside = {name: (0, limit) for name, limit in limits.items()}
+  best = pair_solver.solve(program, scores, inside)
+  if not best:
+    raise infeasible(program, limits)
   # As a decimal: 0.98 of 150 is 147, whatever the nearest float of 0.98.
   share = fractions.Fraction(repr(float(min_use)))
-  found = []
-  for name, limit in limits.items():
-    window = (share * fractions.Fraction(limit), limit)
-    picks = pair_program.solve(program, scores, {**inside, name: window})
-    if picks:
-      found.append(picks)
-  if not found:
-    found = _fullest(program, scores, limits)
-  if not found:
-    raise _infeasible(program, limits)
-  best = max(found, key=lambda picks: math.fsum(scores[list(picks)]))
+  if max(_uses(program, best, limits).values()) < share:
+    best = _fuller(program, scores, limits, share)
   return pair_program.bits(program, best)
 
 
@@ -85,8 +79,8 @@ def check_feasible(
   """
   program = _program(network, choices, costs, limits)
   inside = {name: (0, limit) for name, limit in limits.items()}
-  if not pair_program.solve(program, np.zeros(program.size), inside):
-    raise _infeasible(program, limits)
+  if not pair_solver.solve(program, np.zeros(program.size), inside):
+    raise infeasible(program, limits)
 
 
 def _program(
@@ -107,7 +101,7 @@ def _program(
   return pair_program.build(network, choices, [known[n] for n in limits])
 
 
-def _score_vector(
+def score_vector(
   program: pair_program.PairProgram,
   weight_scores: Mapping[str, npt.ArrayLike],
   activation_scores: Mapping[str, npt.ArrayLike],
@@ -144,32 +138,67 @@ def _score_vector(
   return result
 
 
-def _fullest(
+def _uses(
+  program: pair_program.PairProgram,
+  picks: pair_program.Picks,
+  limits: Mapping[str, costs_lib.Number],
+) -> dict[str, fractions.Fraction]:
+  """Compute cost / limit of each."""
+  return {
+    name: fractions.Fraction(pair_program.total(program, picks, name))
+    / fractions.Fraction(limit)
+    for name, limit in limits.items()
+  }
+
+
+def _fuller(
   program: pair_program.PairProgram,
   scores: np.ndarray,
   limits: Mapping[str, costs_lib.Number],
-) -> list[pair_program.Picks]:
-  """Find the best policies among those of the largest use."""
+  share: fractions.Fraction,
+) -> pair_program.Picks:
+  """Find the best policy of at least this use, or else of the largest."""
+  windows: dict[str, tuple[pair_program.Exact, pair_program.Exact]] = {
+    name: (share * fractions.Fraction(limit), limit)
+    for name, limit in limits.items()
+  }
+  best = _best_of(program, scores, limits, windows)
+  if best:
+    return best
   inside = {name: (0, limit) for name, limit in limits.items()}
-  totals = {}
   uses = {}
-  for name, limit in limits.items():
-    picks = pair_program.solve(program, program.rows[name], inside)
-    if not picks:
-      return []
-    totals[name] = pair_program.total(program, picks, name)
-    uses[name] = fractions.Fraction(totals[name]) / fractions.Fraction(limit)
-  found = []
-  for name, use in uses.items():
-    if use == max(uses.values()):
-      window = (totals[name], totals[name])
-      found.append(
-        pair_program.solve(program, scores, {**inside, name: window})
-      )
-  return [picks for picks in found if picks]
+  for name in limits:
+    picks = pair_solver.solve(program, program.rows[name], inside)
+    assert picks is not None  # the limits can be met
+    uses[name] = _uses(program, picks, limits)[name]
+    windows[name] = 2 * (pair_program.total(program, picks, name),)
+  windows = {
+    name: windows[name] for name in limits if uses[name] == max(uses.values())
+  }
+  best = _best_of(program, scores, limits, windows)
+  assert best is not None  # that of the largest use is one
+  return best
 
 
-def _infeasible(
+def _best_of(
+  program: pair_program.PairProgram,
+  scores: np.ndarray,
+  limits: Mapping[str, costs_lib.Number],
+  windows: Mapping[str, tuple[pair_program.Exact, pair_program.Exact]],
+) -> pair_program.Picks | None:
+  """Find the best policy with one of the costs in its window."""
+  inside = {name: (0, limit) for name, limit in limits.items()}
+  best, above = None, -math.inf
+  for name, window in windows.items():
+    picks = pair_solver.solve(
+      program, scores, {**inside, name: window}, above=above
+    )
+    if picks and math.fsum(scores[list(picks)]) > above:
+      best, above = picks, math.fsum(scores[list(picks)])
+  return best
+
+
+def infeasible(
   program: pair_program.PairProgram,
   limits: Mapping[str, costs_lib.Number],
 ) -> budget_lib.InfeasibleBudgetError:
@@ -177,7 +206,7 @@ def _infeasible(
   text = {}
   alone = []
   for name, limit in limits.items():
-    picks = pair_program.solve(program, -program.rows[name], {})
+    picks = pair_solver.solve(program, -program.rows[name], {})
     assert picks is not None  # every layer has a pair
     lowest = pair_program.total(program, picks, name)
     text[name] = (

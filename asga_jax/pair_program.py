@@ -1,10 +1,8 @@
 """The integer program over the bits of a network's layers.
 
 One binary variable for every pair (weight bits, activation bits) of every
-layer. A layer takes one pair; layers of a tied group have equal marginals; a
-cost that must lie in a window is one row. The solver's numbers are floats with
-a tolerance, so every solution is checked again with exact costs, and excluded
-if it fails.
+layer. A layer takes one pair; layers of a tied group have equal marginals.
+Scores, and windows in which costs must lie, come with `pair_solver.solve`.
 """
 
 import fractions
@@ -13,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
 from asga_jax.cost import costs as costs_lib
 
@@ -21,14 +19,9 @@ Exact = int | float | fractions.Fraction
 # One variable of each layer, in the order of the calls.
 Picks = tuple[int, ...]
 
-# The solver's tolerances are absolute, about 1e-6. At these scales they mean
-# 1e-10 of a limit and 1e-9 of the widest layer's spread of scores.
-_ROW_SCALE = 1e4
-_SCORE_SCALE = 1e3
-
 
 class PairProgram(NamedTuple):
-  """Variables, structure and costs; scores and windows come with `solve`."""
+  """Variables, structure and costs."""
 
   network: costs_lib.NetworkStats
   choices: costs_lib.Choices
@@ -108,67 +101,11 @@ def _structure(
   return matrix.tocsr(), np.array(right)
 
 
-def solve(
-  program: PairProgram,
-  scores: np.ndarray,
-  windows: Mapping[str, tuple[Exact, Exact]],
-) -> Picks | None:
-  """Maximise the sum of scores; None if the windows cannot be met.
-
-  Args:
-    program: the program.
-    scores: of each variable, shape [size], finite.
-    windows: name of a cost -> lowest and highest cost, both included.
-
-  Returns:
-    One variable of each layer. The exact costs lie in the windows; equal
-    arguments give equal results.
-  """
-  constraints = [
-    optimize.LinearConstraint(program.matrix, program.right, program.right)
-  ]
-  for name, (low, high) in windows.items():
-    unit = float(high or 1) / _ROW_SCALE
-    constraints.append(
-      optimize.LinearConstraint(
-        program.rows[name][None] / unit,
-        float(low - program.constants[name]) / unit,
-        float(high - program.constants[name]) / unit,
-      )
-    )
-  scores = np.asarray(scores, np.float64)
-  blocks = [own.ravel() for own in program.pairs.values()]
-  objective = np.concatenate([scores[x].max() - scores[x] for x in blocks])
-  spread = objective.max()
-  if spread:
-    objective *= _SCORE_SCALE / spread
-  while True:
-    # Presolve saves most of the time, but on rare small programs HiGHS then
-    # ends in an error; without it these solve.
-    for presolve in (True, False):
-      result = optimize.milp(
-        objective,
-        integrality=np.ones(program.size),
-        bounds=optimize.Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0, "presolve": presolve},
-      )
-      if result.status == 2:
-        return None
-      if result.success:
-        break
-    else:
-      raise RuntimeError(f"the integer program failed: {result.message}")
-    picks = tuple(int(x[np.argmax(result.x[x])]) for x in blocks)
-    if all(
-      low <= total(program, picks, name) <= high
-      for name, (low, high) in windows.items()
-    ):
-      return picks
-    # Exclude exactly this one: costs nearer to the window may still be inside.
-    cut = np.zeros((1, program.size))
-    cut[0, list(picks)] = 1
-    constraints.append(optimize.LinearConstraint(cut, ub=len(picks) - 1))
+def exact(number: Exact) -> int | fractions.Fraction:
+  """Read a float as the decimal that it is written as."""
+  if isinstance(number, float):
+    return fractions.Fraction(repr(number))
+  return number
 
 
 def bits(program: PairProgram, picks: Picks) -> dict[str, tuple[int, int]]:

@@ -60,6 +60,16 @@ def test_wall(tmp_path):
   assert all(seconds >= 0 for seconds in loop.values())
 
 
+def test_allocation():
+  printed = _run("allocation.py", "--seeds=1", "--points=3").splitlines()
+  assert printed[0].startswith("ResNet-50, 54 layers, 6x6 choices a layer")
+  rows = [line for line in printed[2:] if line.startswith(("free", "tied"))]
+  assert len(rows) == 2 * 3 * 3 + 2
+  for row in rows:
+    # The curve's rows are of several allocations.
+    assert 0 < float(row.split()[-1]) < (10 if "curve" in row else 2), row
+
+
 def test_agreement_counts_tensors(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
   import ascents

@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from asga_jax import pair_program
+from asga_jax import pair_program, pair_solver
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 
@@ -40,14 +40,14 @@ def test_variables_hold_costs_and_bits():
 def test_without_windows_each_layer_takes_its_best():
   program = make_program()
   scores = np.array([0, 1, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0])
-  assert pair_program.solve(program, scores, {}) == (1, 6, 8)
+  assert pair_solver.solve(program, scores, {}) == (1, 6, 8)
 
 
 def test_a_tied_group_agrees():
   program = make_program(group="all")
   # Input bits 2 would win in layers 0 and 1, input bits 3 by more in layer 2.
   scores = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 5])
-  picks = pair_program.solve(program, scores, {})
+  picks = pair_solver.solve(program, scores, {})
   bits = pair_program.bits(program, picks)
   assert {activation for _, activation in bits.values()} == {3}
   assert bits["2"] == (4, 3)
@@ -60,27 +60,27 @@ def test_costs_within_the_tolerance_of_the_solver_are_excluded():
   top = pair_program.total(program, (3, 7, 11), "bops")
   # One BOP in 36 thousand millions: the solver cannot tell these.
   for high, expected in ((top, True), (top - 1, False)):
-    picks = pair_program.solve(program, scores, {"bops": (0, high)})
+    picks = pair_solver.solve(program, scores, {"bops": (0, high)})
     assert (picks == (3, 7, 11)) == expected
     assert pair_program.total(program, picks, "bops") <= high
   only = {"bops": (top - 10, top - 1)}
-  assert pair_program.solve(program, scores, only) is None
-  assert pair_program.solve(program, scores, {"bops": (top, top)}) == (3, 7, 11)
+  assert pair_solver.solve(program, scores, only) is None
+  assert pair_solver.solve(program, scores, {"bops": (top, top)}) == (3, 7, 11)
 
 
 def test_windows_out_of_reach():
   program = make_program()
-  assert pair_program.solve(program, np.zeros(12), {"bops": (0, 1)}) is None
-  assert pair_program.solve(program, np.zeros(12), {"size": (0, 0)}) is None
+  assert pair_solver.solve(program, np.zeros(12), {"bops": (0, 1)}) is None
+  assert pair_solver.solve(program, np.zeros(12), {"size": (0, 0)}) is None
 
 
 def test_a_solver_that_fails_is_an_error_not_a_policy(monkeypatch):
   failed = types.SimpleNamespace(status=4, success=False, message="broken")
   monkeypatch.setattr(
-    pair_program.optimize, "milp", lambda *args, **kwargs: failed
+    pair_solver.optimize, "milp", lambda *args, **kwargs: failed
   )
   with pytest.raises(RuntimeError, match="broken"):
-    pair_program.solve(make_program(), np.zeros(12), {})
+    pair_solver.solve(make_program(), np.zeros(12), {})
 
 
 def test_a_program_on_which_presolve_fails_is_solved():
@@ -131,6 +131,6 @@ def test_a_program_on_which_presolve_fails_is_solved():
     ]
   )
   # From 8.0 up in steps of 1.2, 1.6 and more: none lies in 9.8 to 10.0.
-  assert pair_program.solve(program, scores, {"latency": (9.8, 10.0)}) is None
-  picks = pair_program.solve(program, scores, {"latency": (9.2, 9.3)})
+  assert pair_solver.solve(program, scores, {"latency": (9.8, 10.0)}) is None
+  picks = pair_solver.solve(program, scores, {"latency": (9.2, 9.3)})
   assert pair_program.total(program, picks, "latency") == 9.2

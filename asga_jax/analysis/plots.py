@@ -29,7 +29,7 @@ class DrawnLayer(Protocol):
   def searched(self) -> bool: ...  # noqa: D102
 
 
-def _save(figure: mpl_figure.Figure, path: str | os.PathLike[str]) -> None:
+def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str]) -> None:
   """Write a PNG whole or not at all."""
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -129,7 +129,7 @@ def plot_policy(
   figure.legend(
     handles=legend, loc="outside lower center", ncols=3, frameon=False
   )
-  _save(figure, path)
+  save_png(figure, path)
 
 
 class _Panel(NamedTuple):
@@ -300,4 +300,4 @@ def plot_search(
     axes.set_visible(False)
   if title:
     figure.suptitle(title, fontsize=12)
-  _save(figure, path)
+  save_png(figure, path)

@@ -1,0 +1,372 @@
+"""The Pareto curve of a search: exact, whole, on file and as policies."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import test_allocation as cases
+
+import asga_jax
+from asga_jax import every_budget, pair_solver, pareto_curve, search_space
+from asga_jax import policy as policy_lib
+from asga_jax import result as result_lib
+from asga_jax.cost import budget as budget_lib
+from asga_jax.cost import costs as costs_lib
+
+COSTS = ("bops", "size", "latency", "energy")
+
+
+def make_result(network, choices, scores, costs=(), budget="bops=8bit"):
+  """A result without a model: the curve needs the scores alone."""
+  grouped = {
+    path: dataclasses.replace(
+      choice,
+      weight_group=choice.weight_group or f"{path}/weight",
+      activation_group=choice.activation_group or f"{path}/activation",
+    )
+    for path, choice in choices.items()
+  }
+  by_group = {}
+  for path, choice in grouped.items():
+    by_group[choice.weight_group] = scores[0][choices[path].weight_key(path)]
+    key = choices[path].activation_key(path)
+    by_group[choice.activation_group] = scores[1][key]
+  return result_lib.SearchResult(
+    model=None,
+    space=search_space.SearchSpace(network, grouped, {}),
+    scores={"first_order": by_group, "log_prob": by_group},
+    budget=budget,
+    costs=costs,
+    input_shape=(8, 8, 3),
+    model_name="drawn",
+    provenance={"seed": 0},
+  )
+
+
+def draw_case(seed):
+  network, choices, scores, costs, everything = cases.draw_case(seed)
+  result = make_result(network, choices, scores, costs[2:])
+  return result, everything
+
+
+def brute_curve(costs, scores, allowed=None):
+  """List (cost, score) that no other policy beats, by enumeration."""
+  points = []
+  for index in np.lexsort((-scores, costs)):
+    if allowed is not None and not allowed[index]:
+      continue
+    if not points or scores[index] > points[-1][1] + 1e-8:
+      points.append((costs[index], scores[index]))
+  return points
+
+
+def pairs_of(curve):
+  return [(point.cost, point.score) for point in curve.points]
+
+
+@pytest.mark.parametrize("few", [0, 50], ids=["core", "whole"])
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_whole_curve_equals_brute_force(cost, few, monkeypatch):
+  monkeypatch.setattr(pair_solver, "_FEW", few)
+  lengths = []
+  for seed in range(15):
+    result, (policies, amounts, totals) = draw_case(seed)
+    curve = asga_jax.pareto(result, cost=cost, points=None)
+    expected = brute_curve(amounts[cost], totals)
+    np.testing.assert_allclose(pairs_of(curve), expected, rtol=0, atol=1e-7)
+    for point in curve.points:
+      index = policies.index(dict(point.bits))
+      assert point.cost == pytest.approx(amounts[cost][index], rel=1e-12)
+      assert point.score == pytest.approx(totals[index], abs=1e-9)
+    assert curve.complete
+    lengths.append(len(curve.points))
+  assert max(lengths) > 5
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("points", [2, 3, 6])
+def test_some_points_are_each_the_optimum_at_their_own_budget(cost, points):
+  for seed in range(10):
+    result, (_, amounts, totals) = draw_case(seed)
+    curve = asga_jax.pareto(result, cost=cost, points=points)
+    expected = brute_curve(amounts[cost], totals)
+    assert len(curve.points) <= points
+    # As many as asked for, unless there are fewer.
+    assert len(curve.points) == min(points, len(expected))
+    assert curve.complete or len(expected) >= points
+    assert not curve.complete or len(expected) <= points
+    for point in curve.points:
+      within = amounts[cost] <= point.cost * (1 + 1e-12)
+      assert point.score == pytest.approx(totals[within].max(), abs=1e-7)
+    for left, right in itertools.pairwise(curve.points):
+      assert left.cost < right.cost
+      assert left.score < right.score
+    found = pairs_of(curve)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-7)
+    np.testing.assert_allclose(found[-1], expected[-1], atol=1e-7)
+
+
+@pytest.mark.parametrize("budget", ["size=4bit", "size=4bit,bops=4bit"])
+def test_other_budgets_hold_at_every_point(budget):
+  for seed in range(10):
+    result, (_, amounts, totals) = draw_case(seed)
+    space = result.space
+    limits = budget_lib.resolve(
+      budget_lib.parse_budget(budget),
+      space.network,
+      space.choices,
+      search_space.known_costs(result.costs),
+    )
+    allowed = np.all([amounts[n] <= x for n, x in limits.items()], axis=0)
+    if not allowed.any():
+      with pytest.raises(budget_lib.InfeasibleBudgetError):
+        asga_jax.pareto(result, budget=budget)
+      continue
+    curve = asga_jax.pareto(result, budget=budget, points=None)
+    expected = brute_curve(amounts["bops"], totals, allowed)
+    np.testing.assert_allclose(pairs_of(curve), expected, rtol=0, atol=1e-7)
+    for index in range(len(curve.points)):
+      policy = asga_jax.policy_at(result, curve, index)
+      assert policy.cost["size_bytes"] <= math.ceil(limits["size"] / 8)
+      assert policy.budget.startswith(f"bops={curve.points[index].cost},size=")
+      assert 0 < policy.cost["budget_used"] <= 1
+    for even in curve.uniform:
+      assert even.cost <= limits.get("bops", math.inf)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_point_makes_the_policy_that_its_budget_gives(cost):
+  result, _ = draw_case(2)
+  curve = asga_jax.pareto(result, cost=cost, points=5)
+  for index, point in enumerate(curve.points):
+    policy = asga_jax.policy_at(result, curve, index)
+    bits = {
+      path: (layer.weight_bits, layer.activation_bits)
+      for path, layer in policy.layers.items()
+    }
+    assert bits == point.bits
+    assert policy.cost["budget_used"] == 1
+    assert policy.provenance == {"seed": 0, "score": "first_order"}
+    assert policy_lib.from_json(policy_lib.to_json(policy)) == policy
+    again = asga_jax.allocate(result, budget=policy.budget)
+    assert every_budget._score_of(
+      result.space,
+      result.scores["first_order"],
+      {p: (x.weight_bits, x.activation_bits) for p, x in again.layers.items()},
+    ) == pytest.approx(point.score, abs=1e-7)
+  with pytest.raises(IndexError):
+    asga_jax.policy_at(result, curve, 99)
+
+
+def two_layers(bits=(2, 4), count=2):
+  network = costs_lib.NetworkStats(
+    tuple(costs_lib.LayerStats(str(i), 100, 10) for i in range(count)), 0
+  )
+  choice = policy_lib.LayerChoice(bits, bits, searched=len(bits) > 1)
+  return network, dict.fromkeys(network.paths, choice)
+
+
+def equal_scores(network, bits):
+  values = dict.fromkeys(network.paths, np.zeros(len(bits)))
+  return values, values
+
+
+def test_one_candidate_is_one_point():
+  network, choices = two_layers(bits=(4,))
+  result = make_result(network, choices, equal_scores(network, (4,)))
+  curve = asga_jax.pareto(result)
+  assert pairs_of(curve) == [(2 * 100 * 16, 0.0)]
+  assert curve.complete
+  assert curve.uniform == ()
+  assert curve.chosen == curve.points[0]
+
+
+def test_equal_scores_leave_the_cheapest_policy():
+  network, choices = two_layers()
+  result = make_result(network, choices, equal_scores(network, (2, 4)))
+  curve = asga_jax.pareto(result)
+  assert pairs_of(curve) == [(2 * 100 * 4, 0.0)]
+  assert set(curve.points[0].bits.values()) == {(2, 2)}
+
+
+def test_one_layer_by_hand():
+  network, choices = two_layers(count=1)
+  scores = {"0": np.array([0.0, 1.0])}, {"0": np.array([0.0, 3.0])}
+  curve = asga_jax.pareto(make_result(network, choices, scores))
+  # 2/4 and 4/2 cost the same: the better stays.
+  assert pairs_of(curve) == [(400, 0.0), (800, 3.0), (1600, 4.0)]
+  assert curve.points[1].bits == {"0": (2, 4)}
+  assert curve.complete
+  assert curve.float_cost == 100 * 32 * 32
+  assert [(u.bits, u.cost, u.score) for u in curve.uniform] == [
+    (2, 400, 0.0),
+    (4, 1600, 4.0),
+  ]
+
+
+def test_a_better_policy_that_costs_less_ends_the_curve():
+  network, choices = two_layers(count=1)
+  scores = {"0": np.array([1.0, 0.0])}, {"0": np.array([1.0, 0.0])}
+  curve = asga_jax.pareto(make_result(network, choices, scores))
+  assert pairs_of(curve) == [(400, 2.0)]
+  # The search's own policy has to use its budget, and lies below the curve.
+  assert (curve.chosen.cost, curve.chosen.score) == (1600, 0.0)
+
+
+def test_uniform_policies_and_the_search_s_own_lie_where_they_cost():
+  result, _ = draw_case(8)
+  curve = asga_jax.pareto(result)
+  space = result.space
+  assert curve.uniform
+  for even in curve.uniform:
+    bits = {
+      path: (
+        even.bits if len(choice.weight_bits) > 1 else choice.weight_bits[0],
+        even.bits
+        if len(choice.activation_bits) > 1
+        else choice.activation_bits[0],
+      )
+      for path, choice in space.choices.items()
+    }
+    macs = {layer.path: layer.macs for layer in space.network.layers}
+    assert even.cost == sum(
+      macs[path] * bw * ba for path, (bw, ba) in bits.items()
+    )
+    best = max(p.score for p in curve.points if p.cost <= even.cost)
+    assert even.score <= best + 1e-9
+  own = asga_jax.allocate(result)
+  assert curve.chosen.cost == own.cost["bops"]
+
+
+def test_a_cost_of_nothing_has_no_budget():
+  network, choices = two_layers(count=1)
+  free = costs_lib.Cost("free", lambda layer, bw, ba: bw - 2)
+  scores = {"0": np.array([0.0, 1.0])}, {"0": np.array([0.0, 1.0])}
+  result = make_result(network, choices, scores, (free,))
+  curve = asga_jax.pareto(result, cost="free")
+  assert pairs_of(curve) == [(0, 1.0), (2, 2.0)]
+  with pytest.raises(ValueError, match="free=0"):
+    asga_jax.policy_at(result, curve, 0)
+
+
+def test_a_latency_table_without_float_has_no_float_cost():
+  network, choices = two_layers(count=1)
+  table = {("0", bw, ba): 0.1 * bw * ba for bw in (2, 4) for ba in (2, 4)}
+  scores = {"0": np.array([0.0, 1.0])}, {"0": np.array([0.0, 1.0])}
+  result = make_result(network, choices, scores, (asga_jax.latency(table),))
+  curve = asga_jax.pareto(result, cost="latency")
+  assert (curve.unit, curve.float_cost) == ("ms", None)
+  assert "-" in pareto_curve.format_table(curve).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+  ("changes", "named"),
+  [
+    ({"cost": "watts"}, r"'watts'.*bops.*energy"),
+    ({"score": "entropy"}, r"'entropy'.*first_order"),
+    ({"points": 1}, r"points=1.*at least 2"),
+    ({"points": 2.5}, r"points=2.5"),
+    ({"budget": "size=four"}, r"size=four"),
+    ({"budget": "watts=3"}, r"watts"),
+    ({"budget": "size=1B"}, r"lowest reachable"),
+  ],
+)
+def test_bad_arguments_are_named(changes, named):
+  with pytest.raises(ValueError, match=named):
+    asga_jax.pareto(draw_case(0)[0], **changes)
+
+
+def test_a_latency_curve_needs_a_table():
+  network, choices = two_layers()
+  result = make_result(network, choices, equal_scores(network, (2, 4)))
+  with pytest.raises(ValueError, match=r"'latency'.*asga_jax\.latency"):
+    asga_jax.pareto(result, cost="latency")
+
+
+@pytest.fixture
+def curve():
+  made = asga_jax.pareto(draw_case(2)[0], points=6)
+  assert len(made.points) > 2
+  return made
+
+
+def test_the_file_reads_as_what_was_written(curve, tmp_path):
+  path = tmp_path / "pareto.json"
+  asga_jax.save_pareto(curve, path)
+  assert asga_jax.load_pareto(path) == curve
+  raw = json.loads(path.read_text())
+  assert raw["schema_version"] == 1
+  assert (raw["cost"], raw["unit"], raw["score"]) == (
+    "bops",
+    "BOPs",
+    "first_order",
+  )
+  first = curve.points[0]
+  assert raw["points"][0] == {
+    "cost": first.cost,
+    "score": first.score,
+    "bits": {name: list(pair) for name, pair in first.bits.items()},
+  }
+  assert raw["uniform"][0].keys() == {"bits", "cost", "score"}
+
+
+@pytest.mark.parametrize(
+  ("change", "named"),
+  [
+    (lambda raw: raw.update(schema_version=2), "schema_version = 2"),
+    (lambda raw: raw.update(more=1), "more"),
+    (lambda raw: raw.pop("unit"), "unit"),
+    (lambda raw: raw.update(model=3), "model = 3"),
+    (lambda raw: raw.update(complete=1), "complete = 1"),
+    (lambda raw: raw.update(float_cost=-1), "float_cost = -1"),
+    (lambda raw: raw.update(points=[]), "points is empty"),
+    (lambda raw: raw.update(points={}), "points = {}"),
+    (lambda raw: raw["points"].reverse(), "expected both to rise"),
+    (lambda raw: raw["points"][1].pop("bits"), r"points\[1\]"),
+    (lambda raw: raw["points"][0].update(cost="x"), r"points\[0\].*cost = 'x'"),
+    (lambda raw: raw["points"][0].update(score=math.nan), "score = nan"),
+    (lambda raw: raw["points"][0]["bits"].update({"block/0": [9, 8]}), r"9, 8"),
+    (lambda raw: raw["points"][0]["bits"].update({"x": [8, 8]}), r"layers.*x"),
+    (lambda raw: raw["points"][0].update(bits={}), "bits = {}"),
+    (lambda raw: raw["uniform"][0].update(bits=1), r"uniform\[0\].*bits = 1"),
+    (lambda raw: raw["chosen"].update(bits=[]), "chosen"),
+  ],
+)
+def test_damaged_files_are_refused(curve, tmp_path, change, named):
+  raw = json.loads(pareto_curve.to_json(curve))
+  change(raw)
+  path = tmp_path / "pareto.json"
+  path.write_text(json.dumps(raw))
+  with pytest.raises(pareto_curve.ParetoError, match=named) as caught:
+    asga_jax.load_pareto(path)
+  assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", '{"points": [', "null", b"\xff\xfe"]
+)
+def test_what_is_not_a_curve_is_refused(tmp_path, text):
+  path = tmp_path / "pareto.json"
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(pareto_curve.ParetoError, match=r"pareto\.json"):
+    asga_jax.load_pareto(path)
+  with pytest.raises(pareto_curve.ParetoError, match="nowhere"):
+    asga_jax.load_pareto(tmp_path / "nowhere")
+
+
+def test_the_table_shows_ends_uniform_policies_and_the_search_s_own(curve):
+  lines = pareto_curve.format_table(curve).splitlines()
+  rows = len(curve.points) + len(curve.uniform) + 1
+  assert len(lines) == 1 + rows
+  first, last = curve.points[0], curve.points[-1]
+  table = "\n".join(lines)
+  for point in (first, last):
+    assert costs_lib.format_amount("bops", point.cost) in table
+    weights, inputs = zip(*point.bits.values(), strict=True)
+    assert f"{np.mean(weights):.2f} / {np.mean(inputs):.2f}" in table
+    assert f"{point.cost / curve.float_cost:.2%}" in table
+  assert sum("uniform" in line for line in lines) == len(curve.uniform)
+  assert sum("chosen" in line for line in lines) == 1
