@@ -3,6 +3,7 @@
 python launch/export.py --workdir=DIR --format=policy --output=policy.json
 """
 
+import dataclasses
 import logging as std_logging
 import sys
 
@@ -11,6 +12,7 @@ from absl import app, flags, logging
 from asga_jax import policy as policy_lib
 from asga_jax import policy_table, search_run
 from asga_jax import result as result_lib
+from asga_jax.cost import latency_table
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The work directory of a search.", required=True
@@ -25,6 +27,11 @@ _OUTPUT = flags.DEFINE_string(
 _BUDGET = flags.DEFINE_string(
   "budget", None, "Another budget, from the same scores, such as bops=3bit."
 )
+_LATENCY_TABLE = flags.DEFINE_string(
+  "latency_table",
+  None,
+  "A table for latency budgets, by default the one of the search.",
+)
 _SCORE = flags.DEFINE_enum(
   "score", None, result_lib.SCORES, "Another score to choose by."
 )
@@ -38,6 +45,9 @@ def main(argv: list[str]) -> None:
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
     found = search_run.restore(_WORKDIR.value)
+    if _LATENCY_TABLE.value:
+      latency = latency_table.load_latency(_LATENCY_TABLE.value)
+      found = dataclasses.replace(found, costs=(latency,))
     policy = result_lib.allocate(
       found, budget=_BUDGET.value, score=_SCORE.value
     )

@@ -14,6 +14,7 @@ from asga_jax import result as result_lib
 from asga_jax import search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 LATENCY = {
   (path, bw, ba): 0.1 * index + 0.02 * bw + 0.01 * ba
@@ -56,7 +57,7 @@ def random_result(tiny_searchable):
       space=space,
       scores=scores,
       budget="bops=4bit",
-      costs=(costs_lib.latency(LATENCY),),
+      costs=(latency_table.latency(LATENCY),),
       input_shape=shape,
       provenance={"seed": seed},
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 
 def make_network():
@@ -27,7 +28,7 @@ def make_network():
   return network, choices
 
 
-LATENCY = costs_lib.latency(
+LATENCY = latency_table.latency(
   {
     (path, bits, bits): ms * bits
     for path, ms in (("a", 0.1), ("b", 0.3))
