@@ -215,6 +215,16 @@ def make_costs(
   return costs
 
 
+def candidate_bits(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """List all bit-widths that some layer of a search may have, sorted."""
+  found = {*config.bits, config.end_bits}
+  for rule in make_rules(config):
+    for bits in (rule.weight_bits, rule.activation_bits):
+      if bits is not None:
+        found.update((bits,) if isinstance(bits, int) else bits)
+  return tuple(sorted(found))
+
+
 def make_network(
   config: ml_collections.ConfigDict, num_classes: int, *, seed: int = 0
 ) -> nnx.Module:

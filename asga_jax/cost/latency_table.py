@@ -176,6 +176,37 @@ def save(table: LatencyTable, path: str | os.PathLike[str]) -> None:
   files.write_text_atomic(path, f'{start},\n "entries": [\n{lines}\n ]\n}}\n')
 
 
+def check_output(path: str | os.PathLike[str]) -> None:
+  """Check that a table can be written, before it is measured.
+
+  Raises:
+    LatencyTableError: another suffix than .json or .csv, or a directory that
+      is missing or cannot be written to.
+  """
+  file = pathlib.Path(path)
+  if file.suffix.lower() not in (".json", ".csv"):
+    raise LatencyTableError(f"{file}: expected a name in .json or .csv.")
+  if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+    raise LatencyTableError(
+      f"{file}: cannot be written; expected a file in a directory that is there"
+      " and can be written to."
+    )
+
+
+def format_totals(table: LatencyTable) -> str:
+  """Lay out the network's latency at equal bits everywhere, and `how`."""
+  totals: dict[int, float] = {}
+  for (_, bw, ba), ms in table.entries.items():
+    if bw == ba:
+      totals[bw] = totals.get(bw, 0.0) + ms
+  lines = [f"latency of {table.model or 'the network'}, its layers summed:"]
+  lines += [
+    f"  {bits:2}/{bits:<2} bits  {totals[bits]:9.4f} ms"
+    for bits in sorted(totals)
+  ]
+  return "\n".join([*lines, table.how]).rstrip()
+
+
 def _from_json(text: str) -> LatencyTable:
   try:
     raw = json.loads(text)
