@@ -44,9 +44,10 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
+    table = _LATENCY_TABLE.value
+    latency = latency_table.load_latency(table) if table else None
     found = search_run.restore(_WORKDIR.value)
-    if _LATENCY_TABLE.value:
-      latency = latency_table.load_latency(_LATENCY_TABLE.value)
+    if latency:
       found = dataclasses.replace(found, costs=(latency,))
     policy = result_lib.allocate(
       found, budget=_BUDGET.value, score=_SCORE.value
