@@ -16,9 +16,9 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -143,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> LatencyTable:
     if file.suffix.lower() == ".csv":
       return LatencyTable(_entries(_csv_rows(text)))
     return _from_json(text)
-  except LatencyTableError as error:
+  except (LatencyTableError, csv.Error) as error:
     raise LatencyTableError(f"{file}: {error}") from error
 
 
@@ -210,7 +210,7 @@ def format_totals(table: LatencyTable) -> str:
 def _from_json(text: str) -> LatencyTable:
   try:
     raw = json.loads(text)
-  except (json.JSONDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise LatencyTableError(
       f"damaged or truncated, not JSON: {error}; a CSV table's name ends in"
       " .csv."
@@ -280,7 +280,7 @@ def _entries(rows: Iterable[tuple[str, Any]]) -> Entries:
           f"{where}: {name} = {value!r}: expected one of"
           f" {policy_lib.ACCEPTED_BITS}."
         )
-    if type(ms) not in (int, float) or not 0 <= ms < math.inf:
+    if type(ms) not in (int, float) or not 0 <= ms <= sys.float_info.max:
       raise LatencyTableError(
         f"{where}: ms = {ms!r} of layer {layer!r} at {tuple(bits)} bits:"
         " expected a finite number >= 0."

@@ -120,6 +120,8 @@ def test_a_loaded_cost_sums_its_entries(tmp_path):
     (_entry(ms=-0.5), r"entries\[1\]: ms = -0.5 of layer 'b/1' at \(2, 4\)"),
     (_entry(ms=math.nan), "ms = nan"),
     (_entry(ms=math.inf), "ms = inf"),
+    (_entry(ms=10**400), "ms = 1000"),
+    (_text().replace("0.125", "1" * 5000), "not JSON"),
     (_entry(ms=None), "ms = None"),
     (_entry(ms="1"), "ms = '1'"),
     (_entry(ms=True), "ms = True"),
@@ -154,6 +156,7 @@ def test_a_bad_json_table_is_one_error(tmp_path, text, named):
     (CSV + "b/1,four,4,1\n", "line 4: weight_bits = 'four'"),
     (CSV + "a,8,8,1\n", "line 4: layer 'a' .* occurs twice"),
     (CSV.splitlines()[0], "no entries"),
+    (CSV + "b" * 200_000 + ",4,4,1", "field larger"),
   ],
 )
 def test_a_bad_csv_table_is_one_error(tmp_path, text, named):
