@@ -5,7 +5,9 @@ from asga_jax.conversion import not_searched as not_searched
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
-from asga_jax.cost.costs import latency as latency
+from asga_jax.cost.costs import container_size as container_size
+from asga_jax.cost.latency_table import latency as latency
+from asga_jax.cost.latency_table import load_latency as load_latency
 from asga_jax.every_budget import pareto as pareto
 from asga_jax.every_budget import policy_at as policy_at
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
@@ -40,11 +42,13 @@ __all__ = [
   "allocate",
   "ascent_point",
   "asga_transform",
+  "container_size",
   "cross_entropy",
   "diagnostics",
   "finish",
   "format_rules",
   "latency",
+  "load_latency",
   "load_pareto",
   "load_policy",
   "not_searched",

@@ -137,7 +137,7 @@ def make_policy(
     space: the layers.
     bits: path -> (weight bits, activation bits), for every layer.
     limits: the absolute limit of each cost in the budget.
-    costs: costs beyond BOPs and size.
+    costs: costs beyond BOPs and sizes.
     budget: its text.
     model_name: the network's name.
     input_shape: of one input of the deployed network.
@@ -146,10 +146,12 @@ def make_policy(
   Returns:
     The policy, its layers in call order.
   """
+  sizes = (costs_lib.SIZE.name, costs_lib.CONTAINER_SIZE.name)
+  shown = {costs_lib.BOPS.name, *sizes, *limits}
   totals = {
     cost.name: costs_lib.total_cost(space.network, bits, cost)
     for cost in search_space.known_costs(costs)
-    if cost.name in limits or cost in (costs_lib.BOPS, costs_lib.SIZE)
+    if cost.name in shown
   }
   convention = costs_lib.BopsConvention.ALL_LAYERS_FIXED_AT_OWN_BITS
   return policy_lib.Policy(
@@ -168,8 +170,8 @@ def make_policy(
     cost={
       "bops": totals["bops"],
       "bops_convention": str(convention),
-      "size_bytes": -(-int(totals["size"]) // 8),
-      **{k: v for k, v in totals.items() if k not in ("bops", "size")},
+      **{f"{name}_bytes": -(-int(totals[name]) // 8) for name in sizes},
+      **{k: v for k, v in totals.items() if k not in ("bops", *sizes)},
       "budget_used": budget_lib.budget_used(totals, limits),
     },
     budget=budget,

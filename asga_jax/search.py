@@ -118,7 +118,7 @@ def start_search(
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
-    costs: costs beyond BOPs and size.
+    costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step:
       augmentation, normalisation.
     mesh: of the axis `data`; None for all devices.
@@ -141,6 +141,8 @@ def start_search(
   space = search_space.build(model, network)
   parsed = budget_lib.parse_budget(budget)
   known = search_space.known_costs(costs)
+  for cost in costs:
+    cost.check(network, space.choices)
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
   mesh = sharding.data_mesh() if mesh is None else mesh
@@ -280,7 +282,7 @@ def search_policy(
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
-    costs: costs beyond BOPs and size.
+    costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from asga_jax import conversion, models, search
+from asga_jax import conversion, models, search, search_space
 from asga_jax import data as data_lib
+from asga_jax.cost import budget as budget_lib
+from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 from asga_jax.data import augmentation
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
@@ -44,6 +48,9 @@ def default_config() -> ml_collections.ConfigDict:
       # Such as 'bops=4bit', 'bops=34.7G', 'bops=2%', 'size=6MB', or several
       # joined by commas.
       "budget": "bops=4bit",
+      # A file for latency budgets, see cost.latency_table; launch/latency.py
+      # measures one.
+      "latency_table": "",
       "bits": surgery.DEFAULT_BITS,
       # Bits of the first and the last layer, which are not searched.
       "end_bits": surgery.END_BITS,
@@ -185,6 +192,41 @@ def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
   return tuple(rules)
 
 
+def make_costs(
+  config: ml_collections.ConfigDict,
+  table: str | os.PathLike[str] | None = None,
+) -> tuple[costs_lib.Cost, ...]:
+  """Make the costs beyond BOPs and sizes, and check that they serve the budget.
+
+  Args:
+    config: of the search.
+    table: the file that stands for `config.latency_table`, if not that itself.
+
+  Returns:
+    The latency, if the configuration names a table.
+
+  Raises:
+    ValueError: a table that cannot be used, a malformed budget, or one that
+      names a cost that there is not.
+  """
+  costs: tuple[costs_lib.Cost, ...] = ()
+  if config.latency_table:
+    costs = (latency_table.load_latency(table or config.latency_table),)
+  budget = budget_lib.parse_budget(config.budget)
+  budget_lib.check_kinds(budget, search_space.known_costs(costs))
+  return costs
+
+
+def candidate_bits(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """List all bit-widths that some layer of a search may have, sorted."""
+  found = {*config.bits, config.end_bits}
+  for rule in make_rules(config):
+    for bits in (rule.weight_bits, rule.activation_bits):
+      if bits is not None:
+        found.update((bits,) if isinstance(bits, int) else bits)
+  return tuple(sorted(found))
+
+
 def make_network(
   config: ml_collections.ConfigDict, num_classes: int, *, seed: int = 0
 ) -> nnx.Module:
@@ -195,6 +237,22 @@ def make_network(
     conv_general_dilated=lowering.conv_general_dilated,
     rngs=nnx.Rngs(seed),
   )
+
+
+def make_deployed(
+  config: ml_collections.ConfigDict,
+) -> tuple[nnx.Module, tuple[int, ...]]:
+  """Make the shapes of the deployed network, and of one of its inputs."""
+  size = config.deployed.image_size
+  construct = models.constructor(config.model)
+  deployed = nnx.eval_shape(
+    lambda: construct(
+      config.deployed.num_classes,
+      stem=config.deployed.stem,
+      rngs=nnx.Rngs(0),
+    )
+  )
+  return deployed, (size, size, 3)
 
 
 def make_searchable(
@@ -215,21 +273,12 @@ def make_searchable(
   Raises:
     ValueError: bad bits, rules or quantizers.
   """
-  size = config.deployed.image_size
-  construct = models.constructor(config.model)
-  deployed = nnx.eval_shape(
-    lambda: construct(
-      config.deployed.num_classes,
-      stem=config.deployed.stem,
-      rngs=nnx.Rngs(0),
-    )
-  )
   return conversion.searchable(
     make_network(config, num_classes, seed=config.search.seed),
     example_images,
     bits=tuple(config.bits),
     rules=make_rules(config),
-    deployed=(deployed, (size, size, 3)),
+    deployed=make_deployed(config),
     end_bits=config.end_bits,
     weight_quantizer=config.weight_quantizer,
     activation_quantizer=config.activation_quantizer,

@@ -23,6 +23,7 @@ from asga_jax import result as result_lib
 from asga_jax.analysis import plots
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import (
   ahead,
@@ -51,9 +52,10 @@ def run(
 ) -> Finished:
   """Search a policy, or goes on with a search that was interrupted.
 
-  The directory holds `config.json`, `metrics.jsonl`, `checkpoints/` and, at the
-  end, `policy.json`, `summary.json`, `policy.png` and `search.png`. A search
-  that has ended is read, not repeated.
+  The directory holds `config.json`, `metrics.jsonl`, `checkpoints/`, a copy of
+  the latency table if there is one and, at the end, `policy.json`,
+  `summary.json`, `policy.png` and `search.png`. A search that has ended is
+  read, not repeated.
 
   Args:
     config: see `search_config.default_config`.
@@ -73,6 +75,8 @@ def run(
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     return _read(directory)
+  # Not used yet: whoever misses a table is to know before data is fetched.
+  search_config.make_costs(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   bilevel = config.search.mode == "bilevel"
   splits = data_lib.split_proxy(
@@ -83,6 +87,7 @@ def run(
   made = start(config, dataset, splits)
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(path, config)
+  _keep_latency_table(config, directory)
   space = made.space
   for line in costs_lib.format_uniform_bops(
     space.network, space.choices, 4
@@ -187,6 +192,7 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
+    costs=search_config.make_costs(config, _kept_table(config, directory)),
   )
   restored = checkpoints.restore_latest(folder, made.state)
   assert restored is not None
@@ -199,6 +205,33 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
       config.search.steps,
     )
   return finish(config, made, state, metadata["proxy"])
+
+
+def _kept_table(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> pathlib.Path:
+  """Name the search's own copy of its latency table."""
+  suffix = pathlib.Path(config.latency_table).suffix
+  return directory / f"latency_table{suffix}"
+
+
+def _keep_latency_table(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Copy the latency table, so that later exports count as the search did."""
+  if not config.latency_table:
+    return
+  table = latency_table.load(config.latency_table)
+  logging.info("latencies: %s", table.how or "of unknown origin")
+  kept = _kept_table(config, directory)
+  if not kept.exists():
+    latency_table.save(table, kept)
+  elif latency_table.load(kept) != table:
+    raise workdir.WorkdirError(
+      f"{config.latency_table} is not the latency table that the search in"
+      f" {directory} began with, {kept}: put that back, or choose another"
+      " --workdir"
+    )
 
 
 def _read(directory: pathlib.Path) -> Finished:
@@ -251,6 +284,7 @@ def start(
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
+    costs=search_config.make_costs(config),
     prepare=search_config.make_prepare(config, dataset, train=True),
     mesh=mesh,
   )

@@ -55,7 +55,7 @@ class SearchSpace:
     Args:
       layout: of the stacked probabilities.
       limits: the absolute limit of each cost, by name.
-      costs: costs beyond BOPs and size.
+      costs: costs beyond BOPs and sizes.
 
     Returns:
       A differentiable function of the stacked probabilities, to an array of
@@ -106,8 +106,13 @@ class SearchSpace:
 def known_costs(
   costs: Sequence[costs_lib.Cost] = (),
 ) -> tuple[costs_lib.Cost, ...]:
-  """List the costs that a budget may name: BOPs, size and the user's."""
-  return (costs_lib.BOPS, costs_lib.SIZE, *costs)
+  """List the costs that a budget may name: BOPs, sizes and the user's.
+
+  A user's container size, of another format, takes the place of ours.
+  """
+  own = any(cost.name == costs_lib.CONTAINER_SIZE.name for cost in costs)
+  stored = () if own else (costs_lib.CONTAINER_SIZE,)
+  return (costs_lib.BOPS, costs_lib.SIZE, *stored, *costs)
 
 
 def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:

@@ -4,6 +4,7 @@ python launch/export.py --workdir=DIR --format=policy --output=policy.json
 python launch/export.py --workdir=DIR --pareto --cost=size
 """
 
+import dataclasses
 import logging as std_logging
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from asga_jax import (
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.analysis import pareto_plot
+from asga_jax.cost import latency_table
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The work directory of a search.", required=True
@@ -36,6 +38,11 @@ _BUDGET = flags.DEFINE_string(
   None,
   "Another budget, from the same scores, such as bops=3bit; with --pareto, "
   "what every point is to meet besides.",
+)
+_LATENCY_TABLE = flags.DEFINE_string(
+  "latency_table",
+  None,
+  "A table for latency budgets, by default the one of the search.",
 )
 _SCORE = flags.DEFINE_enum(
   "score", None, result_lib.SCORES, "Another score to choose by."
@@ -69,9 +76,17 @@ def check_flags() -> None:
     )
 
 
+def restore() -> result_lib.SearchResult:
+  """Read the search, with the latency table that is asked for."""
+  table = _LATENCY_TABLE.value
+  costs = (latency_table.load_latency(table),) if table else None
+  found = search_run.restore(_WORKDIR.value)
+  return dataclasses.replace(found, costs=costs) if costs else found
+
+
 def export_policy() -> None:
   """Write the policy of a budget."""
-  found = search_run.restore(_WORKDIR.value)
+  found = restore()
   policy = result_lib.allocate(found, budget=_BUDGET.value, score=_SCORE.value)
   chosen = (_BUDGET.value and policy.budget, _SCORE.value)
   name = "-".join(["policy", *filter(None, chosen)])
@@ -83,7 +98,7 @@ def export_policy() -> None:
 
 def export_pareto() -> None:
   """Write the Pareto curve and its picture."""
-  found = search_run.restore(_WORKDIR.value)
+  found = restore()
   curve = every_budget.pareto(
     found,
     cost=_COST.value or "bops",

@@ -9,6 +9,7 @@ from asga_jax import allocation
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 FORMS = (
   "bops=4bit",
@@ -64,7 +65,9 @@ def make_costs(latencies):
   return (
     costs_lib.BOPS,
     costs_lib.SIZE,
-    costs_lib.latency({key: value / 10 for key, value in latencies.items()}),
+    latency_table.latency(
+      {key: value / 10 for key, value in latencies.items()}
+    ),
     costs_lib.Cost("energy", lambda layer, bw, ba: bw + ba),
   )
 
@@ -223,7 +226,7 @@ def test_resnet18_stays_within_the_budget_and_uses_it(form, tied):
     for bw in (2, 3, 4, 5, 6, 8)
     for ba in (2, 3, 4, 5, 6, 8)
   }
-  costs = (costs_lib.BOPS, costs_lib.SIZE, costs_lib.latency(table))
+  costs = (costs_lib.BOPS, costs_lib.SIZE, latency_table.latency(table))
   budget = budget_lib.parse_budget(form)
   limits = budget_lib.resolve(budget, network, choices, costs)
   rng = np.random.default_rng(0)

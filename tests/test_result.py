@@ -14,6 +14,7 @@ from asga_jax import result as result_lib
 from asga_jax import search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 LATENCY = {
   (path, bw, ba): 0.1 * index + 0.02 * bw + 0.01 * ba
@@ -21,6 +22,7 @@ LATENCY = {
   for bw in (2, 4, 8, 32)
   for ba in (2, 4, 8, 32)
 }
+ENERGY = costs_lib.Cost("energy", lambda layer, bw, ba: layer.macs * (bw + ba))
 BUDGETS = (
   "bops=4bit",
   "bops<=3bit",
@@ -32,6 +34,9 @@ BUDGETS = (
   "latency=1.3ms",
   "bops=4bit,size=4bit",
   "bops=5bit, latency<=1250us",
+  "energy=4bit",
+  "container_size=0.33KB,energy=90%",
+  "energy=60K,latency=1.3ms,size=35%",
 )
 
 
@@ -56,7 +61,7 @@ def random_result(tiny_searchable):
       space=space,
       scores=scores,
       budget="bops=4bit",
-      costs=(costs_lib.latency(LATENCY),),
+      costs=(latency_table.latency(LATENCY), ENERGY),
       input_shape=shape,
       provenance={"seed": seed},
     )
@@ -140,7 +145,7 @@ def test_an_infeasible_budget_names_the_lowest_cost(random_result):
     ({"score": "entropy"}, "entropy"),
     ({"budget": "bops"}, "bops"),
     ({"budget": "bops=4bits4"}, "4bits4"),
-    ({"budget": "energy=3"}, "energy"),
+    ({"budget": "power=3"}, r"'power=3'.*container_size.*Cost named 'power'"),
     ({"min_use": 1.5}, "1.5"),
   ],
 )
@@ -193,3 +198,20 @@ def test_the_policy_says_where_it_comes_from(random_result):
 def test_versions_are_those_installed():
   assert result_lib.versions()["jax"] == metadata.version("jax")
   assert set(result_lib.versions()) >= {"jax", "flax", "optax", "asga-jax"}
+
+
+def test_a_format_of_other_containers_takes_the_place_of_the_default(
+  random_result,
+):
+  result = random_result(1)
+  only = dataclasses.replace(result, costs=(costs_lib.container_size((8, 32)),))
+  floats = 4 + 6 + 5 + 3 + 4 * 4
+  weights = sum(layer.weights for layer in result.space.network.layers)
+  policy = asga_jax.allocate(only, budget="bops=3bit")
+  assert policy.cost["container_size_bytes"] == weights + 4 * floats
+  with pytest.raises(budget_lib.InfeasibleBudgetError, match="container_size"):
+    asga_jax.allocate(only, budget="container_size=300B")
+  # Those of 2, 4 and 8 bits hold all candidates without loss.
+  policy = asga_jax.allocate(result, budget="container_size=3bit")
+  assert policy.cost["container_size_bytes"] == policy.cost["size_bytes"]
+  assert policy.cost["budget_used"] <= 1

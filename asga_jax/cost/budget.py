@@ -13,15 +13,12 @@ import jax.typing
 from asga_jax.cost import costs as costs_lib
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BYTES = {"B": 8, "KB": 8 * 10**3, "MB": 8 * 10**6, "GB": 8 * 10**9}
 # Kind -> unit -> factor to the unit of the cost: BOPs, bits, ms.
-_UNITS: dict[str, dict[str, int | fractions.Fraction]] = {
-  "bops": dict(_COUNTS),
-  "size": {
-    "B": 8,
-    "KB": 8 * 10**3,
-    "MB": 8 * 10**6,
-    "GB": 8 * 10**9,
-  },
+_UNITS: Mapping[str, Mapping[str, int | fractions.Fraction]] = {
+  "bops": _COUNTS,
+  "size": _BYTES,
+  "container_size": _BYTES,
   "latency": {"us": fractions.Fraction(1, 1000), "ms": 1, "s": 1000},
 }
 _CONSTRAINT = re.compile(
@@ -32,8 +29,9 @@ _FORMS = (
   "expected KIND=AMOUNT or KIND<=AMOUNT, several joined by commas, each kind"
   " once and each amount above 0: bops=4bit, bops=34.7G (K, M, G, T or a plain"
   " number), bops=2% (of the float32 network), size=6MB (B, KB, MB, GB),"
-  " latency=3.1ms (us, ms, s), or the name of a cost of your own, such as"
-  " energy=1.5M. Every kind also takes Nbit, N in 1..32, and N%."
+  " container_size=6MB, latency=3.1ms (us, ms, s), or the name of a cost of"
+  " your own, such as energy=1.5M. Every kind also takes Nbit, N in 1..32, and"
+  " N%."
 )
 
 
@@ -97,6 +95,28 @@ def parse_budget(text: str) -> Budget:
   return Budget(tuple(constraints))
 
 
+def check_kinds(budget: Budget, costs: Sequence[costs_lib.Cost]) -> None:
+  """Check that every kind of a budget is a cost that is known.
+
+  Raises:
+    ValueError: a kind without a cost, or two costs of one name.
+  """
+  known = costs_lib.by_name(costs)
+  for constraint in budget.constraints:
+    if constraint.kind not in known:
+      supply = (
+        "a latency budget needs a latency table: --config.latency_table=FILE of"
+        " a search, --latency_table=FILE of an export (launch/latency.py"
+        " measures one), costs=[asga_jax.load_latency(FILE)] in Python"
+        if constraint.kind == "latency"
+        else f"expected one of these, or a Cost named {constraint.kind!r}"
+      )
+      raise ValueError(
+        f"budget {str(constraint)!r}: no such cost among those supplied,"
+        f" {sorted(known)}: {supply}."
+      )
+
+
 def resolve(
   budget: Budget,
   network: costs_lib.NetworkStats,
@@ -121,19 +141,10 @@ def resolve(
   Raises:
     ValueError: a kind without a cost, two costs of one name, or a limit of 0.
   """
+  check_kinds(budget, costs)
   known = costs_lib.by_name(costs)
   limits = {}
   for constraint in budget.constraints:
-    if constraint.kind not in known:
-      supply = (
-        "a latency budget needs a latency table, costs.latency(table)"
-        if constraint.kind == "latency"
-        else f"expected one of these, or a Cost named {constraint.kind!r}"
-      )
-      raise ValueError(
-        f"budget {str(constraint)!r}: no such cost among those supplied,"
-        f" {sorted(known)}: {supply}."
-      )
     cost = known[constraint.kind]
     amount = fractions.Fraction(constraint.amount)
     limit: costs_lib.Number | fractions.Fraction

@@ -1,11 +1,11 @@
-"""Costs of a policy: bit operations, packed size, latency, or the user's."""
+"""Costs of a policy: bit operations, packed or stored size, the user's."""
 
 import dataclasses
 import enum
 import fractions
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -69,12 +69,14 @@ class Cost:
   """A cost of a network: a sum over its layers and a constant.
 
   `layer_cost(layer, weight_bits, activation_bits)` and `constant(network)`
-  return a number >= 0; integers are summed exactly.
+  return a number >= 0; integers are summed exactly. `check(network, choices)`
+  raises ValueError where the cost does not fit, before anything is computed.
   """
 
   name: str
   layer_cost: Callable[[LayerStats, int, int], Number]
   constant: Callable[[NetworkStats], Number] = lambda network: 0
+  check: Callable[[NetworkStats, Choices], None] = lambda network, choices: None
 
 
 # Bit operations for one image: MACs times both bit-widths.
@@ -87,23 +89,40 @@ SIZE = Cost(
 )
 
 
-def latency(table: Mapping[tuple[str, int, int], float]) -> Cost:
-  """Make a cost of a table (path, weight bits, activation bits) -> ms.
+def container_size(
+  containers: Sequence[int] = (2, 4, 8, 16, 32),
+) -> Cost:
+  """Make the cost of weights that a format stores in containers, in bits.
 
-  The cost raises ValueError for an entry that the table lacks.
+  Args:
+    containers: the widths, in bits, that the format has. The weights of a
+      layer go to the narrowest that holds them.
+
+  Returns:
+    The cost "container_size". It raises ValueError for bits above the widest.
+
+  Raises:
+    ValueError: no containers, or one that is no integer above 0.
   """
+  widths = sorted(containers)
+  if not widths or not all(type(w) is int and w > 0 for w in widths):
+    raise ValueError(
+      f"containers = {containers!r}: expected one or more integers above 0."
+    )
 
   def layer_cost(layer: LayerStats, bw: int, ba: int) -> Number:
-    try:
-      return table[layer.path, bw, ba]
-    except KeyError:
-      raise ValueError(
-        f"the latency table has no entry for layer {layer.path!r} at"
-        f" {bw} weight bits and {ba} activation bits: expected the key"
-        f" {(layer.path, bw, ba)!r} -> ms."
-      ) from None
+    for width in widths:
+      if width >= bw:
+        return layer.weights * width
+    raise ValueError(
+      f"containers = {containers!r}: none holds the {bw}-bit weights of layer"
+      f" {layer.path!r}; expected one of {bw} bits or more."
+    )
 
-  return Cost("latency", layer_cost)
+  return Cost("container_size", layer_cost, SIZE.constant)
+
+
+CONTAINER_SIZE = container_size()
 
 
 def by_name(costs: Iterable[Cost]) -> dict[str, Cost]:
@@ -158,10 +177,11 @@ def cost_tables(
     if the layer's costs are integers and float64 otherwise; and the constant.
 
   Raises:
-    ValueError: choices that do not fit the network, or a cost that is not a
-      finite number >= 0.
+    ValueError: choices or a cost that do not fit the network, or a cost that
+      is not a finite number >= 0.
   """
   check_choices(network, choices)
+  cost.check(network, choices)
   tables = {}
   for layer in network.layers:
     choice = choices[layer.path]
@@ -265,8 +285,8 @@ def format_amount(name: str, amount: Number) -> str:
   """Write an amount of a cost with its unit, such as "34.71 GBOPs"."""
   if name == "latency":
     return f"{amount:.6g} ms"
-  unit = {"bops": "BOPs", "size": "B"}.get(name, "")
-  amount = amount / 8 if name == "size" else amount
+  unit = {"bops": "BOPs", "size": "B", "container_size": "B"}.get(name, "")
+  amount = amount / 8 if unit == "B" else amount
   for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
     if amount >= scale:
       return f"{amount / scale:.6g} {prefix}{unit}"

@@ -10,6 +10,7 @@ from hypothesis import strategies
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 
 def make_network():
@@ -27,7 +28,7 @@ def make_network():
   return network, choices
 
 
-LATENCY = costs_lib.latency(
+LATENCY = latency_table.latency(
   {
     (path, bits, bits): ms * bits
     for path, ms in (("a", 0.1), ("b", 0.3))
@@ -55,6 +56,8 @@ ENERGY = costs_lib.Cost("energy", lambda layer, bw, ba: layer.macs * bw)
     ("size=77B", 77 * 8),
     ("size=4bit", 10 * 8 + 20 * 4 + 3 * 32),
     ("size=10%", 33 * 32 / 10),
+    ("container_size=6MB", 48_000_000),
+    ("container_size=3bit", 10 * 8 + 20 * 4 + 3 * 32),
     ("latency=3.1ms", 3.1),
     ("latency=3100us", 3.1),
     ("latency=0.0031s", 3.1),
@@ -72,7 +75,13 @@ def test_every_form_resolves(text, limit):
     budget,
     network,
     choices,
-    [costs_lib.BOPS, costs_lib.SIZE, LATENCY, ENERGY],
+    [
+      costs_lib.BOPS,
+      costs_lib.SIZE,
+      costs_lib.CONTAINER_SIZE,
+      LATENCY,
+      ENERGY,
+    ],
   )
   (resolved,) = limits.values()
   assert resolved == limit
@@ -193,7 +202,7 @@ def test_a_kind_without_its_cost_says_what_to_supply():
   network, choices = make_network()
   costs = [costs_lib.BOPS, costs_lib.SIZE]
   for text, message in (
-    ("latency=3ms", "latency table"),
+    ("latency=3ms", r"latency table.*latency_table=FILE.*load_latency"),
     ("energy=3", "a Cost named 'energy'"),
     ("BOPs=4bit", r"\['bops', 'size'\]"),
   ):

@@ -5,6 +5,7 @@ import pytest
 
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table
 
 
 def resnet18():
@@ -136,6 +137,36 @@ def test_sizes_are_bits_and_exact():
   assert total == 2**62 + 7
 
 
+@pytest.mark.parametrize(
+  ("containers", "widths"),
+  [
+    ((2, 4, 8, 16, 32), {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8, 32: 32}),
+    ((32, 8), {2: 8, 3: 8, 8: 8, 32: 32}),
+  ],
+)
+def test_weights_go_to_the_narrowest_container(containers, widths):
+  network, _ = small()
+  cost = costs_lib.container_size(containers)
+  for bits, width in widths.items():
+    given = {"a": (bits, 2), "b": (8, 8), "c": (32, 4)}
+    assert costs_lib.total_cost(network, given, cost) == (
+      10 * width + 20 * 8 + 5 * 32 + 32 * 3
+    )
+
+
+@pytest.mark.parametrize("containers", [(), (4, 0), (8, 4.5), (True,)])
+def test_bad_containers(containers):
+  with pytest.raises(ValueError, match="one or more integers above 0"):
+    costs_lib.container_size(containers)
+
+
+def test_weights_wider_than_every_container():
+  network, _ = small()
+  cost = costs_lib.container_size((2, 4, 8))
+  with pytest.raises(ValueError, match=r"\(2, 4, 8\): none holds the 32-bit"):
+    costs_lib.float_cost(network, cost)
+
+
 def test_tables_agree_with_totals():
   network, choices = small()
   table = {
@@ -144,7 +175,7 @@ def test_tables_agree_with_totals():
     for bw in (2, 4, 8)
     for ba in (2, 3, 4, 8)
   }
-  for cost in (costs_lib.BOPS, costs_lib.SIZE, costs_lib.latency(table)):
+  for cost in (costs_lib.BOPS, costs_lib.SIZE, latency_table.latency(table)):
     tables, constant = costs_lib.cost_tables(network, choices, cost)
     assert list(tables) == ["a", "b", "c"]
     for i, j, k in itertools.product(range(2), range(3), range(2)):
@@ -191,13 +222,6 @@ def test_a_cost_must_be_a_finite_number(value):
   cost = costs_lib.Cost("energy", lambda layer, bw, ba: value)
   with pytest.raises(ValueError, match=r"'energy' of layer 'a' at \(8, 8\)"):
     costs_lib.cost_tables(network, choices, cost)
-
-
-def test_missing_latency_names_the_entry():
-  network, choices = small()
-  table = {("a", 8, 8): 0.5, ("b", 2, 2): 0.25}
-  with pytest.raises(ValueError, match=r"layer 'b' at 2 weight bits and 3"):
-    costs_lib.cost_tables(network, choices, costs_lib.latency(table))
 
 
 def test_choices_must_match_the_layers():
@@ -250,6 +274,7 @@ def test_two_costs_of_one_name():
     ("bops", 12, "12 BOPs"),
     ("size", 48_000_000, "6 MB"),
     ("size", 60, "7.5 B"),
+    ("container_size", 48_000_000, "6 MB"),
     ("latency", 3.125, "3.125 ms"),
     ("energy", 1500, "1.5 K"),
     ("energy", 0.25, "0.25"),

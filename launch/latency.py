@@ -1,0 +1,73 @@
+"""Measures a latency table of a network on the CPU that it runs on.
+
+python launch/latency.py --config=configs/resnet8.py --output=table.json
+
+The table serves `launch/search.py --config.latency_table=table.json` with a
+budget such as --config.budget=latency=3.1ms. It has the bits of the
+configuration's candidates and float; what was run, and which bit-widths cost
+the same here, is printed and kept in the table.
+"""
+
+import logging as std_logging
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from asga_jax import search_config
+from asga_jax.cost import latency_table
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, with :ARGUMENT for a variant."
+)
+_OUTPUT = flags.DEFINE_string(
+  "output",
+  None,
+  "Where to: a .json file, or .csv for the entries alone.",
+  required=True,
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "Images that are run at once.")
+_THREADS = flags.DEFINE_integer("threads", 1, "Threads of the runtime.")
+_REPEATS = flags.DEFINE_integer(
+  "repeats", 200, "Runs of each layer, of which the median counts."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Measure the table and write it."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  config = _CONFIG.value
+  try:
+    from asga_jax.deploy import layer_timing
+
+    search_config.check_config(config)
+    latency_table.check_output(_OUTPUT.value)
+    model, shape = search_config.make_deployed(config)
+    bits = search_config.candidate_bits(config)
+    # Float is what percentages of a budget are of.
+    pairs = {(bw, ba) for bw in bits for ba in bits} | {(32, 32)}
+    table = layer_timing.measure(
+      model,
+      shape,
+      sorted(pairs),
+      model_name=f"{config.model} at {'x'.join(map(str, shape))}",
+      batch=_BATCH.value,
+      threads=_THREADS.value,
+      repeats=_REPEATS.value,
+    )
+    latency_table.save(table, _OUTPUT.value)
+  except ModuleNotFoundError as error:
+    sys.exit(f"{error}; install what is needed: pip install 'asga-jax[onnx]'")
+  except (ValueError, OSError) as error:
+    logging.error("%s: %s", type(error).__name__, error)
+    sys.exit(1)
+  print(latency_table.format_totals(table))
+  print(f"written to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,342 @@
+"""One-layer ONNX models against the layers themselves, and their timing."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from flax import nnx
+from onnx import numpy_helper
+
+from asga_jax import layer_kinds, tracing
+from asga_jax import policy as policy_lib
+from asga_jax.cost import costs as costs_lib
+from asga_jax.cost import latency_table, macs
+from asga_jax.deploy import layer_timing, onnx_layer
+
+ROOT = pathlib.Path(__file__).parents[2]
+RNGS = nnx.Rngs(0)
+LAYERS = {
+  "padded": (nnx.Conv(4, 6, (3, 3), padding=1, rngs=RNGS), (9, 8, 4)),
+  "strided": (nnx.Conv(4, 6, (3, 3), strides=2, rngs=RNGS), (9, 8, 4)),
+  "lower": (
+    nnx.Conv(4, 6, 2, strides=1, padding="SAME_LOWER", rngs=RNGS),
+    (7, 4),
+  ),
+  "uneven": (
+    nnx.Conv(4, 6, (3, 2), strides=(2, 1), padding=((2, 0), 1), rngs=RNGS),
+    (9, 8, 4),
+  ),
+  "grouped": (
+    nnx.Conv(8, 6, (3, 3), feature_group_count=2, rngs=RNGS),
+    (5, 5, 8),
+  ),
+  "depthwise": (
+    nnx.Conv(6, 6, (3, 3), feature_group_count=6, strides=2, rngs=RNGS),
+    (7, 7, 6),
+  ),
+  "dilated": (
+    nnx.Conv(4, 3, (3, 3), kernel_dilation=(2, 1), rngs=RNGS),
+    (9, 9, 4),
+  ),
+  "circular": (
+    nnx.Conv(3, 5, (3, 3), padding="CIRCULAR", rngs=RNGS),
+    (6, 6, 3),
+  ),
+  "causal": (nnx.Conv(3, 5, 3, padding="CAUSAL", rngs=RNGS), (9, 3)),
+  "valid": (nnx.Conv(3, 5, (2, 2), padding="VALID", rngs=RNGS), (6, 6, 3)),
+  "linear": (nnx.Linear(7, 5, rngs=RNGS), (7,)),
+  "tokens": (nnx.Linear(7, 5, rngs=RNGS), (11, 7)),
+  "general": (
+    nnx.LinearGeneral((2, 3), (4, 5), axis=(-2, -1), rngs=RNGS),
+    (6, 2, 3),
+  ),
+  "einsum": (
+    nnx.Einsum("btd,dhk->bthk", (6, 2, 3), (2, 3), rngs=RNGS),
+    (4, 6),
+  ),
+}
+
+
+def _first_call(layer, shape, batch=2):
+  inputs = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+  _, (call,) = tracing.record_calls(layer, inputs)
+  return call
+
+
+def _to_onnx(product, layer, call):
+  """Bring input, kernel and output of a call into ONNX's order of axes."""
+
+  def channels_first(array):
+    return np.moveaxis(np.asarray(array), -1, 1)
+
+  if product.is_convolution:
+    kernel = np.moveaxis(np.asarray(call.kernel), (-1, -2), (0, 1))
+    return channels_first(call.inputs), kernel, channels_first(call.output)
+  kind = layer_kinds.kind_of(layer)
+  matrix = layer_kinds.to_matrix(call.kernel, kind.output_axes(layer))
+  return (
+    np.asarray(call.inputs).reshape(product.input_shape),
+    np.asarray(matrix),
+    np.asarray(call.output).reshape(product.output_shape),
+  )
+
+
+def _run(model, inputs):
+  session = onnx_layer.open_session(model)
+  (outputs,) = session.run(None, {"x": inputs})
+  return outputs
+
+
+def _constants(model):
+  return {
+    constant.name: numpy_helper.to_array(constant)
+    for constant in model.graph.initializer
+  }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_float_model_agrees_with_the_layer(name):
+  layer, shape = LAYERS[name]
+  call = _first_call(layer, shape)
+  product = onnx_layer.product_of(layer, call)
+  inputs, kernel, outputs = _to_onnx(product, layer, call)
+  assert product.input_shape == inputs.shape
+  assert product.kernel_shape == kernel.shape
+  assert product.output_shape == outputs.shape
+  model = onnx_layer.make_model(product, kernel, 32, 32)
+  np.testing.assert_allclose(_run(model, inputs), outputs, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["padded", "depthwise", "tokens"])
+@pytest.mark.parametrize(
+  ("weight_bits", "activation_bits", "stored"),
+  [
+    (2, 3, 2),
+    (3, 8, 4),
+    (4, 4, 4),
+    (6, 8, 8),
+    (8, 8, 8),
+    # A float input stays float, to about its rounding.
+    (4, 32, 4),
+    (8, 32, 8),
+  ],
+)
+def test_the_quantized_model_agrees_with_its_steps_and_codes(
+  name, weight_bits, activation_bits, stored
+):
+  layer, shape = LAYERS[name]
+  product = onnx_layer.product_of(layer, _first_call(layer, shape))
+  random = np.random.default_rng(3)
+  kernel = random.standard_normal(product.kernel_shape, np.float32)
+  model = onnx_layer.make_model(product, kernel, weight_bits, activation_bits)
+  (weights,) = (x for x in model.graph.initializer if x.name == "w_stored")
+  assert onnx.TensorProto.DataType.Name(weights.data_type) == f"INT{stored}"
+  assert len(weights.raw_data) == -(-kernel.size * stored // 8)
+  constants = _constants(model)
+  codes = constants["w_stored"].astype(np.float32)
+  assert np.abs(codes).max() == 2 ** (weight_bits - 1) - 1
+  axis = 0 if product.is_convolution else 1
+  steps = np.expand_dims(
+    constants["w_step"], [i for i in range(kernel.ndim) if i != axis]
+  )
+  assert np.abs(codes * steps - kernel).max() <= steps.max() / 2 * 1.001
+
+  def multiply(x):
+    if not product.is_convolution:
+      return x @ (codes * steps)
+    half = len(product.strides)
+    return jax.lax.conv_general_dilated(
+      x,
+      codes * steps,
+      product.strides,
+      list(zip(product.pads[:half], product.pads[half:], strict=True)),
+      rhs_dilation=product.dilations,
+      feature_group_count=product.groups,
+    )
+
+  if activation_bits == 32:
+    inputs = random.standard_normal(product.input_shape, np.float32)
+    expected = np.asarray(multiply(inputs))
+    np.testing.assert_allclose(_run(model, inputs), expected, atol=1e-5)
+    return
+  levels = 2**activation_bits
+  inputs = random.integers(0, levels, product.input_shape).astype(np.uint8)
+  floats = (inputs.astype(np.float32) - levels // 2) * constants["x_step"]
+  assert -1 <= floats.min() < floats.max() < 1
+  expected = np.asarray(multiply(floats)) / constants["y_step"] + levels // 2
+  found = _run(model, inputs)
+  assert found.dtype == np.uint8
+  assert np.abs(found - np.clip(np.rint(expected), 0, 255)).max() <= 1
+
+
+def _names(program):
+  return [name for name, _ in program.kernels]
+
+
+@pytest.mark.parametrize("name", ["padded", "depthwise", "tokens"])
+def test_containers_up_to_eight_bits_are_one_integer_program(name):
+  layer, shape = LAYERS[name]
+  product = onnx_layer.product_of(layer, _first_call(layer, shape))
+  made = {
+    pair: layer_timing.compile_product(product, *pair)
+    for pair in itertools.product((2, 4, 8, 32), (8, 32))
+  }
+  integer = "QLinearConv" if product.is_convolution else "QLinearMatMul"
+  # Nothing of the change of layout is left.
+  assert _names(made[8, 8]) == [integer]
+  assert _names(made[32, 32]) == ["Conv" if "Conv" in integer else "MatMul"]
+  for bits in (2, 4):
+    assert made[bits, 8].kernels == made[8, 8].kernels
+    assert made[bits, 32].kernels == made[8, 32].kernels
+  # Weights that are to stay float do, whatever onnxruntime would gain.
+  assert integer not in _names(made[32, 8])
+  for program in made.values():
+    assert program.run_ms() > 0
+
+
+class Small(nnx.Module):
+  """A convolution, one that is called twice, and a linear layer."""
+
+  def __init__(self, rngs):
+    self.stem = nnx.Conv(3, 16, (3, 3), strides=2, rngs=rngs)
+    self.twice = nnx.Conv(16, 16, (3, 3), rngs=rngs)
+    self.alike = nnx.Conv(16, 16, (3, 3), rngs=rngs)
+    self.head = nnx.Linear(16, 10, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.twice(self.twice(self.stem(x)))
+    return self.head(self.alike(x).mean(axis=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def small():
+  return nnx.eval_shape(lambda: Small(nnx.Rngs(0)))
+
+
+def test_every_layer_and_pair_has_an_entry(small, tmp_path, capsys):
+  bits = (2, 3, 5, 8, 32)
+  pairs = list(itertools.product(bits, repeat=2))
+  table = layer_timing.measure(
+    small, (16, 16, 3), pairs, model_name="small", repeats=3
+  )
+  paths = ("stem", "twice", "alike", "head")
+  assert set(table.entries) == {
+    (path, *pair) for path in paths for pair in pairs
+  }
+  assert all(0 < ms < 1000 for ms in table.entries.values())
+  for path in paths:
+    integer = {table.entries[path, *pair] for pair in pairs if 32 not in pair}
+    assert len(integer) == 1
+    for pair in pairs:
+      once = table.entries["alike", *pair]
+      assert table.entries["twice", *pair] == once + once
+  assert "latency step 3 of 3" in capsys.readouterr().err
+  for words in ("QLinearConv (integer", "QLinearMatMul (int", "Conv (float"):
+    assert words in table.how
+  assert onnxruntime.__version__ in table.how
+  latency_table.save(table, tmp_path / "table.json")
+  assert latency_table.load(tmp_path / "table.json") == table
+  network = macs.network_stats(small, (16, 16, 3))
+  choice = policy_lib.LayerChoice((2, 8), (3, 5), searched=True)
+  choices = dict.fromkeys(network.paths, choice)
+  cost = latency_table.latency(table.entries)
+  assert costs_lib.float_cost(network, cost) > 0
+  cost.check(network, choices)
+  assert table.model == "small"
+
+
+def test_totals_are_sums_over_the_layers():
+  entries = {
+    ("a", 8, 8): 0.25,
+    ("b", 8, 8): 0.5,
+    ("a", 32, 32): 1.0,
+    ("b", 32, 32): 2.0,
+    ("b", 8, 32): 9.0,
+  }
+  table = latency_table.LatencyTable(entries, model="two", how="by hand")
+  assert latency_table.format_totals(table).splitlines() == [
+    "latency of two, its layers summed:",
+    "   8/8  bits     0.7500 ms",
+    "  32/32 bits     3.0000 ms",
+    "by hand",
+  ]
+
+
+def test_a_batch_is_in_the_products(small):
+  products = layer_timing.find_products(small, (16, 16, 3), batch=4)
+  assert products["stem"][0].input_shape == (4, 3, 16, 16)
+  assert len(products["twice"]) == 2
+  assert products["head"] == (onnx_layer.Product((4, 16), (16, 10)),)
+
+
+def test_layers_that_cannot_be_built_are_named():
+  class Other(nnx.Module):
+    def __init__(self, layer):
+      self.inner = layer
+
+    def __call__(self, x):
+      return self.inner(x)
+
+  for layer, named in (
+    (nnx.ConvTranspose(3, 4, (2, 2), rngs=RNGS), "'inner' is a transposed"),
+    (
+      nnx.Conv(3, 4, (2, 2), padding=1, input_dilation=2, rngs=RNGS),
+      "'inner' has input_dilation = 2",
+    ),
+  ):
+    with pytest.raises(ValueError, match=named):
+      layer_timing.find_products(Other(layer), (8, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["batch", "threads", "repeats"])
+def test_bad_numbers_are_named(small, name):
+  with pytest.raises(ValueError, match=f"{name} = 0: expected at least 1"):
+    layer_timing.measure(small, (16, 16, 3), [(8, 8)], **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["table.txt", "nowhere/table.json", "d.json"])
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path, name):
+  (tmp_path / "d.json").mkdir()
+  with pytest.raises(latency_table.LatencyTableError, match=r"table|d\.json"):
+    latency_table.check_output(tmp_path / name)
+  latency_table.check_output(tmp_path / "table.csv")
+
+
+def test_the_command_writes_a_table_that_a_search_accepts(tmp_path):
+  def run(output):
+    return subprocess.run(
+      [
+        sys.executable,
+        "launch/latency.py",
+        "--config=configs/resnet8.py",
+        "--config.bits=(4,8)",
+        "--repeats=1",
+        f"--output={output}",
+      ],
+      cwd=ROOT,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  file = tmp_path / "table.json"
+  done = run(file)
+  assert done.returncode == 0, done.stderr
+  assert "4/4  bits" in done.stdout
+  raw = json.loads(file.read_text())
+  assert raw["model"] == "resnet8 at 32x32x3"
+  bits = {(e["weight_bits"], e["activation_bits"]) for e in raw["entries"]}
+  assert bits == {(4, 4), (4, 8), (8, 4), (8, 8), (32, 32)}
+  refused = run(tmp_path / "nowhere" / "table.json")
+  assert refused.returncode == 1
+  assert "nowhere" in refused.stderr
+  assert "Traceback" not in refused.stderr
