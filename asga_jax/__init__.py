@@ -10,6 +10,8 @@ from asga_jax.finetune import train_policy as train_policy
 from asga_jax.policy import Policy as Policy
 from asga_jax.policy import load as load_policy
 from asga_jax.policy import save as save_policy
+from asga_jax.pretrained import load_weights as load_weights
+from asga_jax.pretrained import save_weights as save_weights
 from asga_jax.quantization.rules import Rule as Rule
 from asga_jax.result import SearchResult as SearchResult
 from asga_jax.result import allocate as allocate
@@ -38,9 +40,11 @@ __all__ = [
   "finish",
   "latency",
   "load_policy",
+  "load_weights",
   "not_searched",
   "preset",
   "save_policy",
+  "save_weights",
   "search_policy",
   "searchable",
   "start_search",
