@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import einops
@@ -124,6 +124,13 @@ class NameMap:
       if places is not None:
         return rule, places
     return None
+
+  def has_place(self, name: str, variables: Collection[str]) -> bool:
+    """Tell whether a name is ignored or placed, in one of these variables."""
+    found = self.find(name)
+    return self.is_ignored(name) or (
+      found is not None and all(place in variables for place in found[1])
+    )
 
 
 # What a user may hand over: a map, or its JSON as a mapping or in a file.

@@ -3,7 +3,7 @@
 import collections
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -71,9 +71,8 @@ def load_weights(
   }
   skipped = _match(skip, variables)
   problems: _Problems = collections.defaultdict(list)
-  placed = _place(
-    table, weight_files.read(path), set(variables), skipped, problems
-  )
+  arrays = weight_files.read(path)
+  placed = _place(table, arrays, set(variables), skipped, problems)
   flat = []
   for name, (keys, like) in variables.items():
     if name not in skipped:
@@ -84,9 +83,11 @@ def load_weights(
       f"{os.fspath(path)} does not fit the network with "
       f"name_map={_describe(name_map)}, skip={list(skip)}:"
       + "".join(_list(kind, lines) for kind, lines in problems.items())
+      + (_hint(arrays, variables) if _UNPLACED in problems else "")
+      + "\n  skip=('PATTERN', ...) leaves variables as they are"
     )
   filled = nnx.from_flat_state(flat)
-  loaded: nnx.Module = nnx.merge(graphdef, filled, streams, copy=True)
+  loaded: nnx.Module = nnx.merge(graphdef, filled, streams)
   return loaded
 
 
@@ -176,7 +177,8 @@ def _place(
       continue
     rule, places = found
     if not wanted.issuperset(places):
-      problems[_UNPLACED].append(f"{name} (for {' and '.join(places)})")
+      told = "" if places == [name] else f" (for {' and '.join(places)})"
+      problems[_UNPLACED].append(f"{name}{told}")
       continue
     if skipped.issuperset(places):
       continue
@@ -231,6 +233,17 @@ def _mismatch(found: np.ndarray, like: Any) -> str:
   if floats and not np.isfinite(found).all():
     return "holds values that are not finite"
   return ""
+
+
+def _hint(names: Iterable[str], variables: Collection[str]) -> str:
+  """Tell which known maps have a place for every name of a file."""
+  known = [(None, _SAME), *published_names.MAPS.items()]
+  fitting = [
+    f"\n  name_map={given!r} has a place for every name"
+    for given, table in known
+    if all(table.has_place(name, variables) for name in names)
+  ]
+  return "".join(fitting)
 
 
 def _list(title: str, lines: Sequence[str]) -> str:
