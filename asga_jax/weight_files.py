@@ -86,8 +86,10 @@ def _read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:
       "tree of arrays, or of one step"
     )
   try:
-    with ocp.PyTreeCheckpointer() as reader:
-      tree = reader.metadata(found[0]).item_metadata.tree
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+      # Not of the reader, which warns where there is no step around the tree.
+      tree = handler.metadata(found[0]).tree
       # Into NumPy, so that the devices it was written from do not matter.
       arguments = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
