@@ -18,6 +18,8 @@ from asga_jax.pareto_curve import save as save_pareto
 from asga_jax.policy import Policy as Policy
 from asga_jax.policy import load as load_policy
 from asga_jax.policy import save as save_policy
+from asga_jax.pretrained import load_weights as load_weights
+from asga_jax.pretrained import save_weights as save_weights
 from asga_jax.quantization.rules import Rule as Rule
 from asga_jax.result import SearchResult as SearchResult
 from asga_jax.result import allocate as allocate
@@ -51,12 +53,14 @@ __all__ = [
   "load_latency",
   "load_pareto",
   "load_policy",
+  "load_weights",
   "not_searched",
   "pareto",
   "policy_at",
   "preset",
   "save_pareto",
   "save_policy",
+  "save_weights",
   "search_policy",
   "searchable",
   "start_search",

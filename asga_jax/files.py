@@ -5,11 +5,16 @@ import pathlib
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+  """Write a text in UTF-8, as `write_bytes_atomic` does."""
+  write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], contents: bytes) -> None:
   """Write a file whole or not at all, replacing the one that is there.
 
   Args:
     path: the file; its directory must exist.
-    text: what to write, in UTF-8.
+    contents: what to write.
 
   Raises:
     OSError: if it cannot be written; the old file is then as it was.
@@ -18,8 +23,8 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
   # Not tempfile: its files are private, a result is for others to read.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
+    with open(temporary, "wb") as file:
+      file.write(contents)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from asga_jax import conversion, models, search, search_space
+from asga_jax import conversion, models, pretrained, search, search_space
 from asga_jax import data as data_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
@@ -39,6 +39,10 @@ def default_config() -> ml_collections.ConfigDict:
       # keeps the resolution of small images, 'imagenet' is the cheaper.
       "model": "mobilenet_v2",
       "stem": "small",
+      # Trained float weights to start from, see pretrained.load_weights: the
+      # path of the file, empty for random ones; its map of names, empty where
+      # they are ours; patterns of variables that stay random ('head/.*').
+      "weights": {"path": "", "name_map": "", "skip": ()},
       # What costs are counted on: the network as it will be deployed.
       "deployed": {
         "image_size": 224,
@@ -131,6 +135,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       raise config_lib.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
+  weights = config.weights
+  if not weights.path and (weights.name_map or weights.skip):
+    raise config_lib.ConfigError(
+      f"config.weights.path is empty, and config.weights.name_map is "
+      f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
+      "expected the path of a file of weights"
+    )
   if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
     raise config_lib.ConfigError(
       f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
@@ -228,14 +239,36 @@ def candidate_bits(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 def make_network(
-  config: ml_collections.ConfigDict, num_classes: int, *, seed: int = 0
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  *,
+  seed: int = 0,
+  trained: bool = True,
 ) -> nnx.Module:
-  """Make the float network that is searched, for the proxy's images."""
-  return models.constructor(config.model)(
+  """Make the float network that is searched, for the proxy's images.
+
+  Args:
+    config: of the search.
+    num_classes: of the proxy.
+    seed: of the random weights.
+    trained: whether to load the weights that the configuration names, if any.
+
+  Raises:
+    ValueError: those weights cannot be read or do not fit.
+  """
+  network = models.constructor(config.model)(
     num_classes,
     stem=config.stem,
     conv_general_dilated=lowering.conv_general_dilated,
     rngs=nnx.Rngs(seed),
+  )
+  if not trained or not config.weights.path:
+    return network
+  return pretrained.load_weights(
+    network,
+    config.weights.path,
+    name_map=config.weights.name_map or None,
+    skip=tuple(config.weights.skip),
   )
 
 
@@ -259,6 +292,8 @@ def make_searchable(
   config: ml_collections.ConfigDict,
   num_classes: int,
   example_images: np.ndarray | jax.Array,
+  *,
+  trained: bool = True,
 ) -> nnx.Module:
   """Make the searchable network with the costs of its deployed form.
 
@@ -266,15 +301,16 @@ def make_searchable(
     config: of the search.
     num_classes: of the proxy.
     example_images: preprocessed, shape (batch, size, size, 3), float32.
+    trained: see `make_network`.
 
   Returns:
     What `search.start_search` takes.
 
   Raises:
-    ValueError: bad bits, rules or quantizers.
+    ValueError: bad bits, rules, quantizers or weights.
   """
   return conversion.searchable(
-    make_network(config, num_classes, seed=config.search.seed),
+    make_network(config, num_classes, seed=config.search.seed, trained=trained),
     example_images,
     bits=tuple(config.bits),
     rules=make_rules(config),

@@ -84,7 +84,8 @@ def run(
     heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
     seed=config.search.seed,
   )
-  made = start(config, dataset, splits)
+  begun = checkpoints.latest_step(directory / "checkpoints") is not None
+  made = start(config, dataset, splits, trained=not begun)
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(path, config)
   _keep_latency_table(config, directory)
@@ -184,9 +185,10 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   search_config.check_config(config)
   metadata = checkpoints.latest_metadata(folder)
   shape = search_config.example_shape(config)
-  # Ranges and signedness come from the checkpoint, so any image will do.
+  # Weights, ranges and signedness come from the checkpoint, so any image will
+  # do, and no file of weights is needed.
   model = search_config.make_searchable(
-    config, metadata["num_classes"], jnp.zeros((1, *shape))
+    config, metadata["num_classes"], jnp.zeros((1, *shape)), trained=False
   )
   made = search.start_search(
     model,
@@ -251,6 +253,8 @@ def start(
   config: ml_collections.ConfigDict,
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
+  *,
+  trained: bool = True,
 ) -> search.Search:
   """Build a search that is ready for its first step.
 
@@ -258,13 +262,14 @@ def start(
     config: of the search.
     dataset: the proxy.
     splits: its parts.
+    trained: whether to load the weights that the configuration names, if any.
 
   Returns:
     The search, calibrated on the first training batch.
 
   Raises:
-    ValueError: bad values, an infeasible budget, or a batch that does not
-      divide over the devices.
+    ValueError: bad values or weights, an infeasible budget, or a batch that
+      does not divide over the devices.
   """
   mesh = sharding.data_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
@@ -278,7 +283,7 @@ def start(
   )
   images = prepare(jax.random.key(0), {"image": jnp.asarray(example["image"])})
   model = search_config.make_searchable(
-    config, dataset.num_classes, images["image"]
+    config, dataset.num_classes, images["image"], trained=trained
   )
   return search.start_search(
     model,

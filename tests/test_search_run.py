@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
@@ -199,6 +200,32 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert (damaged / name).read_bytes() == original
 
 
+def test_a_search_from_trained_weights_goes_on_without_their_file(
+  config, tiny_network_class, tmp_path
+):
+  file = tmp_path / "weights.safetensors"
+  network = tiny_network_class(10, 3, rngs=nnx.Rngs(5))
+  asga_jax.save_weights(network, file)
+  config.weights.path = str(file)
+  config.search.steps = 3
+  directory = tmp_path / "run"
+  search_run.run(config, directory)
+  policy = (directory / "policy.json").read_bytes()
+  recorded = json.loads((directory / "config.json").read_text())
+  assert recorded["weights"]["path"] == str(file)
+  file.unlink()
+  for name in ("policy.json", "summary.json"):
+    (directory / name).unlink()
+  shutil.rmtree(directory / "checkpoints" / "3")
+  search_run.run(config, directory)
+  assert (directory / "policy.json").read_bytes() == policy
+  found = asga_jax.allocate(search_run.restore(directory))
+  assert found.layers == asga_jax.load_policy(directory / "policy.json").layers
+  with pytest.raises(ValueError, match=r"weights\.safetensors do not exist"):
+    search_run.run(config, tmp_path / "another")
+  assert list((tmp_path / "another").iterdir()) == []
+
+
 def test_the_directory_of_another_run_is_left_alone(config, whole):
   before = _contents(whole)
   config.search.seed = 7
@@ -233,6 +260,8 @@ def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
     ("rules", ({"pattern": ".*", "bits": 4},), r"rules\[0\]"),
     ("batch_size", 0, "batch_size is 0"),
     ("weight_quantizer", "lsq9", "lsq9"),
+    ("weights.path", "nowhere.safetensors", r"nowhere\.safetensors"),
+    ("weights.name_map", "timm", r"weights\.path is empty.*'timm'"),
   ],
 )
 def test_a_bad_value_is_an_error_before_the_first_step(

@@ -32,7 +32,7 @@ def _is_not_chatter(record: std_logging.LogRecord) -> bool:
   return record.levelno > std_logging.INFO or "orbax" not in parts
 
 
-def _quiet_orbax() -> None:
+def quiet_orbax() -> None:
   """Drop Orbax's INFO lines (some thirty a save); warnings still show."""
   logging.get_absl_logger().addFilter(_is_not_chatter)
 
@@ -107,7 +107,7 @@ class Checkpoints:
     """
     if keep < 2:
       raise ValueError(f"keep is {keep}; it must be 2 or more")
-    _quiet_orbax()
+    quiet_orbax()
     # Not left to Orbax, which does it in the background and may not finish.
     if jax.process_index() == 0:
       for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
@@ -197,7 +197,7 @@ def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     CheckpointError: if there is none.
   """
-  _quiet_orbax()
+  quiet_orbax()
   for step in _steps(directory):
     try:
       return read_metadata(directory, step)
@@ -312,7 +312,7 @@ def restore_latest(
     CheckpointError: if the newest readable checkpoint is of another model (its
       names, shapes or dtypes differ), or if all checkpoints are damaged.
   """
-  _quiet_orbax()
+  quiet_orbax()
   steps, leaves = _steps(directory), _named_leaves(target)
   reason: Exception | None = None
   for step in steps:
