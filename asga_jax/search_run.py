@@ -1,5 +1,6 @@
 """One search in a work directory: data in, policy and pictures out."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from asga_jax import data as data_lib
 from asga_jax import (
   files,
   policy_table,
+  report,
   search,
   search_config,
   search_summary,
@@ -31,6 +33,7 @@ from asga_jax.training import (
   loop,
   metrics_log,
   sharding,
+  tensorboard_log,
   workdir,
 )
 from asga_jax.training import state as state_lib
@@ -47,17 +50,21 @@ class Finished(NamedTuple):
 
 
 def run(
-  config: ml_collections.ConfigDict, path: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  path: str | pathlib.Path,
+  *,
+  tensorboard: bool = False,
 ) -> Finished:
   """Search a policy, or goes on with a search that was interrupted.
 
   The directory holds `config.json`, `metrics.jsonl`, `checkpoints/` and, at the
-  end, `policy.json`, `summary.json`, `policy.png` and `search.png`. A search
-  that has ended is read, not repeated.
+  end, `policy.json`, `summary.json`, `policy.png`, `search.png` and
+  `report.html`. A search that has ended is read, not repeated.
 
   Args:
     config: see `search_config.default_config`.
     path: the work directory.
+    tensorboard: whether to write event files to `tensorboard/` there.
 
   Returns:
     The policy and the summary.
@@ -70,8 +77,12 @@ def run(
   compile_cache.enable()
   search_config.check_config(config)
   budget_lib.parse_budget(config.budget)
+  if tensorboard:
+    tensorboard_log.check_installed()
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
+    if tensorboard:
+      _open_events(directory).close()
     return _read(directory)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   bilevel = config.search.mode == "bilevel"
@@ -99,7 +110,16 @@ def run(
     placed = sharding.place_batch(example, made.mesh)
     batches = placed if config.search.mode == "bilevel" else (placed,)
     made = made._replace(step=ahead.compile_step(made.step, state, *batches))
-  state = train(config, made, state, splits, directory, first, metadata)
+  state = train(
+    config,
+    made,
+    state,
+    splits,
+    directory,
+    first,
+    metadata,
+    tensorboard=tensorboard,
+  )
   finished = finish(config, made, state, dataset.name)
   policy = result_lib.allocate(finished)
   policy_lib.save(policy, directory / "policy.json")
@@ -124,6 +144,9 @@ def run(
   files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
+  for sentence in summary["warnings"]:
+    logging.warning("%s", sentence)
+  report.write_report([directory])
   return Finished(policy, summary)
 
 
@@ -198,6 +221,14 @@ def _read(directory: pathlib.Path) -> Finished:
   return Finished(policy_lib.load(directory / "policy.json"), summary)
 
 
+def _open_events(
+  directory: pathlib.Path,
+) -> tensorboard_log.TensorBoardWriter:
+  """Start event files with the steps that the metrics file holds."""
+  records = metrics_log.read_metrics(directory / "metrics.jsonl")
+  return tensorboard_log.TensorBoardWriter(directory / "tensorboard", records)
+
+
 def start(
   config: ml_collections.ConfigDict,
   dataset: data_lib.Dataset,
@@ -266,6 +297,8 @@ def train(
   directory: pathlib.Path,
   first: int | None,
   metadata: dict[str, Any],
+  *,
+  tensorboard: bool = False,
 ) -> state_lib.TrainState:
   """Run the steps that are left, with metrics, progress and checkpoints.
 
@@ -277,6 +310,7 @@ def train(
     directory: the work directory; checkpoints/ and metrics.jsonl go there.
     first: the step of the checkpoint that `state` comes from, None for none.
     metadata: kept with every checkpoint.
+    tensorboard: whether event files go to tensorboard/ there.
 
   Returns:
     The state after the last step.
@@ -290,6 +324,10 @@ def train(
     metrics_log.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,
+    # After the metrics file: opening that drops what will be done again.
+    _open_events(directory)
+    if tensorboard
+    else contextlib.nullcontext() as events,
     metrics_log.Progress(
       config.search.steps, initial=done, label="search"
     ) as progress,
@@ -297,6 +335,8 @@ def train(
 
     def on_records(records: list[loop.Record]) -> None:
       writer.write(records)
+      if events is not None:
+        events.write(records)
       last = records[-1]
       progress.update(int(last["step"]), {name: last[name] for name in SHOWN})
 
@@ -319,6 +359,9 @@ def format_result(finished: Finished) -> str:
   """Lay out a finished search for the terminal: the table and the summary."""
   lines = [policy_table.format_table(finished.policy), ""]
   for name, value in finished.summary.items():
+    if name == "warnings":
+      lines += [f"warning: {sentence}" for sentence in value]
+      continue
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
     lines.append(f"{name.replace('_', ' ')}: {shown}")
   return "\n".join(lines)
