@@ -9,7 +9,7 @@ import numpy as np
 from asga_jax.analysis import markup
 
 _WIDTH, _HEIGHT = 340, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 34
 # A name below a bar is cut to this many characters, from its front.
 _NAME = 22
 
@@ -53,14 +53,16 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     Multiples of 1, 2 or 5 times a power of ten, from one at or below `low` to
     one at or above `high`; two or more.
   """
-  if high <= low:
+  # A running mean of equal values differs from them by rounding alone.
+  if high - low <= 1e-9 * max(abs(low), abs(high)):
     margin = abs(low) / 2 or 0.5
     low, high = low - margin, high + margin
   rough = (high - low) / most
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
+  count = max(last - first, 1)
+  return [float(f"{(first + n) * step:.12g}") for n in range(count + 1)]
 
 
 def number(value: float) -> str:

@@ -57,10 +57,13 @@ caption { text-align: left; color: var(--quiet); padding-bottom: 0.3rem; }
 th, td {
   padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--rule);
   text-align: right; vertical-align: top; font-variant-numeric: tabular-nums;
+  white-space: nowrap;
 }
-thead th { white-space: nowrap; }
-th:first-child, td.text { text-align: left; }
-tbody th { font-weight: 400; min-width: 9rem; }
+th:first-child, .text { text-align: left; }
+tbody th { font-weight: 400; }
+th div {
+  width: max-content; max-width: min(22rem, 45vw); white-space: normal;
+}
 tfoot th, tfoot td { font-weight: 600; border-bottom: 0; }
 td.share {
   min-width: 7rem; background-repeat: no-repeat;
@@ -68,7 +71,7 @@ td.share {
   --shade: color-mix(in srgb, var(--c0) 28%, transparent);
 }
 td.bits { background: color-mix(in srgb, var(--c0) var(--heat), transparent); }
-td.text { max-width: 40rem; }
+td.text { min-width: 9rem; max-width: 40rem; white-space: normal; }
 .charts {
   display: grid; gap: 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr));
@@ -76,7 +79,8 @@ td.text { max-width: 40rem; }
 .charts.few {
   grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
 }
-figure { margin: 0; min-width: 0; }
+.bars { display: flex; flex-wrap: wrap; gap: 1.2rem 3rem; }
+figure { margin: 0; min-width: 0; max-width: 100%; }
 figure .fluid { display: block; width: 100%; max-width: 460px; height: auto; }
 figcaption { font-size: 0.82rem; color: var(--quiet); }
 .legend span { white-space: nowrap; margin-right: 0.9rem; }
@@ -163,7 +167,7 @@ def _cell(content: str | Cell) -> str:
 
 def table(
   head: Sequence[str],
-  rows: Iterable[Sequence[str | Cell]],
+  rows: Sequence[Sequence[str | Cell]],
   *,
   foot: Sequence[str | Cell] | None = None,
 ) -> str:
@@ -171,7 +175,8 @@ def table(
 
   Args:
     head: the names of the columns.
-    rows: their cells; the first of each is its name.
+    rows: their cells; the first of each is its name. Text is aligned left, a
+      `Cell` right.
     foot: a last row of totals.
   """
 
@@ -179,11 +184,16 @@ def table(
     name, *rest = cells
     text = name if isinstance(name, str) else name.text
     return (
-      f'<tr><th scope="row">{escape(text)}</th>'
+      f'<tr><th scope="row"><div>{escape(text)}</div></th>'
       f"{''.join(map(_cell, rest))}</tr>\n"
     )
 
-  names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+  first = rows[0] if rows else head
+  kinds = ['class="text" ' * isinstance(cell, str) for cell in first]
+  names = "".join(
+    f'<th {kind}scope="col">{escape(name)}</th>'
+    for name, kind in zip(head, kinds, strict=True)
+  )
   last = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
   return (
     f'<div class="wide" tabindex="0"><table><thead><tr>{names}</tr></thead>\n'

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asga_jax import policy as policy_lib
+from asga_jax import sharpness
 from asga_jax.analysis import run_warnings
+from asga_jax.training import config as config_lib
 from asga_jax.training import metrics_log, workdir
 
 PARETO_VERSION = 1
@@ -129,22 +131,26 @@ def _check_numbers(values: Mapping[str, Any], where: str) -> None:
 
 
 def _check_config(config: Mapping[str, Any], file: pathlib.Path) -> None:
-  """Check the keys that a report reads; older searches may lack others."""
-  found = config.get("search")
-  sharpness = found.get("sharpness") if isinstance(found, dict) else None
-  missing = [
-    name
-    for name, group, keys in (
-      ("config", config, ("model", "budget", "search")),
-      ("config.search", found, ("steps", "preset", "sharpness")),
-      ("config.search.sharpness", sharpness, ("rho_max",)),
-    )
-    if not isinstance(group, dict) or not all(key in group for key in keys)
-  ]
-  if missing:
-    raise RunFilesError(
-      f"{file} is no configuration of a search: {missing[0]} lacks keys"
-    )
+  """Check what a report reads; an older search may lack other keys."""
+  flat = config_lib.flatten(config)
+  accepted = {
+    "model": (lambda value: isinstance(value, str), "text"),
+    "budget": (lambda value: isinstance(value, str), "text"),
+    "search.steps": (_is_number, "a number"),
+    "search.preset": (
+      lambda value: str(value) in sharpness.PRESETS,
+      f"one of {sorted(sharpness.PRESETS)}",
+    ),
+    "search.sharpness.rho_max": (
+      lambda value: _is_number(value) and value > 0,
+      "a number above 0",
+    ),
+  }
+  for name, (fits, expected) in accepted.items():
+    if not fits(flat.get(name)):
+      raise RunFilesError(
+        f"{file}: {name} is {flat.get(name)!r}; expected {expected}"
+      )
 
 
 def _check_pareto(pareto: Mapping[str, Any], file: pathlib.Path) -> None:

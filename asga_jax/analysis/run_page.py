@@ -116,7 +116,7 @@ def _policy(policy: policy_lib.Policy) -> str:
       markup.Cell(f"{layer.weights / 1e3:.1f}"),
       markup.Cell(f"{100 * bops[i]:.1f}", share=bops[i]),
       markup.Cell(f"{100 * size[i]:.1f}", share=size[i]),
-      "" if layer.searched else "fixed, not searched",
+      "" if layer.searched else "fixed",
     )
     for i, (path, layer) in enumerate(layers.items())
   ]
@@ -132,15 +132,15 @@ def _policy(policy: policy_lib.Policy) -> str:
     "",
   )
   note = (
-    "In the order of the calls. Activation bits are those of a layer's input; "
-    "BOPs are MACs times both bit-widths, per image "
+    "In the order of the calls; fixed layers were not searched. Activation "
+    "bits are those of a layer's input; BOPs are MACs times both bit-widths, per image "
     f"({str(policy.cost['bops_convention']).replace('_', ' ')}). The share of "
     "the size is that of the packed weights, without biases and norms."
   )
   pictures = _bars(layers, bops, size)
   return markup.section(
     "The policy",
-    f'<div class="charts few">{pictures}</div>',
+    f'<div class="bars">{pictures}</div>',
     markup.paragraph(note, quiet=True),
     markup.table([*head.split(","), "size (%)", ""], rows, foot=foot),
   )

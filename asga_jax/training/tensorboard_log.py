@@ -19,8 +19,8 @@ def check_installed() -> None:
   """
   if importlib.util.find_spec("tensorboardX") is None:
     raise TensorBoardError(
-      "tensorboard is on and the package tensorboardX is not installed; "
-      "pip install tensorboardX, or leave the flag out"
+      "event files for TensorBoard need the package tensorboardX, and it is "
+      "not installed: pip install tensorboardX, or leave --tensorboard out"
     )
 
 
