@@ -207,7 +207,7 @@ def mirrored_bars(
   lower: Sequence[Bar],
   labels: tuple[str, str],
 ) -> str:
-  """Draw two bars for each name, one up and one down.
+  """Draw two bars for each name, one up and one down, on one scale.
 
   Its width grows with the number of names; it scrolls in its own box.
 
@@ -229,8 +229,8 @@ def mirrored_bars(
   height = bottom + 6.2 * longest + 6
   width = step * len(names) + 8
   parts = []
+  most = max(max(bar.value for bar in (*upper, *lower)), 1e-12)
   for slot, bars, sign in ((0, upper, -1), (1, lower, 1)):
-    most = max(max(bar.value for bar in bars), 1e-12)
     for index, bar in enumerate(bars):
       size = tall * bar.value / most
       top = middle - size if sign < 0 else middle

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from asga_jax import policy as policy_lib
-from asga_jax.analysis import charts, curves, markup, run_files
+from asga_jax.analysis import (
+  charts,
+  curves,
+  markup,
+  policy_section,
+  run_files,
+)
 from asga_jax.analysis import radius as radius_lib
 from asga_jax.training import config as config_lib
-
-# Bars of more bits (32 for float) are cut here; their text tells the number.
-_MOST_BITS = 9
 
 
 def make_page(run: run_files.Run) -> str:
@@ -34,7 +37,7 @@ def make_page(run: run_files.Run) -> str:
       markup.section(
         "Warnings" if run.ended else "Warnings so far", _warnings(run)
       ),
-      _policy(run.policy) if run.policy else "",
+      policy_section.make_section(run.policy) if run.policy else "",
       markup.section("Score against cost", pareto_chart([run])),
       markup.section("The search, step by step", search_charts(run)),
       markup.section("How to go on", _next(run)),
@@ -99,99 +102,6 @@ def _warnings(run: run_files.Run) -> str:
   if not run.records:
     return markup.paragraph("There are no records to judge by.")
   return markup.paragraph("None: what is measured looks as it should.")
-
-
-def _policy(policy: policy_lib.Policy) -> str:
-  layers = policy.layers
-  bops = _shares([layer.bops for layer in layers.values()])
-  size = _shares([x.weights * x.weight_bits for x in layers.values()])
-  rows = [
-    (
-      path,
-      *(
-        markup.Cell(str(bits), heat=min(bits, _MOST_BITS) / _MOST_BITS)
-        for bits in (layer.weight_bits, layer.activation_bits)
-      ),
-      markup.Cell(f"{layer.macs / 1e6:.2f}"),
-      markup.Cell(f"{layer.weights / 1e3:.1f}"),
-      markup.Cell(f"{100 * bops[i]:.1f}", share=bops[i]),
-      markup.Cell(f"{100 * size[i]:.1f}", share=size[i]),
-      "" if layer.searched else "fixed",
-    )
-    for i, (path, layer) in enumerate(layers.items())
-  ]
-  head = "layer,weight bits,activation bits,MACs (M),weights (k),BOPs (%)"
-  foot = (
-    "total",
-    markup.Cell(""),
-    markup.Cell(""),
-    markup.Cell(f"{sum(x.macs for x in layers.values()) / 1e6:.2f}"),
-    markup.Cell(f"{sum(x.weights for x in layers.values()) / 1e3:.1f}"),
-    markup.Cell(charts.number(sum(x.bops for x in layers.values()))),
-    markup.Cell(""),
-    "",
-  )
-  note = (
-    "In the order of the calls; fixed layers were not searched. Activation "
-    "bits are those of a layer's input; BOPs are MACs times both bit-widths, per image "
-    f"({str(policy.cost['bops_convention']).replace('_', ' ')}). The share of "
-    "the size is that of the packed weights, without biases and norms."
-  )
-  pictures = _bars(layers, bops, size)
-  return markup.section(
-    "The policy",
-    f'<div class="bars">{pictures}</div>',
-    markup.paragraph(note, quiet=True),
-    markup.table([*head.split(","), "size (%)", ""], rows, foot=foot),
-  )
-
-
-def _shares(values: Sequence[int]) -> list[float]:
-  return [value / max(sum(values), 1) for value in values]
-
-
-def _bars(
-  layers: Mapping[str, policy_lib.LayerPolicy],
-  bops: Sequence[float],
-  size: Sequence[float],
-) -> str:
-  """Draw bits and cost shares of the layers."""
-
-  def of_bits(kind: str, field: str) -> list[charts.Bar]:
-    return [
-      charts.Bar(
-        min(getattr(layer, field), _MOST_BITS),
-        str(getattr(layer, field)),
-        f"{path}: {getattr(layer, field)} bits for the {kind}",
-        hollow=not layer.searched,
-      )
-      for path, layer in layers.items()
-    ]
-
-  def of_shares(what: str, shares: Sequence[float]) -> list[charts.Bar]:
-    return [
-      charts.Bar(
-        share,
-        f"{100 * share:.0f}",
-        f"{path}: {100 * share:.1f} % of the {what}",
-        hollow=not layer.searched,
-      )
-      for share, (path, layer) in zip(shares, layers.items(), strict=True)
-    ]
-
-  return charts.mirrored_bars(
-    "Bits of each layer (hollow: not searched)",
-    list(layers),
-    of_bits("weights", "weight_bits"),
-    of_bits("activations", "activation_bits"),
-    ("weights", "activations"),
-  ) + charts.mirrored_bars(
-    "Share of the cost (%)",
-    list(layers),
-    of_shares("BOPs", bops),
-    of_shares("size", size),
-    ("BOPs", "size"),
-  )
 
 
 def pareto_chart(runs: Sequence[run_files.Run]) -> str:
