@@ -6,6 +6,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# The library writes in a thread of its own: how late it may be.
+_FLUSH_SECONDS = 5
+
 
 class TensorBoardError(ValueError):
   """Event files were asked for, and the library that writes them is missing."""
@@ -49,11 +52,13 @@ class TensorBoardWriter:
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("events.out.tfevents.*"):
       old.unlink()
-    self._writer = tensorboardX.SummaryWriter(str(directory))
+    self._writer = tensorboardX.SummaryWriter(
+      str(directory), flush_secs=_FLUSH_SECONDS
+    )
     self.write(records)
 
   def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records; what is not finite is left out.
+    """Append records, soon to be on disk; what is not finite is left out.
 
     Args:
       records: dicts of scalars, each with an integer "step".
@@ -63,7 +68,6 @@ class TensorBoardWriter:
         if name == "step" or value is None or not math.isfinite(value):
           continue
         self._writer.add_scalar(name, float(value), int(record["step"]))
-    self._writer.flush()
 
   def close(self) -> None:
     """Write what is left and close the file."""
