@@ -21,6 +21,7 @@ from asga_jax.policy import save as save_policy
 from asga_jax.pretrained import load_weights as load_weights
 from asga_jax.pretrained import save_weights as save_weights
 from asga_jax.quantization.rules import Rule as Rule
+from asga_jax.report import write_report as write_report
 from asga_jax.result import SearchResult as SearchResult
 from asga_jax.result import allocate as allocate
 from asga_jax.search import SearchSettings as SearchSettings
@@ -66,4 +67,5 @@ __all__ = [
   "start_search",
   "train_policy",
   "with_policy",
+  "write_report",
 ]

@@ -2,6 +2,7 @@
 
 import decimal
 import math
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,10 +10,16 @@ import numpy as np
 from asga_jax import frontier, pareto_curve, search_space
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.analysis import pareto_plot
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
-_UNITS = {"bops": "BOPs", "size": "bits", "latency": "ms"}
+_UNITS = {
+  "bops": "BOPs",
+  "size": "bits",
+  "container_size": "bits",
+  "latency": "ms",
+}
 _LEAST_POINTS = 2
 
 Bits = Mapping[str, tuple[int, int]]
@@ -226,3 +233,33 @@ def _uniform_policies(space: search_space.SearchSpace) -> dict[int, Bits]:
     }
     for count in sorted(common)
   }
+
+
+def write(
+  curve: pareto_curve.ParetoCurve, path: str | pathlib.Path
+) -> pathlib.Path:
+  """Write a curve as JSON, and beside it the picture.
+
+  Args:
+    curve: of `pareto`.
+    path: of the JSON file; the picture has the same name with .png.
+
+  Returns:
+    The path of the picture.
+  """
+  path = pathlib.Path(path)
+  pareto_curve.save(curve, path)
+  picture = path.with_name(path.name.removesuffix(".json") + ".png")
+  pareto_plot.plot_pareto(
+    curve.points,
+    picture,
+    model=curve.model,
+    cost=curve.cost,
+    unit=curve.unit,
+    score=curve.score,
+    uniform=curve.uniform,
+    chosen=curve.chosen,
+    budget=curve.budget,
+    complete=curve.complete,
+  )
+  return picture

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,14 @@ from absl import logging
 
 from asga_jax import data as data_lib
 from asga_jax import (
+  every_budget,
   files,
   policy_table,
+  report,
   search,
   search_config,
+  search_loop,
+  search_parts,
   search_summary,
 )
 from asga_jax import policy as policy_lib
@@ -32,12 +35,10 @@ from asga_jax.training import (
   loop,
   metrics_log,
   sharding,
+  tensorboard_log,
   workdir,
 )
 from asga_jax.training import state as state_lib
-
-# Figures that the progress display shows.
-SHOWN = ("loss", "accuracy", "gap", "radius", "expected_use")
 
 
 class Finished(NamedTuple):
@@ -48,18 +49,22 @@ class Finished(NamedTuple):
 
 
 def run(
-  config: ml_collections.ConfigDict, path: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  path: str | pathlib.Path,
+  *,
+  tensorboard: bool = False,
 ) -> Finished:
   """Search a policy, or goes on with a search that was interrupted.
 
   The directory holds `config.json`, `metrics.jsonl`, `checkpoints/`, a copy of
   the latency table if there is one and, at the end, `policy.json`,
-  `summary.json`, `policy.png` and `search.png`. A search that has ended is
-  read, not repeated.
+  `summary.json`, `policy.png`, `search.png`, `pareto.json`, `pareto.png` and
+  `report.html`. A search that has ended is read, not repeated.
 
   Args:
     config: see `search_config.default_config`.
     path: the work directory.
+    tensorboard: whether to write event files to `tensorboard/` there.
 
   Returns:
     The policy and the summary.
@@ -72,11 +77,15 @@ def run(
   compile_cache.enable()
   search_config.check_config(config)
   budget_lib.parse_budget(config.budget)
+  if tensorboard:
+    tensorboard_log.check_installed()
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
+    if tensorboard:
+      search_loop.open_events(directory).close()
     return _read(directory)
   # Not used yet: whoever misses a table is to know before data is fetched.
-  search_config.make_costs(config)
+  search_parts.make_costs(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   bilevel = config.search.mode == "bilevel"
   splits = data_lib.split_proxy(
@@ -101,7 +110,7 @@ def run(
     logging.info("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   if (first or 0) < config.search.steps:
-    example = next(_batches(config, splits, first or 0))
+    example = next(search_loop.batches(config, splits, first or 0))
     placed = sharding.place_batch(example, made.mesh)
     batches = placed if config.search.mode == "bilevel" else (placed,)
     made = made._replace(step=ahead.compile_step(made.step, state, *batches))
@@ -111,7 +120,16 @@ def run(
     def save(step: int, state: state_lib.TrainState) -> None:
       kept.save(step, state, metadata=metadata)
 
-    state = train(config, made, state, splits, directory, first, save)
+    state = search_loop.train(
+      config,
+      made,
+      state,
+      splits,
+      directory,
+      first,
+      save,
+      tensorboard=tensorboard,
+    )
     finished = finish(config, made, state, dataset.name)
     policy = result_lib.allocate(finished)
     policy_lib.save(policy, directory / "policy.json")
@@ -122,12 +140,18 @@ def run(
         "step"
       )
     _plot(config, policy, records, directory)
+    kind = budget_lib.parse_budget(config.budget).constraints[0].kind
+    curve = every_budget.pareto(finished, cost=kind)
+    every_budget.write(curve, directory / "pareto.json")
     summary = search_summary.summarise(
       config, finished, policy, dataset, splits, records
     )
   files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
+  for sentence in summary["warnings"]:
+    logging.warning("%s", sentence)
+  report.write_report([directory])
   return Finished(policy, summary)
 
 
@@ -184,17 +208,17 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   folder = directory / "checkpoints"
   search_config.check_config(config)
   metadata = checkpoints.latest_metadata(folder)
-  shape = search_config.example_shape(config)
+  shape = search_parts.example_shape(config)
   # Weights, ranges and signedness come from the checkpoint, so any image will
   # do, and no file of weights is needed.
-  model = search_config.make_searchable(
+  model = search_parts.make_searchable(
     config, metadata["num_classes"], jnp.zeros((1, *shape)), trained=False
   )
   made = search.start_search(
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
-    costs=search_config.make_costs(config, _kept_table(config, directory)),
+    costs=search_parts.make_costs(config, _kept_table(config, directory)),
   )
   restored = checkpoints.restore_latest(folder, made.state)
   assert restored is not None
@@ -277,102 +301,31 @@ def start(
   batches_lib.steps_per_epoch(splits.train, config.eval_batch_size)
   if config.search.mode == "bilevel":
     batches_lib.steps_per_epoch(splits.heldout, config.batch_size)
-  prepare = search_config.make_prepare(config, dataset, train=False)
+  prepare = search_parts.make_prepare(config, dataset, train=False)
   example = batches_lib.batch_at(
     splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
   )
   images = prepare(jax.random.key(0), {"image": jnp.asarray(example["image"])})
-  model = search_config.make_searchable(
+  model = search_parts.make_searchable(
     config, dataset.num_classes, images["image"], trained=trained
   )
   return search.start_search(
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
-    costs=search_config.make_costs(config),
-    prepare=search_config.make_prepare(config, dataset, train=True),
+    costs=search_parts.make_costs(config),
+    prepare=search_parts.make_prepare(config, dataset, train=True),
     mesh=mesh,
   )
-
-
-def _batches(
-  config: ml_collections.ConfigDict, splits: data_lib.Splits, first: int
-) -> Iterator[Any]:
-  """Yield raw batches from a step on: pairs with held-out ones if bilevel."""
-  place: dict[str, Any] = {
-    "batch_size": config.batch_size,
-    "seed": config.search.seed,
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-  }
-  for step in range(first, config.search.steps):
-    batch = batches_lib.batch_at(splits.train, step, **place)
-    if config.search.mode == "bilevel":
-      yield batch, batches_lib.batch_at(splits.heldout, step, **place)
-    else:
-      yield batch
-
-
-def train(
-  config: ml_collections.ConfigDict,
-  made: search.Search,
-  state: state_lib.TrainState,
-  splits: data_lib.Splits,
-  directory: pathlib.Path,
-  first: int | None,
-  save: Callable[[int, state_lib.TrainState], None],
-) -> state_lib.TrainState:
-  """Run the steps that are left, with metrics, progress and checkpoints.
-
-  Args:
-    config: of the search.
-    made: the search.
-    state: to go on from; donated.
-    splits: of the proxy.
-    directory: the work directory; metrics.jsonl goes there.
-    first: the step of the checkpoint that `state` comes from, None for none.
-    save: takes (steps done, state), for a checkpoint.
-
-  Returns:
-    The state after the last step.
-
-  Raises:
-    DivergedError: the loss is not finite.
-  """
-  done = first or 0
-  with (
-    metrics_log.MetricsWriter(
-      directory / "metrics.jsonl", resume_step=first
-    ) as writer,
-    metrics_log.Progress(
-      config.search.steps, initial=done, label="search"
-    ) as progress,
-  ):
-
-    def on_records(records: list[loop.Record]) -> None:
-      writer.write(records)
-      last = records[-1]
-      progress.update(int(last["step"]), {name: last[name] for name in SHOWN})
-
-    return loop.run(
-      made.step,
-      state,
-      _batches(config, splits, done),
-      config.search.steps,
-      made.mesh,
-      pairs=config.search.mode == "bilevel",
-      flush_every=config.flush_every,
-      on_records=on_records,
-      save=save,
-      save_every=config.checkpoint_every,
-      last_saved=first,
-    )
 
 
 def format_result(finished: Finished) -> str:
   """Lay out a finished search for the terminal: the table and the summary."""
   lines = [policy_table.format_table(finished.policy), ""]
   for name, value in finished.summary.items():
+    if name == "warnings":
+      lines += [f"warning: {sentence}" for sentence in value]
+      continue
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
     lines.append(f"{name.replace('_', ' ')}: {shown}")
   return "\n".join(lines)

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from asga_jax import data as data_lib
-from asga_jax import evaluate, search_config
+from asga_jax import evaluate, search_parts
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.analysis import radius
+from asga_jax.analysis import radius, run_warnings
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration, surgery
 
@@ -36,10 +36,10 @@ def summarise(
 
   Returns:
     JSON: accuracies in [0, 1], the discretisation gap (mixture minus policy),
-    the share of steps at the largest radius and the radius's lag-1
-    autocorrelation.
+    the share of steps at the largest radius, the radius's lag-1
+    autocorrelation, and `warnings`, a list of sentences.
   """
-  prepare = search_config.make_prepare(config, dataset, train=False)
+  prepare = search_parts.make_prepare(config, dataset, train=False)
 
   def accuracy(model: nnx.Module) -> float:
     inputs = (
@@ -69,13 +69,17 @@ def summarise(
   }
   of_mixture = accuracy(finished.model)
   of_policy = accuracy(surgery.select_bits(finished.model, bits))
-  return {
+  summary = {
     "mixture_accuracy": of_mixture,
     "policy_accuracy": of_policy,
     "discretisation_gap": of_mixture - of_policy,
     "final_logit_spread": records[-1]["logit_spread"],
     **_sharpness_figures(config, records),
   }
+  warnings = run_warnings.find_warnings(
+    records, summary, policy.layers, config.search
+  )
+  return {**summary, "warnings": warnings}
 
 
 def _sharpness_figures(

@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
+import asga_jax
 from asga_jax import allocation, frontier, models
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
@@ -96,7 +97,7 @@ def draw_costs(
     for weight in BITS
     for inputs in BITS
   }
-  return costs_lib.BOPS, costs_lib.SIZE, costs_lib.latency(table)
+  return costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency(table)
 
 
 def time_one(

@@ -29,6 +29,7 @@ from asga_jax import (
   finetune,
   search,
   search_config,
+  search_parts,
   search_run,
 )
 from asga_jax import data as data_lib
@@ -69,7 +70,7 @@ class Bench:
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
     self.search = search_run.start(self.config, dataset, self.splits)
     self.start = search.trained_model(self.search, self.search.state)
-    self.plain = search_config.make_prepare(self.config, dataset, train=False)
+    self.plain = search_parts.make_prepare(self.config, dataset, train=False)
 
   def batches(self, steps: int) -> Any:
     """Yield training batches."""
@@ -101,7 +102,7 @@ class Bench:
       settings=finetune.FinetuneSettings(
         steps=_TRAIN_STEPS.value, seed=self.config.search.seed
       ),
-      prepare=search_config.make_prepare(self.config, self.dataset, train=True),
+      prepare=search_parts.make_prepare(self.config, self.dataset, train=True),
     )
     inputs = (
       self.plain(jax.random.key(0), jax.tree.map(jnp.asarray, batch))["image"]
@@ -162,7 +163,7 @@ def one_seed(seed: int, dataset: data_lib.Dataset) -> dict[str, Any]:
   for name, members in policies.items():
     rows[name] = [bench.policy_accuracy(policy) for policy in members]
     logging.info("seed %d, %s: %s", seed, name, rows[name])
-  network = search_config.make_network(
+  network = search_parts.make_network(
     bench.config, dataset.num_classes, seed=seed
   )
   rows["float"] = [{"accuracy": bench.accuracy(network), "budget_used": None}]

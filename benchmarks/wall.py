@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asga_jax import data as data_lib
-from asga_jax import files, search_run
+from asga_jax import files, search_loop, search_run
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import ahead, checkpoints, sharding
 
@@ -138,7 +138,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
       checkpoints.Checkpoints(f"{directory}/checkpoints") as kept,
     ):
       profile.enable()
-      search_run.train(
+      search_loop.train(
         config, made, state, splits, pathlib.Path(directory), None, kept.save
       )
       profile.disable()
@@ -153,8 +153,8 @@ def _read_profile(stats: pstats.Stats) -> dict[str, float]:
     for (file, _, function), entry in stats.stats.items()  # type: ignore[attr-defined]
   }
   found = {part: spent[key] for part, key in PARTS.items()}
-  found["the rest"] = spent["search_run.py", "train"] - sum(found.values())
-  return {**found, "whole loop": spent["search_run.py", "train"]}
+  found["the rest"] = spent["search_loop.py", "train"] - sum(found.values())
+  return {**found, "whole loop": spent["search_loop.py", "train"]}
 
 
 def format_table(found: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from asga_jax import (
 )
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.analysis import pareto_plot
 from asga_jax.cost import latency_table
 
 _WORKDIR = flags.DEFINE_string(
@@ -109,20 +108,7 @@ def export_pareto() -> None:
   given = (_COST.value, _BUDGET.value and curve.budget, _SCORE.value)
   name = "-".join(["pareto", *filter(None, given)])
   output = pathlib.Path(_OUTPUT.value or f"{_WORKDIR.value}/{name}.json")
-  pareto_curve.save(curve, output)
-  picture = output.with_name(output.name.removesuffix(".json") + ".png")
-  pareto_plot.plot_pareto(
-    curve.points,
-    picture,
-    model=curve.model,
-    cost=curve.cost,
-    unit=curve.unit,
-    score=curve.score,
-    uniform=curve.uniform,
-    chosen=curve.chosen,
-    budget=curve.budget,
-    complete=curve.complete,
-  )
+  picture = every_budget.write(curve, output)
   print(pareto_curve.format_table(curve))
   whole = "the whole curve" if curve.complete else "more lie between"
   print(f"{len(curve.points)} points ({whole}) written to {output}, {picture}")

@@ -14,7 +14,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax import search_config
+from asga_jax import search_config, search_parts
 from asga_jax.cost import latency_table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
 
     search_config.check_config(config)
     latency_table.check_output(_OUTPUT.value)
-    model, shape = search_config.make_deployed(config)
-    bits = search_config.candidate_bits(config)
+    model, shape = search_parts.make_deployed(config)
+    bits = search_parts.candidate_bits(config)
     # Float is what percentages of a budget are of.
     pairs = {(bw, ba) for bw in bits for ba in bits} | {(32, 32)}
     table = layer_timing.measure(

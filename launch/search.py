@@ -19,6 +19,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; by default runs/<config>-<hash>."
 )
+_TENSORBOARD = flags.DEFINE_bool(
+  "tensorboard", False, "Write event files to tensorboard/ in the workdir."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -33,12 +36,12 @@ def main(argv: list[str]) -> None:
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
     path = _WORKDIR.value or workdir.default_workdir(name, config)
-    finished = search_run.run(config, path)
+    finished = search_run.run(config, path, tensorboard=_TENSORBOARD.value)
   except (ValueError, OSError, loop.DivergedError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
   print(search_run.format_result(finished))
-  print(f"written to {path}: policy.json, policy.png, search.png")
+  print(f"written to {path}: policy.json, report.html, policy.png, search.png")
 
 
 def parse(arguments: list[str]) -> list[str]:

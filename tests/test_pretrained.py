@@ -12,7 +12,7 @@ from orbax import checkpoint as ocp
 from safetensors import numpy as safetensors_numpy
 
 import asga_jax
-from asga_jax import models, search_config, weight_files
+from asga_jax import models, search_config, search_parts, weight_files
 from asga_jax.quantization import layers
 from asga_jax.training import checkpoints
 
@@ -481,7 +481,7 @@ def weights_config(tiny_network_class, tmp_path):
 def test_a_search_starts_from_the_weights_of_its_configuration(weights_config):
   search_config.check_config(weights_config)
   images = np.ones((2, 8, 8, 3), np.float32)
-  model = search_config.make_searchable(weights_config, 10, images)
+  model = search_parts.make_searchable(weights_config, 10, images)
   wanted = safetensors_numpy.load_file(weights_config.weights.path)
   found = layers.quantized_layers(model)
   assert set(found) == {"first", "middle", "inner", "head"}
@@ -492,7 +492,7 @@ def test_a_search_starts_from_the_weights_of_its_configuration(weights_config):
   assert model.head.kernel.shape == (5, 10)
   # Without them it starts from its own, as do a run that goes on and a result
   # that is restored.
-  untrained = search_config.make_searchable(
+  untrained = search_parts.make_searchable(
     weights_config, 10, images, trained=False
   )
   assert not np.array_equal(untrained.first.kernel[...], wanted["first/kernel"])

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import models, search_config, search_run
+from asga_jax import models, search_config, search_parts, search_run
 from asga_jax.cost import latency_table, macs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -200,7 +200,7 @@ def test_a_bad_table_is_told_before_anything_is_searched(tmp_path, name, named):
 
 def test_a_table_is_of_the_deployed_network():
   config = _config("", "bops=4bit")
-  network = macs.network_stats(*search_config.make_deployed(config))
+  network = macs.network_stats(*search_parts.make_deployed(config))
   assert network.paths == ("first", "middle", "head")
 
 
@@ -210,4 +210,4 @@ def test_candidate_bits_are_those_of_all_rules():
     {"pattern": "middle", "weight_bits": [3, 5], "activation_bits": 32},
     {"pattern": "first"},
   )
-  assert search_config.candidate_bits(config) == (2, 3, 4, 5, 8, 32)
+  assert search_parts.candidate_bits(config) == (2, 3, 4, 5, 8, 32)

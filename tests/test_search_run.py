@@ -1,5 +1,6 @@
 """The search from the command line: resumed, finished, exported, refused."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,9 +20,10 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
-from asga_jax import models, search_config, search_run
+from asga_jax import models, search_config, search_parts, search_run
+from asga_jax.analysis import run_warnings
 from asga_jax.cost import budget as budget_lib
-from asga_jax.training import checkpoints, loop, metrics_log
+from asga_jax.training import checkpoints, loop, metrics_log, tensorboard_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = (
@@ -140,6 +142,11 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
   assert steps == [1, 2, 3, 4, 5, 6]
   names = {path.name for path in cut.iterdir()}
   assert names >= {"config.json", "checkpoints", "policy.png", "search.png"}
+  # The report names the directory; nothing else in it may differ.
+  page = (cut / "report.html").read_text().replace(str(cut), str(whole))
+  assert page == (whole / "report.html").read_text()
+  for path in json.loads((cut / "policy.json").read_text())["layers"]:
+    assert path in page
   policy = json.loads((cut / "policy.json").read_text())
   assert policy["cost"]["budget_used"] <= 1
   assert policy["provenance"]["proxy"] == "digits"
@@ -153,6 +160,75 @@ def test_a_finished_run_prints_its_result_again(config, whole):
   text = search_run.format_result(finished)
   assert "middle" in text
   assert "policy accuracy" in text
+
+
+def test_a_finished_run_does_not_need_its_report(config, whole, tmp_path):
+  bare = tmp_path / "bare"
+  shutil.copytree(whole, bare)
+  (bare / "report.html").unlink()
+  assert search_run.run(config, bare) == search_run.run(config, whole)
+
+
+def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
+  with (
+    mock.patch.object(run_warnings, "HIGH_DISCRETISATION_GAP", -1.0),
+    caplog.at_level("WARNING", logger="absl"),
+  ):
+    finished = search_run.run(config, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+  kept = json.loads((tmp_path / "summary.json").read_text())["warnings"]
+  assert kept == finished.summary["warnings"]
+  (said,) = (text for text in kept if "below the mixture" in text)
+  assert said in caplog.text
+  assert said in page
+  assert f"warning: {said}" in search_run.format_result(finished)
+
+
+def test_events_for_tensorboard_hold_each_step_once(config, whole, tmp_path):
+  steps = []
+  read = metrics_log.read_metrics
+  make = tensorboard_log.TensorBoardWriter
+
+  class Recorded(make):
+    def write(self, records):
+      steps.extend((int(r["step"]), float(r["loss"])) for r in records)
+      super().write(records)
+
+  cut = tmp_path / "cut"
+  write = metrics_log.MetricsWriter.write
+
+  def killed_in_step_six(self, records):
+    write(self, records)
+    if list(records)[-1]["step"] == 6:
+      raise KilledError
+
+  with (
+    mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
+    pytest.raises(KilledError),
+  ):
+    search_run.run(config, cut, tensorboard=True)
+  with mock.patch.object(tensorboard_log, "TensorBoardWriter", Recorded):
+    search_run.run(config, cut, tensorboard=True)
+    records = read(whole / "metrics.jsonl")
+    expected = [(r["step"], r["loss"]) for r in records]
+    np.testing.assert_allclose(steps, expected, rtol=1e-6)
+    # Asked for after the end, they are made of the metrics file.
+    steps.clear()
+    shutil.rmtree(cut / "tensorboard")
+    search_run.run(config, cut, tensorboard=True)
+    np.testing.assert_allclose(steps, expected, rtol=1e-6)
+  assert len(list((cut / "tensorboard").iterdir())) == 1
+
+
+def test_a_missing_tensorboard_library_is_an_error_before_the_search(
+  config, tmp_path
+):
+  with (
+    mock.patch.object(importlib.util, "find_spec", return_value=None),
+    pytest.raises(ValueError, match="pip install tensorboardX"),
+  ):
+    search_run.run(config, tmp_path / "run", tensorboard=True)
+  assert not (tmp_path / "run").exists()
 
 
 def test_restoring_falls_back_from_a_damaged_newest_checkpoint(whole, tmp_path):
@@ -343,12 +419,12 @@ def test_prepared_images_are_normalised_and_augmented_only_in_training(
     "label": dataset.train_labels[:4],
   }
   key = search_run.jax.random.key(0)
-  plain = search_config.make_prepare(config, dataset, train=False)(key, raw)
+  plain = search_parts.make_prepare(config, dataset, train=False)(key, raw)
   expected = (raw["image"] / 255.0 - dataset.mean[0]) / dataset.std[0]
   np.testing.assert_allclose(
     plain["image"], np.repeat(expected, 3, axis=3), atol=1e-5
   )
-  trained = search_config.make_prepare(config, dataset, train=True)(key, raw)
+  trained = search_parts.make_prepare(config, dataset, train=True)(key, raw)
   assert trained["image"].shape == (4, 8, 8, 3)
   assert not jnp.allclose(trained["image"], plain["image"])
   np.testing.assert_array_equal(trained["label"], raw["label"])

@@ -3,13 +3,14 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 
+from asga_jax.analysis import curves as curves_lib
 from asga_jax.analysis import radius as radius_lib
 
 _WEIGHT, _ACTIVATION, _COST, _LIMIT = "#1f77b4", "#ff7f0e", "#555555", "#c0392b"
@@ -132,56 +133,8 @@ def plot_policy(
   save_png(figure, path)
 
 
-class _Panel(NamedTuple):
-  """One panel: what stands on its left axis and on its right one."""
-
-  title: str
-  left: str
-  right: str = ""
-  scale: float = 1.0
-  line: float | None = None
-
-
-_PANELS = (
-  _Panel("loss", "loss"),
-  _Panel("accuracy (%)", "accuracy", scale=100),
-  _Panel("gradient norm", "gradient_norm"),
-  _Panel("surrogate gap", "gap", line=0),
-  _Panel("radius", "radius"),
-  _Panel("cosine of the two gradients", "cosine", line=0),
-  _Panel("expected cost / budget", "expected_use", "multiplier", line=1),
-  _Panel("spread of the logits", "logit_spread", "temperature"),
-  _Panel("codes changed by the perturbation (%)", "codes_changed", scale=100),
-)
-# Curves that share an axis with another: key -> the key that names the axis.
-_COMPANIONS = {"perturbed_gradient_norm": "gradient_norm"}
 _BESIDE = "#7f7f7f"
 _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b")
-
-
-def _curves(
-  records: Sequence[Mapping[str, Any]], key: str
-) -> dict[str, np.ndarray]:
-  """Find the curves of an axis: `key`, `key/<part>` and its companions."""
-  names = dict.fromkeys(name for record in records for name in record)
-  curves = {}
-  for name in names:
-    base = _COMPANIONS.get(name, name.partition("/")[0])
-    if base == key:
-      values = [record.get(name) for record in records]
-      curve = np.array([np.nan if v is None else v for v in values], np.float64)
-      if np.isfinite(curve).any():
-        curves[name] = curve
-  return curves
-
-
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-  """Take centred means over `width` values, gaps left out of each."""
-  known = np.isfinite(values)
-  kernel = np.ones(width)
-  total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
-  count = np.convolve(known.astype(float), kernel, mode="same")
-  return np.where(known, total / np.maximum(count, 1.0), np.nan)
 
 
 def _draw(
@@ -192,16 +145,15 @@ def _draw(
   **style: Any,
 ) -> None:
   """Draw curves: short ones with dots, long ones faintly below their mean."""
-  width = 2 * (len(steps) // 40) + 1
+  width = curves_lib.window(len(steps))
   for number, (name, curve) in enumerate(curves.items()):
     style["color"] = colors[number % len(colors)]
-    label = name.rpartition("/")[2].removesuffix("_gradient_norm")
-    label = label.replace("_", " ")
+    label = curves_lib.label(name)
     if width == 1:
       axes.plot(steps, curve, marker=".", linewidth=1.2, label=label, **style)
       continue
     axes.plot(steps, curve, alpha=0.25, linewidth=0.8, **style)
-    smooth = _smooth(curve, width)
+    smooth = curves_lib.smooth(curve, width)
     axes.plot(steps, smooth, linewidth=1.6, label=label, **style)
 
 
@@ -220,12 +172,12 @@ def _mark_radius(
 
 def _draw_panel(
   axes: mpl_axes.Axes,
-  panel: _Panel,
+  panel: curves_lib.Panel,
   steps: np.ndarray,
   records: Sequence[Mapping[str, Any]],
   rho_max: float | None,
 ) -> None:
-  curves = _curves(records, panel.left)
+  curves = curves_lib.find(records, panel.left)
   curves = {name: panel.scale * curve for name, curve in curves.items()}
   _draw(axes, steps, curves, _COLORS)
   axes.set_title(panel.title, loc="left", fontsize=10)
@@ -233,7 +185,7 @@ def _draw_panel(
     axes.axhline(panel.line, color=_LIMIT, linewidth=1, linestyle="--")
   if panel.left == "radius" and rho_max is not None:
     _mark_radius(axes, curves["radius"], rho_max)
-  beside = _curves(records, panel.right) if panel.right else {}
+  beside = curves_lib.find(records, panel.right) if panel.right else {}
   if beside:
     twin = axes.twinx()
     one = len(beside) == 1
@@ -274,7 +226,7 @@ def plot_search(
   Args:
     records: as `metrics_log.read_metrics` gives them; "step" and any of loss,
       accuracy, gradient_norm, perturbed_gradient_norm, gap, radius, cosine,
-      expected_use (or several, `expected_use/<cost>`), multiplier (likewise),
+      expected_use (also `expected_use_1` and so on), multiplier (likewise),
       logit_spread, temperature and codes_changed. Accuracy and codes_changed
       are shares in 0 to 1.
     path: the PNG to write; it is replaced whole or not at all.
@@ -284,7 +236,7 @@ def plot_search(
   Raises:
     ValueError: if no record has anything to draw.
   """
-  panels = [p for p in _PANELS if _curves(records, p.left)]
+  panels = [p for p in curves_lib.PANELS if curves_lib.find(records, p.left)]
   if not panels:
     raise ValueError(f"none of the {len(records)} records has a figure to draw")
   steps = np.array([record["step"] for record in records])

@@ -173,17 +173,17 @@ def test_several_costs_share_a_panel(tmp_path, figures):
   records = [
     {
       "step": i,
-      "expected_use/bops": 1.5 - i / 10,
-      "expected_use/size": 1.0,
-      "multiplier/bops": 0.1,
-      "multiplier/size": 0.2,
+      "expected_use": 1.5 - i / 10,
+      "expected_use_1": 1.0,
+      "multiplier": 0.1,
+      "multiplier_1": 0.2,
     }
     for i in range(5)
   ]
   plots.plot_search(records, tmp_path / "s.png")
   axes = panels_of(figures[0])["expected cost / budget"]
   legend = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert legend == ["bops", "size"]
+  assert legend == ["expected use", "expected use 1"]
   np.testing.assert_allclose(
     axes.lines[0].get_ydata(), [1.5, 1.4, 1.3, 1.2, 1.1]
   )
