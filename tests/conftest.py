@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 
 import asga_jax
@@ -103,3 +104,12 @@ def tiny_search(tiny_searchable):
       steps=12, learning_rate=0.1, logit_learning_rate=0.05, multiplier_rate=0.3
     ),
   )
+
+
+@pytest.fixture(scope="module")
+def script_flags():
+  """Take the flags away again that a script defines when it is imported."""
+  before = set(flags.FLAGS)
+  yield
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)

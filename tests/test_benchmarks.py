@@ -70,7 +70,7 @@ def test_allocation():
     assert 0 < float(row.split()[-1]) < (10 if "curve" in row else 2), row
 
 
-def test_agreement_counts_tensors(monkeypatch):
+def test_agreement_counts_tensors(monkeypatch, script_flags):
   monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
   import ascents
 

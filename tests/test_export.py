@@ -16,15 +16,12 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "export.py"
 
 
 @pytest.fixture(scope="module")
-def export():
-  """The script; what its flags add is taken away again."""
-  before = set(flags.FLAGS)
+def export(script_flags):
+  """The script."""
   spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  yield module
-  for name in set(flags.FLAGS) - before:
-    delattr(flags.FLAGS, name)
+  return module
 
 
 @pytest.fixture

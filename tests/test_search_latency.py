@@ -11,7 +11,13 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import models, search_config, search_parts, search_run
+from asga_jax import (
+  models,
+  search_config,
+  search_loop,
+  search_parts,
+  search_run,
+)
 from asga_jax.cost import latency_table, macs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -186,7 +192,7 @@ def test_a_bad_table_is_told_before_anything_is_searched(tmp_path, name, named):
   config = _config("" if name == "none" else table, "latency=4bit")
   early = name in ("nowhere", "none")
   with (
-    mock.patch.object(search_run, "train", side_effect=AssertionError),
+    mock.patch.object(search_loop, "train", side_effect=AssertionError),
     mock.patch.object(
       search_run.data_lib,
       "load",

@@ -8,6 +8,7 @@ import pytest
 import test_allocation as cases
 from scipy import optimize
 
+import asga_jax
 from asga_jax import allocation, pair_program, pair_solver
 from asga_jax import policy as policy_lib
 from asga_jax.cost import budget as budget_lib
@@ -132,7 +133,7 @@ def draw_large(seed, tied=True):
     for layer in network.layers
     for bw, ba in itertools.product(bits, repeat=2)
   }
-  costs = (costs_lib.BOPS, costs_lib.SIZE, costs_lib.latency(table))
+  costs = (costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency(table))
   budget = budget_lib.parse_budget("bops=4bit,size=4bit,latency=4bit")
   limits = budget_lib.resolve(budget, network, choices, costs)
   return network, choices, scores, costs, limits
