@@ -6,9 +6,8 @@ Network: Dosovitskiy et al. 2021 (arXiv 2010.11929).
 Method: Ma et al., Learning from Loss Landscape (ICML 2025, arXiv 2505.04877).
 Command: python launch/search.py --config=configs/vit_ti.py
 Costs are those of the network at 224x224 with 1000 classes:
-1074.9 M MACs in its layers.
-The products of attention with itself (q.k and p.v) stay float and are not
-counted.
+1074.9 M MACs in its layers and 1253.7 M with the products of attention, q.k
+and p.v, which are searched too (--config.rules="()" leaves them float).
 
 Variants, behind a colon:
   (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
@@ -24,4 +23,5 @@ def get_config(variant: str = ""):
   config = search_config.default_config()
   config.model = "vit_ti"
   config.stem = "small"
+  config.rules = ({"pattern": ".*", "products": True},)
   return search_config.apply_variant(config, variant)
