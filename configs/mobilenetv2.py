@@ -13,7 +13,9 @@ Variants, behind a colon:
            two CPU cores;
   cifar10  the paper's proxy with the schedule of GMPQ's release: 25 epochs
            at batch 256, for an accelerator; needs --config.data.dir or
-           ASGA_DATA_DIR.
+           ASGA_DATA_DIR;
+  small    costs of the network on 32x32 images of 10 classes, as it is
+           searched; also cifar10,small.
 """
 
 from asga_jax import search_config

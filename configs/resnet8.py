@@ -1,6 +1,6 @@
 """ResNet-8 (16 wide), searched on a proxy of 32x32 images and deployed there.
 
-Networks: He et al., Deep Residual Learning (CVPR 2016), section 4.2.
+Networks: He et al., Deep Residual Learning (arXiv 1512.03385), section 4.2.
 Command: python launch/search.py --config=configs/resnet8.py
 Costs are those of the network at 32x32 with 10 classes.
 

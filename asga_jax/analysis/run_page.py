@@ -16,6 +16,7 @@ from asga_jax.analysis import (
   run_files,
 )
 from asga_jax.analysis import radius as radius_lib
+from asga_jax.cost import costs as costs_lib
 from asga_jax.training import config as config_lib
 
 
@@ -78,9 +79,15 @@ def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
       ),
       ("size", f"{charts.number(float(cost['size_bytes']))}B", "packed"),
     ]
-    known = {"bops", "bops_convention", "size_bytes", "budget_used"}
+    if "container_size_bytes" in cost:
+      stored = charts.number(float(cost["container_size_bytes"]))
+      found.append(
+        ("stored size", f"{stored}B", "in types of 2, 4, 8, 16, 32 bits")
+      )
+    known = {"bops_convention", "budget_used", "container_size_bytes"}
+    known |= {"bops", "size_bytes"}
     found += [
-      (name, f"{value:.4g}" if isinstance(value, float) else str(value), "")
+      (name, costs_lib.format_amount(name, float(value)), "")
       for name, value in cost.items()
       if name not in known
     ]

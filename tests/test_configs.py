@@ -1,0 +1,52 @@
+"""Every file of configs/ makes a configuration that a search accepts."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from flax import nnx
+
+from asga_jax import search_config, search_parts
+from asga_jax.cost import macs
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def _load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_is_accepted(path):
+  found = {}
+  for variant in ("", "cifar10", "small", "cifar10,small"):
+    config = found[variant] = _load(path).get_config(variant)
+    search_config.check_config(config)
+    assert ("cifar10" in variant) == (config.data.name == "cifar10")
+  assert found["small"].deployed == found["cifar10,small"].deployed
+  # The deployed networks take the images that are said, as does the searched.
+  network, shape = search_parts.make_deployed(found[""])
+  assert macs.network_stats(network, shape).paths
+  network, shape = search_parts.make_deployed(found["small"])
+  assert shape == tuple(search_parts.example_shape(found["small"]))
+  searched = nnx.eval_shape(
+    lambda: search_parts.make_network(found["small"], 10, trained=False)
+  )
+  assert macs.network_stats(network, shape) == macs.network_stats(
+    searched, shape
+  )
+
+
+def test_unknown_variant():
+  with pytest.raises(ValueError, match=r"'tiny' is unknown; accepted: 'cifar"):
+    _load(CONFIGS[0]).get_config("tiny")
+
+
+def test_headers_name_the_command():
+  for path in CONFIGS:
+    text = _load(path).__doc__
+    assert f"--config=configs/{path.name}" in text
+    assert "arXiv" in text
