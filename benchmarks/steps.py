@@ -32,6 +32,7 @@ CASES = {
   "resnet20": kinds.Case("resnet20", "small", 32, 128),
   "mobilenetv2": kinds.Case("mobilenet_v2", "imagenet", 32, 64),
   "mobilenetv2_224": kinds.Case("mobilenet_v2", "imagenet", 224, 8),
+  "vit_ti": kinds.Case("vit_ti", "small", 32, 16),
 }
 ROWS: dict[str, Callable[..., kinds.Step]] = {
   "plain": kinds.plain,
@@ -60,6 +61,7 @@ ROWS_OF = {
   "mobilenetv2_224": FEW,
   "resnet20": FEW,
   "resnet50": FEW,
+  "vit_ti": FEW,
 }
 # Not installed by default, and compared only where it is.
 OPTIONAL = {"qwix w8a8": "qwix"}
