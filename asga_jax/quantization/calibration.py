@@ -89,9 +89,10 @@ def sample_inputs(
   try:
     found, seconds = run(state, inputs)
   except (TypeError, ValueError) as error:
+    reason = str(error).rstrip(".")
     raise ValueError(
       f"{type(model).__name__}.{method} does not run on the example input, "
-      f"{inputs.dtype} of shape {inputs.shape}: {error}; {_ACCEPTED}"
+      f"{inputs.dtype} of shape {inputs.shape}: {reason}; {_ACCEPTED}"
     ) from error
   return Samples(
     {path: found[path] for path in readers},
