@@ -1,6 +1,7 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
 
 from asga_jax.conversion import format_rules as format_rules
+from asga_jax.conversion import layer_stats as layer_stats
 from asga_jax.conversion import not_searched as not_searched
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
@@ -51,6 +52,7 @@ __all__ = [
   "finish",
   "format_rules",
   "latency",
+  "layer_stats",
   "load_latency",
   "load_pareto",
   "load_policy",

@@ -10,6 +10,7 @@ from flax import nnx
 
 from asga_jax import policy as policy_lib
 from asga_jax import search_space, tracing
+from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.quantization import bit_choice, layers, surgery
 from asga_jax.quantization import rules as rules_lib
@@ -43,25 +44,33 @@ def searchable(
     A copy with the same paths, whose costs are known.
 
   Raises:
-    ValueError: bad bits, rules or settings, no layer that can be searched, or
-      a deployed network with other layers.
+    ValueError: bad bits, rules or settings, an example that the network cannot
+      be run on, no layer that can be searched, or a deployed network with other
+      layers.
   """
+  if deployed is not None:
+    _check_deployed(deployed, np.ndim(example_input) - 1)
   target, shape = deployed or (model, np.shape(example_input)[1:])
   method = settings.get("method", "__call__")
   made: Any = surgery.make_searchable(
     model, example_input, bits=bits, rules=rules, **settings
   )
-  network = macs.network_stats(
-    target,
-    shape,
-    dtype=jnp.result_type(example_input),
-    method=method,
-    products=[
-      path
-      for path, layer in layers.quantized_layers(made).items()
-      if isinstance(layer, layers.QuantProduct)
-    ],
-  )
+  products = [
+    path
+    for path, layer in layers.quantized_layers(made).items()
+    if isinstance(layer, layers.QuantProduct)
+  ]
+  dtype = jnp.result_type(example_input)
+  try:
+    network = macs.network_stats(
+      target, shape, dtype=dtype, method=method, products=products
+    )
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"costs cannot be counted on the deployed network "
+      f"({type(target).__name__}) with one input of the shape {tuple(shape)}: "
+      f"{error}"
+    ) from error
   search_space.build(made, network)
   refused = _not_searched(model, made)
   if rules or settings.get("tie_shared_inputs"):
@@ -72,6 +81,21 @@ def searchable(
   # Not a child and not a variable: the structure remembers its costs.
   made.deployed_network = nnx.static((network, tuple(shape)))
   return made
+
+
+def _check_deployed(deployed: Any, rank: int) -> None:
+  pair = isinstance(deployed, (tuple, list)) and len(deployed) == 2
+  if not pair or not isinstance(deployed[0], nnx.Module):
+    raise ValueError(
+      f"deployed is a {type(deployed).__name__}; expected (network, shape of "
+      "one input), such as (network, (224, 224, 3))."
+    )
+  shape = deployed[1]
+  if np.ndim(shape) != 1 or len(shape) != rank:
+    raise ValueError(
+      f"deployed has the input shape {shape!r}; expected that of one input "
+      f"without the batch, {rank} sizes as in the example input."
+    )
 
 
 def _not_searched(model: nnx.Module, made: nnx.Module) -> dict[str, str]:
@@ -96,6 +120,24 @@ def not_searched(model: nnx.Module) -> dict[str, str]:
     ValueError: another model.
   """
   return dict(_remembered(model, "refused_layers"))
+
+
+def layer_stats(model: nnx.Module) -> tuple[costs_lib.LayerStats, ...]:
+  """List what costs are counted on: what a `Cost` function is called with.
+
+  Args:
+    model: from `searchable`.
+
+  Returns:
+    Path, MACs per image and number of weights of every layer of the deployed
+    network, in call order.
+
+  Raises:
+    ValueError: another model.
+  """
+  network, _ = _remembered(model, "deployed_network")
+  layers_of: tuple[costs_lib.LayerStats, ...] = network.layers
+  return layers_of
 
 
 def format_rules(model: nnx.Module) -> str:
@@ -152,8 +194,10 @@ def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
     learned for it.
 
   Raises:
-    ValueError: the policy has other layers, or bits that are no candidates.
+    ValueError: the policy has other layers, or bits that are no candidates; a
+      model that is not searchable.
   """
+  _remembered(model, "decided_by")
   return surgery.fix_bits(
     model,
     {

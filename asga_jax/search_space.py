@@ -109,7 +109,16 @@ def known_costs(
   """List the costs that a budget may name: BOPs, sizes and the user's.
 
   A user's container size, of another format, takes the place of ours.
+
+  Raises:
+    ValueError: `costs` is no list of costs.
   """
+  listed = isinstance(costs, Sequence)
+  if not listed or not all(isinstance(c, costs_lib.Cost) for c in costs):
+    raise ValueError(
+      f"costs={costs!r}; expected a list of asga_jax.Cost, such as"
+      " [asga_jax.load_latency(FILE)]."
+    )
   own = any(cost.name == costs_lib.CONTAINER_SIZE.name for cost in costs)
   stored = () if own else (costs_lib.CONTAINER_SIZE,)
   return (costs_lib.BOPS, costs_lib.SIZE, *stored, *costs)

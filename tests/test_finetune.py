@@ -72,7 +72,7 @@ def test_bad_settings_are_named(fixed, tiny_batches, settings, named):
 
 
 def test_no_batches_and_a_nan_are_errors(fixed, tiny_batches):
-  with pytest.raises(ValueError, match="ended after step 0"):
+  with pytest.raises(ValueError, match="batches are 0; expected"):
     asga_jax.train_policy(fixed, [])
   bad = {**tiny_batches[0], "image": tiny_batches[0]["image"] * np.nan}
   with pytest.raises(loop.DivergedError, match="step 1"):

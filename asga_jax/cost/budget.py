@@ -74,6 +74,8 @@ def parse_budget(text: str) -> Budget:
     ValueError: the text is malformed, or names a kind twice; the message holds
       the text and the accepted forms.
   """
+  if not isinstance(text, str):
+    raise ValueError(f"budget {text!r}: no text; {_FORMS}")
   constraints: list[Constraint] = []
   for part in text.split(","):
     match = _CONSTRAINT.fullmatch(part)

@@ -306,10 +306,16 @@ def _check_paths(
 
 
 def _layer_cost(cost: Cost, layer: LayerStats, bw: int, ba: int) -> Number:
-  value = cost.layer_cost(layer, bw, ba)
-  return _number(
-    value, f"cost {cost.name!r} of layer {layer.path!r} at {(bw, ba)} bits"
-  )
+  what = f"cost {cost.name!r} of layer {layer.path!r} at {(bw, ba)} bits"
+  try:
+    value = cost.layer_cost(layer, bw, ba)
+  except LookupError as error:
+    raise ValueError(
+      f"{what} is missing: its function raised"
+      f" {type(error).__name__}: {error}; expected a number for every pair of a"
+      " layer's candidates."
+    ) from error
+  return _number(value, what)
 
 
 def _number(value: object, what: str) -> Number:

@@ -16,11 +16,14 @@ import csv
 import dataclasses
 import io
 import json
+import numbers
 import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from asga_jax import files
 from asga_jax import policy as policy_lib
@@ -52,7 +55,19 @@ def latency(table: Entries) -> costs.Cost:
 
   The cost raises LatencyTableError where the table lacks entries for the
   candidates of a network, or has layers that the network lacks.
+
+  Raises:
+    LatencyTableError: a key or a latency that a file could not have either.
   """
+  for key, ms in table.items():
+    if not isinstance(key, tuple) or len(key) != 3:
+      raise LatencyTableError(
+        f"the latency table has the key {key!r}: expected (layer, weight bits,"
+        " activation bits)."
+      )
+    # Of a number of NumPy, Python's own.
+    plain = ms.item() if isinstance(ms, np.number) else ms
+    _check_entry("the latency table", *key, plain)
 
   def layer_cost(layer: costs.LayerStats, bw: int, ba: int) -> costs.Number:
     try:
@@ -271,30 +286,42 @@ def _entries(rows: Iterable[tuple[str, Any]]) -> Entries:
     if not isinstance(row, dict):
       raise LatencyTableError(f"{where} is {row!r}: expected an object.")
     _check_names(row, COLUMNS, COLUMNS, where)
-    layer, *bits, ms = (row[name] for name in COLUMNS)
-    if not isinstance(layer, str) or not layer:
-      raise LatencyTableError(f"{where}: layer = {layer!r}: expected a path.")
-    for name, value in zip(COLUMNS[1:3], bits, strict=True):
-      if type(value) is not int or value not in policy_lib.ACCEPTED_BITS:
-        raise LatencyTableError(
-          f"{where}: {name} = {value!r}: expected one of"
-          f" {policy_lib.ACCEPTED_BITS}."
-        )
-    if type(ms) not in (int, float) or not 0 <= ms <= sys.float_info.max:
-      raise LatencyTableError(
-        f"{where}: ms = {ms!r} of layer {layer!r} at {tuple(bits)} bits:"
-        " expected a finite number >= 0."
-      )
-    key = (layer, *bits)
+    layer, bw, ba, ms = (row[name] for name in COLUMNS)
+    _check_entry(where, layer, bw, ba, ms)
+    key = (layer, bw, ba)
     if key in entries:
       raise LatencyTableError(
-        f"{where}: layer {layer!r} at {tuple(bits)} bits occurs twice:"
+        f"{where}: layer {layer!r} at {(bw, ba)} bits occurs twice:"
         " expected each entry once."
       )
     entries[key] = ms
   if not entries:
     raise LatencyTableError("it has no entries: expected one or more.")
   return entries
+
+
+def _check_entry(
+  where: str, layer: Any, weight_bits: Any, activation_bits: Any, ms: Any
+) -> None:
+  if not isinstance(layer, str) or not layer:
+    raise LatencyTableError(f"{where}: layer = {layer!r}: expected a path.")
+  bits = (weight_bits, activation_bits)
+  for name, value in zip(COLUMNS[1:3], bits, strict=True):
+    if (
+      not isinstance(value, numbers.Integral)
+      or isinstance(value, bool)
+      or value not in policy_lib.ACCEPTED_BITS
+    ):
+      raise LatencyTableError(
+        f"{where}: {name} = {value!r}: expected one of"
+        f" {policy_lib.ACCEPTED_BITS}."
+      )
+  real = isinstance(ms, numbers.Real) and not isinstance(ms, bool)
+  if not real or not 0 <= ms <= sys.float_info.max:
+    raise LatencyTableError(
+      f"{where}: ms = {ms!r} of layer {layer!r} at {bits} bits: expected a"
+      " finite number >= 0."
+    )
 
 
 def _check_names(

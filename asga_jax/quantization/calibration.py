@@ -15,6 +15,10 @@ from asga_jax.quantization import bit_choice, layers, quantizers
 # Values kept of each layer's input: enough for the error of a step, few enough
 # to try 64 steps for every candidate within a second a network.
 SAMPLE_SIZE = 4096
+_ACCEPTED = (
+  "expected one array of numbers, as the network takes it: a batch, its first "
+  "axis the examples."
+)
 
 
 class TensorSample(NamedTuple):
@@ -50,7 +54,12 @@ def sample_inputs(
     The samples of layers and of attention's products, in call order; a layer
     that is called more often gives a sample of its last call and the signedness
     of all.
+
+  Raises:
+    ValueError: no network or no such method; inputs that are no array of finite
+      numbers, have no batch axis, or that the network cannot be run on.
   """
+  _check_inputs(model, inputs, method)
   graphdef, state = nnx.split(model)
 
   @jax.jit
@@ -63,6 +72,9 @@ def sample_inputs(
     found: dict[str, TensorSample] = {}
     seconds: dict[str, TensorSample] = {}
     for index, call in enumerate(calls):
+      # Flax's layers add a batch axis of their own where there is none.
+      if call.inputs.shape == (1, *inputs.shape):
+        raise ValueError(f"layer {call.path!r} finds no batch axis")
       reader = first_reader.setdefault(id(call.inputs), call.path)
       readers.setdefault(call.path, reader)
       seen = found.get(call.path)
@@ -74,12 +86,46 @@ def sample_inputs(
 
   # jit sorts the keys of a dict; this one keeps the order of the calls.
   readers: dict[str, str] = {}
-  found, seconds = run(state, inputs)
+  try:
+    found, seconds = run(state, inputs)
+  except (TypeError, ValueError) as error:
+    reason = str(error).rstrip(".")
+    raise ValueError(
+      f"{type(model).__name__}.{method} does not run on the example input, "
+      f"{inputs.dtype} of shape {inputs.shape}: {reason}; {_ACCEPTED}"
+    ) from error
   return Samples(
     {path: found[path] for path in readers},
     {path: seconds[path] for path in readers if path in seconds},
     readers,
   )
+
+
+def _check_inputs(model: Any, inputs: Any, method: str) -> None:
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f"model is a {type(model).__name__}; expected a Flax nnx.Module."
+    )
+  if not callable(getattr(model, method, None)):
+    raise ValueError(
+      f"method={method!r}; expected the name of a method of model "
+      f"({type(model).__name__})."
+    )
+  if not isinstance(inputs, (np.ndarray, jax.Array)):
+    raise ValueError(
+      f"the example input is a {type(inputs).__name__}; {_ACCEPTED}"
+    )
+  if inputs.ndim < 1 or inputs.size == 0:
+    raise ValueError(
+      f"the example input has the shape {inputs.shape}; {_ACCEPTED}"
+    )
+  if not (inputs.dtype == bool or jnp.issubdtype(inputs.dtype, jnp.number)):
+    raise ValueError(f"the example input is of {inputs.dtype}; {_ACCEPTED}")
+  if not bool(jnp.all(jnp.isfinite(inputs))):
+    raise ValueError(
+      "the example input holds values that are not finite; initial ranges are "
+      f"taken from them: {_ACCEPTED}"
+    )
 
 
 def _sample(

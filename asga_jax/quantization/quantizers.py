@@ -10,6 +10,7 @@ They differ in where the step comes from and in which gradient it receives.
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
   Raises:
     ValueError: no candidate, one given twice, or one out of range.
   """
-  candidates = (bits,) if isinstance(bits, int) else tuple(bits)
+  candidates = tuple(bits) if isinstance(bits, Iterable) else (bits,)
   accepted = "expected distinct bit-widths in 2..8, or 32 for float"
   if not candidates:
     raise ValueError(f"{name} is empty; {accepted}.")

@@ -68,6 +68,19 @@ class LayerRule:
   rule: int | None = None
 
 
+def check_rules(rules: Sequence[Rule]) -> None:
+  """Check that rules are a list of them; raises ValueError otherwise."""
+  listed = isinstance(rules, Sequence) and not isinstance(rules, str)
+  wrong = (
+    [rule for rule in rules if not isinstance(rule, Rule)] if listed else 1
+  )
+  if wrong:
+    raise ValueError(
+      f"rules={rules!r}; expected a list of asga_jax.Rule, such as"
+      " [asga_jax.Rule('head', weight_bits=8)]."
+    )
+
+
 def resolve(
   rules: Sequence[Rule],
   paths: Sequence[str],

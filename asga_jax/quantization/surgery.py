@@ -56,10 +56,14 @@ def make_searchable(
     `decided_by` is what `rules.describe` gives.
 
   Raises:
-    ValueError: bad bits or rules, an unknown quantizer, a model without layers,
-      or one that is searchable already.
+    ValueError: bad bits or rules, an unknown quantizer, an example that the
+      model cannot be run on, a model without layers, or one that is searchable
+      already.
     TypeError: a layer of a subclass with a `__call__` of its own.
   """
+  rules_lib.check_rules(rules)
+  quantizers.check_bits(bits, "bits")
+  quantizers.check_bits(end_bits, "end_bits")
   of_weights = quantizers.make_quantizer(
     weight_quantizer, weights=True, per_channel=per_channel
   )

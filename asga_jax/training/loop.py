@@ -1,7 +1,7 @@
 """The loop over steps: figures in blocks, checkpoints, a stop at NaN."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jax
@@ -67,9 +67,20 @@ def run(
   Raises:
     DivergedError: a loss is not finite; it names the step and the last
       checkpoint.
-    ValueError: `batches` ended early, or gives no pairs where it must.
+    ValueError: `batches` is or gives something else, or too few; known before
+      the first step where they have a length.
   """
   first = done = int(state.step)
+  if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+    raise ValueError(
+      f"batches is of type {type(batches).__name__}; expected a list or an "
+      "iterator of batches."
+    )
+  if isinstance(batches, Sized) and len(batches) < total - first:
+    raise ValueError(
+      f"batches are {len(batches)}; expected one for each of {total - first} "
+      "steps (itertools.cycle repeats them)."
+    )
   source: Iterator[Any] = iter(batches)
   buffer = metrics_log.MetricsBuffer()
 

@@ -55,13 +55,41 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
 
   Returns:
     The loss, shape (), and {'accuracy': shape ()}.
+
+  Raises:
+    ValueError: a batch of another form.
   """
+  if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+    found = (
+      sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    )
+    raise ValueError(
+      f"a batch is {found}; cross_entropy expects a dict of 'image' and "
+      "'label': hand over a loss_fn of your own for other batches."
+    )
   logits = model(batch["image"])
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch["label"]
   )
   correct = jnp.argmax(logits, axis=-1) == batch["label"]
   return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
+
+
+def _checked(result: Any) -> tuple[jax.Array, Metrics]:
+  """Check what a loss function returned; raises ValueError."""
+  pair = isinstance(result, tuple) and len(result) == 2
+  if not pair or not isinstance(result[1], Mapping):
+    raise ValueError(
+      f"loss_fn returned {type(result).__name__}; expected a pair (loss, "
+      "figures) of the mean loss and a dict, perhaps empty: return loss, {}"
+    )
+  for name, value in {"loss": result[0], **result[1]}.items():
+    if jnp.shape(value) != ():
+      raise ValueError(
+        f"{name!r} of loss_fn has the shape {jnp.shape(value)}; expected one "
+        "number, such as a mean over the batch."
+      )
+  return result
 
 
 def changed_codes(
@@ -149,7 +177,7 @@ def search_step(
 
   def loss(params, rest, data):
     model = state_lib.merge_model(parts.graphdef, params, rest)
-    value, figures = parts.loss_fn(model, data)
+    value, figures = _checked(parts.loss_fn(model, data))
     return value, (figures, state_lib.split_model(model)[2])
 
   one_pass = outline.outlined(jax.value_and_grad(loss, has_aux=True))

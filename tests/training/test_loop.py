@@ -100,12 +100,29 @@ def test_a_first_bad_step_says_that_there_is_no_checkpoint():
 
 def test_after_a_resume_the_error_names_the_checkpoint_resumed_from():
   with pytest.raises(loop.DivergedError, match=r"step 6 .* of step 4"):
-    _run([4, math.nan], 8, first=4, last_saved=4, flush_every=1)
+    _run([4, math.nan, 6, 7], 8, first=4, last_saved=4, flush_every=1)
 
 
 def test_batches_that_end_early_are_an_error():
+  batches = iter(_batches(range(2)))
   with pytest.raises(ValueError, match=r"ended after step 2; expected .* 5"):
-    _run(range(2), 5)
+    loop.run(_step, _State(0), batches, 5, sharding.data_mesh())
+
+
+@pytest.mark.parametrize(
+  ("batches", "named"),
+  [
+    (_batches(range(2)), "batches are 2; expected one for each of 3 steps"),
+    ({"image": 1, "label": 2, "more": 3}, "batches is of type dict"),
+    (7, "batches is of type int"),
+  ],
+)
+def test_batches_that_cannot_do_are_an_error_before_any_step(batches, named):
+  def step(state, batch):
+    raise AssertionError("a step was made")
+
+  with pytest.raises(ValueError, match=named):
+    loop.run(step, _State(2), batches, 5, sharding.data_mesh())
 
 
 def test_pairs_are_handed_on_as_two_batches():

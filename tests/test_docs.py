@@ -1,0 +1,90 @@
+"""The pages in docs/ run, and what they and README.md name is there."""
+
+import contextlib
+import io
+import pathlib
+import re
+import types
+
+import pytest
+
+import asga_jax
+from asga_jax import search_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+RUN = ("concepts.md", "your-own-model.md")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+  r"^```python\n(?P<code>.*?)^```$(?:\n\n^```text\n(?P<shown>.*?)^```$)?",
+  re.DOTALL | re.MULTILINE,
+)
+
+
+def _named(page):
+  return page.name
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_every_block_runs_and_prints_what_is_shown(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = (ROOT / "docs" / name).read_text()
+  blocks = list(BLOCK.finditer(text))
+  assert len(blocks) == text.count("```python") > 5
+  page = types.ModuleType("page")
+  for block in blocks:
+    line = text[: block.start("code")].count("\n")
+    # Errors name the line of the page.
+    code = compile("\n" * line + block["code"], name, "exec")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+      exec(code, vars(page))
+    assert printed.getvalue() == (block["shown"] or ""), f"{name}:{line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_links_lead_somewhere(page):
+  text = page.read_text()
+  headings = {
+    re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+    for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+  }
+  links = re.findall(r"\]\(([^)\s]+)\)", text)
+  assert links
+  for link in links:
+    if link.startswith("#"):
+      assert link[1:] in headings
+    elif not link.startswith("https://"):
+      assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_names_are_public(page):
+  modules = {"asga_jax.py"}
+  names = set(re.findall(r"\basga_jax\.(\w+)", page.read_text()))
+  imported = set(
+    re.findall(r"^from asga_jax\.(\w+)", page.read_text(), re.MULTILINE)
+  )
+  assert names
+  assert names - imported - modules - {"NAME"} <= set(asga_jax.__all__)
+
+
+def test_flags_are_known():
+  flags = {
+    flag
+    for page in PAGES
+    for flag in re.findall(r"--config\.[\w.]*\w(?:=\S+)?", page.read_text())
+  }
+  flags.discard("--config.KEY")
+  assert len(flags) > 5
+  search_config.check_flag_names(sorted(flags))
+
+
+def test_an_unknown_flag_would_be_found():
+  with pytest.raises(ValueError, match="stepz"):
+    search_config.check_flag_names(["--config.search.stepz=3"])
+
+
+def test_public_names_are_sorted_and_there():
+  assert asga_jax.__all__ == sorted(asga_jax.__all__)
+  for name in asga_jax.__all__:
+    assert hasattr(asga_jax, name)
