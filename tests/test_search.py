@@ -221,7 +221,7 @@ def test_a_deployed_network_that_does_not_match_is_named(
     asga_jax.searchable(
       tiny_network,
       tiny_batches[0]["image"],
-      deployed=(Other(nnx.Rngs(0)), (3,)),
+      deployed=(Other(nnx.Rngs(0)), (8, 8, 3)),
     )
 
 
