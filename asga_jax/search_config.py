@@ -110,14 +110,11 @@ def of_search(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Check the keys, types and values of a search's configuration.
 
-  Args:
-    config: from `of_search`.
-
   Raises:
     ValueError: names the key, its value and what is accepted.
   """
   defaults = config_lib.drop(default_config(), OF_FINETUNE)
-  config_lib.check_config(config, defaults)
+  config_lib.check_config(of_search(config), defaults)
   make_settings(config)
   check_common(config)
   weights = config.weights
