@@ -42,8 +42,17 @@ from asga_jax.training import state as state_lib
 
 # Figures that the progress display shows.
 SHOWN = ("loss", "accuracy")
-# Figures of a step that say something only of a search.
+# Figures of a step that say something only of a search, or only where there is
+# a second pass.
 _OF_SEARCH = ("temperature", "logit_spread")
+_OF_SECOND_PASS = (
+  "gap",
+  "smoothed_gap",
+  "radius",
+  "cosine",
+  "perturbed_loss",
+  "perturbed_gradient_norm",
+)
 
 
 class Finished(NamedTuple):
@@ -257,13 +266,17 @@ def _finish(
 
 
 def _plot(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
-  records = [
-    {name: x for name, x in record.items() if name not in _OF_SEARCH}
-    for record in metrics_log.read_metrics(directory / "metrics.jsonl")
+  records = metrics_log.read_metrics(directory / "metrics.jsonl")
+  idle = _OF_SEARCH
+  if not any("codes_changed" in record for record in records):
+    idle += _OF_SECOND_PASS
+  shown = [
+    {name: x for name, x in record.items() if name not in idle}
+    for record in records
   ]
   policy = config.finetune.policy or "float"
   plots.plot_search(
-    records,
+    shown,
     directory / "finetune.png",
     title=f"{config.model} on {config.data.name}, {policy}",
     rho_max=config.finetune.sharpness.rho_max,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from unittest import mock
 
 import jax
@@ -25,7 +26,7 @@ from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
 from asga_jax.quantization import layers
-from asga_jax.training import checkpoints, loop, metrics_log
+from asga_jax.training import ahead, checkpoints, loop, metrics_log
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 MIXED = {"first": (8, 8), "middle": (3, 4), "inner": (2, 5), "head": (8, 8)}
@@ -98,7 +99,6 @@ def float_run(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
 def _taught(config, policy_file, float_run):
   """Uses all that a step may have."""
   config.finetune.policy = str(policy_file)
-  config.finetune.preset = "asga"
   config.finetune.ema_decay = 0.9
   config.finetune.label_smoothing = 0.1
   config.finetune.distillation.weight = 0.5
@@ -251,7 +251,9 @@ def test_float_weights_come_in_and_steps_are_calibrated(
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
   directory = tmp_path_factory.mktemp("search")
-  search_run.run(make_tiny(), directory)
+  config = make_tiny()
+  config.search.preset = "sgd"
+  search_run.run(config, directory)
   return directory
 
 
@@ -430,7 +432,7 @@ def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
   policy_lib.save(_policy(config), tmp_path / "policy.json")
   directory = tmp_path / "run"
   with (
-    mock.patch.object(loop, "run", side_effect=KilledError),
+    mock.patch.object(ahead, "compile_step", side_effect=KilledError),
     pytest.raises(KilledError),
   ):
     finetune_run.run(config, directory)
@@ -489,13 +491,14 @@ def test_a_search_is_evaluated_at_its_policy(searched, config):
     evaluate_run.run(searched, split="valid")
 
 
-def test_runs_on_other_data_cannot_be_compared(whole, config, tmp_path):
-  config.data.name = "three"
-  config.data.image_size = 16
-  config.finetune.steps = 1
-  finetune_run.run(config, tmp_path)
-  with pytest.raises(ValueError, match="trained on three at size 16"):
-    evaluate_run.run(whole, compare=[str(tmp_path)])
+def test_runs_on_other_data_cannot_be_compared(whole, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(whole, other)
+  changed = json.loads((whole / "config.json").read_text())
+  changed["data"]["image_size"] = 16
+  (other / "config.json").write_text(json.dumps(changed))
+  with pytest.raises(ValueError, match=r"digits at size 16.*at size 8"):
+    evaluate_run.run(whole, compare=[str(other)])
 
 
 def test_a_damaged_summary_or_weights_file_is_named(whole, tmp_path):

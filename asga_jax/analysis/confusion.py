@@ -53,7 +53,7 @@ def plot_confusion(
   if classes <= _MOST_WRITTEN:
     for row, column in np.ndindex(classes, classes):
       value = share[row, column]
-      if value >= 0.5:
+      if value >= 1:
         axes.text(
           column,
           row,
