@@ -10,49 +10,32 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
-from flax import nnx
 
 from asga_jax import data as data_lib
 from asga_jax import (
-  evaluate,
   files,
   finetune,
   finetune_config,
   finetune_parts,
+  finetune_summary,
   policy_table,
-  pretrained,
   search_parts,
   trained_runs,
 )
 from asga_jax import policy as policy_lib
-from asga_jax.analysis import plots
 from asga_jax.data import batches as batches_lib
-from asga_jax.quantization import calibration
 from asga_jax.training import (
   ahead,
   checkpoints,
   compile_cache,
-  metrics_log,
   recorded_loop,
   sharding,
   tensorboard_log,
   workdir,
 )
-from asga_jax.training import state as state_lib
 
 # Figures that the progress display shows.
 SHOWN = ("loss", "accuracy")
-# Figures of a step that say something only of a search, or only where there is
-# a second pass.
-_OF_SEARCH = ("temperature", "logit_spread")
-_OF_SECOND_PASS = (
-  "gap",
-  "smoothed_gap",
-  "radius",
-  "cosine",
-  "perturbed_loss",
-  "perturbed_gradient_norm",
-)
 
 
 class Finished(NamedTuple):
@@ -149,8 +132,10 @@ def run(
       kept.save,
       tensorboard=tensorboard,
     )
-    summary = _finish(config, made, state, dataset, split, directory)
-  _plot(config, directory)
+    summary = finetune_summary.conclude(
+      config, made, state, dataset, split, directory
+    )
+  finetune_summary.plot(config, directory)
   # The last file: it marks a training that has ended.
   files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
@@ -218,69 +203,6 @@ def _batches(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-
-
-def _finish(
-  config: ml_collections.ConfigDict,
-  made: finetune.Training,
-  state: state_lib.TrainState,
-  dataset: data_lib.Dataset,
-  split: data_lib.Split,
-  directory: pathlib.Path,
-) -> dict[str, Any]:
-  """Evaluate what was trained on the test images, and keep its weights."""
-  prepare = search_parts.make_prepare(config, dataset, train=False)
-  report = data_lib.Split(dataset.test_images, dataset.test_labels)
-
-  def settle(averaged: bool) -> tuple[nnx.Module, dict[str, float]]:
-    model = finetune.trained_model(made, state, averaged=averaged)
-    inputs = evaluate.norm_inputs(
-      split,
-      prepare,
-      batch_size=config.eval_batch_size,
-      batches=config.batch_norm_batches,
-      seed=config.finetune.seed,
-    )
-    calibration.reestimate_batch_norm(model, inputs)
-    found = evaluate.evaluate(
-      model,
-      report,
-      prepare,
-      batch_size=config.eval_batch_size,
-      batches=config.report_batches,
-    )
-    return model, found.figures()
-
-  model, figures = settle(averaged=False)
-  pretrained.save_weights(model, directory / trained_runs.WEIGHTS)
-  if config.finetune.ema_decay:
-    model, averaged = settle(averaged=True)
-    pretrained.save_weights(model, directory / trained_runs.AVERAGED_WEIGHTS)
-    figures |= {f"ema_{name}": value for name, value in averaged.items()}
-  return {
-    "data": dataset.name,
-    "classes": dataset.num_classes,
-    "steps": int(state.step),
-    **figures,
-  }
-
-
-def _plot(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
-  records = metrics_log.read_metrics(directory / "metrics.jsonl")
-  idle = _OF_SEARCH
-  if not any("codes_changed" in record for record in records):
-    idle += _OF_SECOND_PASS
-  shown = [
-    {name: x for name, x in record.items() if name not in idle}
-    for record in records
-  ]
-  policy = config.finetune.policy or "float"
-  plots.plot_search(
-    shown,
-    directory / "finetune.png",
-    title=f"{config.model} on {config.data.name}, {policy}",
-    rho_max=config.finetune.sharpness.rho_max,
-  )
 
 
 def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
