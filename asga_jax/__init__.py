@@ -3,6 +3,7 @@
 from asga_jax.conversion import format_rules as format_rules
 from asga_jax.conversion import layer_stats as layer_stats
 from asga_jax.conversion import not_searched as not_searched
+from asga_jax.conversion import quantize as quantize
 from asga_jax.conversion import searchable as searchable
 from asga_jax.conversion import with_policy as with_policy
 from asga_jax.cost.costs import Cost as Cost
@@ -33,6 +34,7 @@ from asga_jax.sharpness import ascent_point as ascent_point
 from asga_jax.sharpness import asga_transform as asga_transform
 from asga_jax.sharpness import diagnostics as diagnostics
 from asga_jax.sharpness import preset as preset
+from asga_jax.training.losses import make_loss as make_loss
 from asga_jax.training.steps import cross_entropy as cross_entropy
 
 __all__ = [
@@ -57,10 +59,12 @@ __all__ = [
   "load_pareto",
   "load_policy",
   "load_weights",
+  "make_loss",
   "not_searched",
   "pareto",
   "policy_at",
   "preset",
+  "quantize",
   "save_pareto",
   "save_policy",
   "save_weights",

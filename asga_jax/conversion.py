@@ -1,5 +1,6 @@
 """From a float network to a searchable one, and on to a fixed one."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from asga_jax import attention, search_space, tracing
 from asga_jax import policy as policy_lib
-from asga_jax import search_space, tracing
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.quantization import bit_choice, layers, surgery
@@ -204,4 +205,94 @@ def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
       path: (layer.weight_bits, layer.activation_bits)
       for path, layer in policy.layers.items()
     },
+  )
+
+
+def check_policy(
+  model: nnx.Module,
+  policy: policy_lib.Policy,
+  input_shape: Sequence[int],
+  *,
+  method: str = "__call__",
+) -> None:
+  """Check that a policy names just the layers that a float network calls.
+
+  Args:
+    model: the network, or its shapes from `nnx.eval_shape`; head and
+      resolution may differ from those of the policy.
+    policy: what is to hold for it.
+    input_shape: of one input.
+    method: the method that is called on inputs.
+
+  Raises:
+    PolicyError: layers that one of the two lacks; it names them.
+  """
+  products = find_products(model)
+  called = macs.network_stats(
+    model,
+    input_shape,
+    method=method,
+    products=[path for path in products if path in policy.layers],
+  ).paths
+  missing = [path for path in called if path not in policy.layers]
+  unknown = [path for path in policy.layers if path not in called]
+  if missing or unknown:
+    raise policy_lib.PolicyError(
+      f"the policy of {policy.model!r} does not fit {type(model).__name__}: it"
+      f" lacks the layers {missing} and has the unknown layers {unknown};"
+      " expected those of a network of the same topology, whatever its head"
+      " and resolution."
+    )
+
+
+def find_products(model: nnx.Module) -> list[str]:
+  """List the paths of a float network's products of attention."""
+  exposed = attention.expose_products(nnx.clone(model))
+  return [
+    path
+    for path, module in tracing.find_layers(exposed).items()
+    if isinstance(module, attention.Product)
+  ]
+
+
+def quantize(
+  model: nnx.Module,
+  example_input: Any,
+  policy: policy_lib.Policy,
+  **settings: Any,
+) -> nnx.Module:
+  """Quantize a float network by a policy, without a search.
+
+  The policy may come from a network with another head or resolution.
+
+  Args:
+    model: any Flax NNX module; it is not changed.
+    example_input: a batch of real inputs: the step sizes are calibrated on it.
+    policy: for the layers of the same paths.
+    **settings: see `quantization.surgery.make_searchable`.
+
+  Returns:
+    A copy in which every tensor has one bit-width, for `train_policy`.
+
+  Raises:
+    PolicyError: the policy has other layers.
+    ValueError: bad settings.
+  """
+  shape = np.shape(example_input)[1:]
+  method = settings.get("method", "__call__")
+  check_policy(model, policy, shape, method=method)
+  products = find_products(model)
+  return surgery.make_searchable(
+    model,
+    example_input,
+    rules=[
+      rules_lib.Rule(
+        re.escape(path),
+        weight_bits=layer.weight_bits,
+        activation_bits=layer.activation_bits,
+        products=path in products,
+      )
+      for path, layer in policy.layers.items()
+    ],
+    **settings,
   )

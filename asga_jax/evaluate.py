@@ -1,10 +1,14 @@
-"""Accuracy of a network on a whole split."""
+"""How good a network is on a split: loss, top-1, top-5, confusion matrix."""
 
 import functools
 import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
 
 from asga_jax.data import batches as batches_lib
@@ -12,24 +16,57 @@ from asga_jax.data import dataset as dataset_lib
 from asga_jax.training import steps
 
 
+class Evaluation(NamedTuple):
+  """What a network does on a split."""
+
+  images: int
+  top1: float  # share of images whose class has the highest logit, in [0, 1]
+  top5: float  # share of images whose class has one of the five highest
+  loss: float  # mean cross-entropy, in nats
+  # How many images of a class (row) are taken for a class (column): shape
+  # (classes, classes), int64.
+  confusion: np.ndarray
+
+  def figures(self) -> dict[str, float]:
+    """Give the shares and the loss by name, for JSON."""
+    return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _correct(graphdef, state, prepare, batch):
-  """Count the right answers of a batch; padding does not count."""
+def _measure(graphdef, state, prepare, batch):
+  """Sum loss and right answers of a batch, and count its confusions."""
   model = nnx.merge(graphdef, state, copy=True)
-  data = prepare(jax.random.key(0), batch)
-  right = jnp.argmax(model(data["image"]), axis=-1) == batch["label"]
-  return jnp.sum(right * batch["mask"])
+  logits = model(prepare(jax.random.key(0), batch)["image"])
+  logits = logits.astype(jnp.float32)
+  labels, mask = batch["label"], batch["mask"]
+  classes = logits.shape[-1]
+  own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+  # Of equal logits the first is taken for the higher, as by argmax.
+  before = jnp.arange(classes) < labels[:, None]
+  rank = jnp.sum((logits > own) | ((logits == own) & before), axis=1)
+  # No comparison holds with a NaN, and no image is to count as right for it.
+  rank = jnp.where(jnp.isnan(logits).any(axis=1), classes, rank)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  confusion = jnp.zeros((classes, classes))
+  confusion = confusion.at[labels, jnp.argmax(logits, axis=1)].add(mask)
+  sums = {
+    "top1": jnp.sum((rank < 1) * mask),
+    "top5": jnp.sum((rank < 5) * mask),
+    # Not losses * mask, where a NaN of the padding would stay.
+    "loss": jnp.sum(jnp.where(mask > 0, losses, 0)),
+  }
+  return sums, confusion
 
 
-def accuracy(
+def evaluate(
   model: nnx.Module,
   split: dataset_lib.Split,
   prepare: steps.PrepareFn,
   *,
   batch_size: int = 250,
   batches: int = 0,
-) -> float:
-  """Compute the share of a split's images that a network gets right.
+) -> Evaluation:
+  """Evaluate a classifier on a split.
 
   Two networks of one structure, such as two policies, share one compilation
   if they are handed the same `prepare`.
@@ -42,15 +79,71 @@ def accuracy(
     batches: how many batches to take from the start; 0 for all.
 
   Returns:
-    The accuracy, in [0, 1].
+    The figures. An image at which a logit is NaN is wrong.
   """
   model = nnx.clone(model)
   model.eval()
   graphdef, state = nnx.split(model)
-  found = []
+  seen = 0
+  totals = dict.fromkeys(("top1", "top5", "loss"), 0.0)
+  confusion: Any = 0
   taken = batches_lib.eval_batches(split, batch_size)
   for batch in itertools.islice(taken, batches or None):
-    right = _correct(graphdef, state, prepare, batch)
-    found.append((right, batch["mask"].sum()))
-  right, seen = (sum(map(float, column)) for column in zip(*found, strict=True))
-  return right / seen
+    sums, counts = _measure(graphdef, state, prepare, batch)
+    for name, value in sums.items():
+      totals[name] += float(value)
+    confusion = confusion + np.asarray(counts, np.int64)
+    seen += int(batch["mask"].sum())
+  return Evaluation(
+    images=seen,
+    confusion=confusion,
+    **{name: total / seen for name, total in totals.items()},
+  )
+
+
+def accuracy(
+  model: nnx.Module,
+  split: dataset_lib.Split,
+  prepare: steps.PrepareFn,
+  *,
+  batch_size: int = 250,
+  batches: int = 0,
+) -> float:
+  """Compute the share of a split's images that a network gets right.
+
+  Args:
+    model: see `evaluate`.
+    split: see `evaluate`.
+    prepare: see `evaluate`.
+    batch_size: see `evaluate`.
+    batches: see `evaluate`.
+
+  Returns:
+    The accuracy, in [0, 1].
+  """
+  found = evaluate(
+    model, split, prepare, batch_size=batch_size, batches=batches
+  )
+  return found.top1
+
+
+def norm_inputs(
+  split: dataset_lib.Split,
+  prepare: steps.PrepareFn,
+  *,
+  batch_size: int,
+  batches: int,
+  seed: int,
+) -> Iterator[jax.Array]:
+  """Yield inputs for `calibration.reestimate_batch_norm`.
+
+  Args:
+    split: the training images.
+    prepare: of (key, raw batch) to the network's input, without augmentation.
+    batch_size: of each.
+    batches: how many.
+    seed: of their order.
+  """
+  for step in range(batches):
+    raw = batches_lib.batch_at(split, step, batch_size=batch_size, seed=seed)
+    yield prepare(jax.random.key(0), raw)["image"]

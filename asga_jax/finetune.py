@@ -1,33 +1,36 @@
-"""Training of a network whose policy is fixed."""
+"""Training of a network whose policy is fixed, or of a float network."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import sharpness
-from asga_jax.training import loop, optimizers, sharding, steps
+from asga_jax.training import averaging, loop, setup, sharding, steps
 from asga_jax.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(setup.TrainingSettings):
   """How to train a network at a fixed policy."""
 
   steps: int = 300
-  # One of sharpness.PRESETS, and arguments that differ from it.
   preset: str = "sgd"
-  sharpness: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  learning_rate: float = 0.05
-  quantizer_learning_rate: float = 1e-2
-  momentum: float = 0.9
-  weight_decay: float = 1e-4
-  seed: int = 0
+  # See optimizers.make_schedule.
+  schedule: str = "cosine"
+  warmup_fraction: float = 0.05
+  milestones: tuple[float, ...] = (0.5, 0.75)
+  decay_factor: float = 0.1
+  # Of a running average of weights and step sizes, see averaging.track_average;
+  # 0 for none.
+  ema_decay: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check({"ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)")})
 
 
 class Training(NamedTuple):
@@ -37,6 +40,7 @@ class Training(NamedTuple):
   state: state_lib.TrainState
   graphdef: nnx.GraphDef
   layout: state_lib.LogitLayout
+  mesh: Mesh
 
 
 def start_training(
@@ -52,44 +56,103 @@ def start_training(
   Takes what `train_policy` does, but for the batches.
   """
   settings = settings or FinetuneSettings()
-  mesh = sharding.data_mesh() if mesh is None else mesh
   taken = state_lib.take_apart(model)
-  parts = steps.StepParts(
-    graphdef=taken.step_graphdef,
-    layout=taken.layout,
-    loss_fn=loss_fn,
-    prepare=prepare or (lambda key, batch: batch),
-    transform=sharpness.preset(
-      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
-    ),
-    optimizer=optimizers.weight_optimizer(
-      steps=settings.steps,
-      learning_rate=settings.learning_rate,
-      quantizer_learning_rate=settings.quantizer_learning_rate,
-      momentum=settings.momentum,
-      weight_decay=settings.weight_decay,
-    ),
-    # The one candidate of each tensor has nothing to learn.
-    logit_optimizer=optax.set_to_zero(),
-    expected_use=None,
-    temperature=lambda step: jnp.float32(1),
-    multiplier_rate=0.0,
+  optimizer = setup.weight_optimizer(
+    settings,
+    schedule=settings.schedule,
+    warmup_fraction=settings.warmup_fraction,
+    milestones=settings.milestones,
+    decay_factor=settings.decay_factor,
   )
-  state = state_lib.initial_state(
-    taken.params,
-    taken.rest,
-    key=jax.random.key(settings.seed),
-    transform=parts.transform,
-    optimizer=parts.optimizer,
-    logit_optimizer=parts.logit_optimizer,
-    budgets=0,
+  if settings.ema_decay:
+    average = averaging.track_average(settings.ema_decay)
+    optimizer = optax.chain(optimizer, average)
+  started = setup.start(
+    taken,
+    loss_fn,
+    settings=settings,
+    optimizer=optimizer,
+    prepare=prepare,
+    mesh=mesh,
   )
   return Training(
-    step=steps.compile_step(parts, mesh, bilevel=False),
-    state=sharding.place_replicated(state, mesh),
+    step=started.step,
+    state=started.state,
     graphdef=taken.graphdef,
     layout=taken.layout,
+    mesh=started.mesh,
   )
+
+
+def trained_model(
+  training: Training, state: state_lib.TrainState, *, averaged: bool = False
+) -> nnx.Module:
+  """Put the network together with what has been trained.
+
+  Args:
+    training: from `start_training`.
+    state: after some step.
+    averaged: whether to take the running averages of weights and step sizes;
+      batch norm keeps the statistics of the training.
+
+  Raises:
+    ValueError: averages are asked for and were not kept.
+  """
+  params = state.params
+  if averaged:
+    average = averaging.find_average(state.optimizer)
+    if average is None:
+      raise ValueError("ema_decay=0 keeps no average; expected it above 0.")
+    params = params._replace(**average)
+  params = params._replace(logits=training.layout.unstack(params.logits))
+  model: nnx.Module = state_lib.merge_model(
+    training.graphdef, params, state.rest
+  )
+  return model
+
+
+def taught(
+  batches: Iterable[Any],
+  teacher: nnx.Module,
+  *,
+  prepare: steps.PrepareFn,
+  seed: int,
+  first: int,
+  mesh: Mesh,
+) -> Iterator[dict[str, jax.Array]]:
+  """Add a teacher's answers to batches, for `losses.make_loss`.
+
+  The teacher sees the very images that the student is trained on, so they are
+  prepared here; the step's own `prepare` must then hand them on.
+
+  Args:
+    batches: raw ones, from step `first` on.
+    teacher: a network; it runs in evaluation mode.
+    prepare: of (key, raw batch) to the networks' input.
+    seed: of the training, which the keys come from.
+    first: how many steps were done.
+    mesh: of the axis `data`.
+
+  Yields:
+    Prepared batches on the mesh, with 'teacher_logits'.
+  """
+  teacher = nnx.clone(teacher)
+  teacher.eval()
+  graphdef, state = nnx.split(teacher)
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+  def teach(state, key, step, raw):
+    data = prepare(jax.random.fold_in(key, step), raw)
+    model = nnx.merge(graphdef, state, copy=True)
+    return {**data, "teacher_logits": model(data["image"])}
+
+  answer = jax.jit(
+    teach, in_shardings=(whole, whole, whole, split), out_shardings=split
+  )
+  state = sharding.place_replicated(state, mesh)
+  key = sharding.place_replicated(jax.random.key(seed), mesh)
+  for step, raw in enumerate(batches, first):
+    yield answer(state, key, step, sharding.place_batch(raw, mesh))
 
 
 def train_policy(
@@ -106,27 +169,28 @@ def train_policy(
   Each call compiles its step once.
 
   Args:
-    model: from `conversion.with_policy`, or any network; it is not changed. It
-      is trained in training mode, whatever its own.
+    model: from `conversion.with_policy` or `conversion.quantize`, or any
+      network; it is not changed. It is trained in training mode, whatever its
+      own.
     batches: as many as there are steps, or more.
-    loss_fn: of (model, batch) to the mean loss and a dict of figures.
+    loss_fn: of (model, batch) to the mean loss and a dict of figures, such as
+      `losses.make_loss` gives.
     settings: how to train.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
 
   Returns:
-    A trained copy.
+    A trained copy: the averages, if the settings ask for them.
 
   Raises:
     ValueError: a bad setting, or fewer batches than steps.
     DivergedError: the loss is not finite.
   """
   settings = settings or FinetuneSettings()
-  mesh = sharding.data_mesh() if mesh is None else mesh
   training = start_training(
     model, loss_fn, settings=settings, prepare=prepare, mesh=mesh
   )
-  state = loop.run(training.step, training.state, batches, settings.steps, mesh)
-  unstacked = training.layout.unstack(state.params.logits)
-  trained = state.params._replace(logits=unstacked)
-  return state_lib.merge_model(training.graphdef, trained, state.rest)
+  state = loop.run(
+    training.step, training.state, batches, settings.steps, training.mesh
+  )
+  return trained_model(training, state, averaged=settings.ema_decay > 0)

@@ -62,6 +62,38 @@ def load_weights(
     NameMapError: the map cannot be used.
     ValueError: `skip` matches nothing.
   """
+  return fill(
+    model,
+    weight_files.read(path),
+    source=os.fspath(path),
+    name_map=name_map,
+    skip=skip,
+  )
+
+
+def fill(
+  model: nnx.Module,
+  arrays: Mapping[str, np.ndarray],
+  *,
+  source: str,
+  name_map: name_maps.Given | None = None,
+  skip: Sequence[str] = (),
+) -> nnx.Module:
+  """Fill a network with arrays by name, as `load_weights` does with a file's.
+
+  Args:
+    model: it is not changed.
+    arrays: by name.
+    source: where they come from, for errors.
+    name_map: how names become paths of variables.
+    skip: patterns of variables that stay as they are.
+
+  Returns:
+    A filled copy.
+
+  Raises:
+    ValueError: see `load_weights`.
+  """
   table = _resolve(name_map)
   graphdef, *states = nnx.split(model, _SAVED, ...)
   state, streams = (nnx.as_pure(part) for part in states)
@@ -71,7 +103,6 @@ def load_weights(
   }
   skipped = _match(skip, variables)
   problems: _Problems = collections.defaultdict(list)
-  arrays = weight_files.read(path)
   placed = _place(table, arrays, set(variables), skipped, problems)
   flat = []
   for name, (keys, like) in variables.items():
@@ -80,7 +111,7 @@ def load_weights(
     flat.append((keys, like))
   if problems:
     raise weight_files.WeightsError(
-      f"{os.fspath(path)} does not fit the network with "
+      f"{source} does not fit the network with "
       f"name_map={_describe(name_map)}, skip={list(skip)}:"
       + "".join(_list(kind, lines) for kind, lines in problems.items())
       + (_hint(arrays, variables) if _UNPLACED in problems else "")
@@ -89,6 +120,22 @@ def load_weights(
   filled = nnx.from_flat_state(flat)
   loaded: nnx.Module = nnx.merge(graphdef, filled, streams)
   return loaded
+
+
+def variables_of(
+  model: nnx.Module, only: tuple[type[nnx.Variable], ...] = ()
+) -> dict[str, Any]:
+  """List the variables of a network by path, as `save_weights` writes them.
+
+  Args:
+    model: any Flax NNX module.
+    only: their kinds; all but random streams by default.
+  """
+  kinds = nnx.Any(*only) if only else _SAVED
+  state = nnx.as_pure(nnx.state(model, kinds))
+  return {
+    tracing.path_name(keys): leaf for keys, leaf in nnx.to_flat_state(state)
+  }
 
 
 def save_weights(model: nnx.Module, path: str | os.PathLike[str]) -> None:
@@ -105,13 +152,9 @@ def save_weights(model: nnx.Module, path: str | os.PathLike[str]) -> None:
     ValueError: another suffix.
     OSError: if it cannot be written.
   """
-  state = nnx.as_pure(nnx.state(model, _SAVED))
   weight_files.write(
     path,
-    {
-      tracing.path_name(keys): np.asarray(array)
-      for keys, array in nnx.to_flat_state(state)
-    },
+    {name: np.asarray(leaf) for name, leaf in variables_of(model).items()},
   )
 
 

@@ -11,37 +11,31 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import allocation, search_space, sharpness
+from asga_jax import allocation, search_space
 from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import surgery
-from asga_jax.training import loop, optimizers, sharding, steps
+from asga_jax.training import loop, setup, steps
 from asga_jax.training import state as state_lib
 
 MODES = ("joint", "bilevel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchSettings:
+class SearchSettings(setup.TrainingSettings):
   """How to search. The paper's values are not public: these are ours."""
 
-  # Steps of the schedule.
   steps: int = 200
+  preset: str = "asga"
+  sharpness: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"gap_ema": 0.9}
+  )
   # 'joint': weights and logits on one batch; 'bilevel': logits on held-out
   # batches.
   mode: str = "joint"
   # In a bilevel search, steps from one update of the logits to the next.
   logits_every: int = 1
-  # One of sharpness.PRESETS, and arguments that differ from it.
-  preset: str = "asga"
-  sharpness: Mapping[str, Any] = dataclasses.field(
-    default_factory=lambda: {"gap_ema": 0.9}
-  )
-  learning_rate: float = 0.05
-  quantizer_learning_rate: float = 1e-2
-  momentum: float = 0.9
-  weight_decay: float = 1e-4
   logit_learning_rate: float = 0.03
   # The softmax temperature falls from the first to the second, by a constant
   # factor a step.
@@ -50,35 +44,29 @@ class SearchSettings:
   multiplier_rate: float = 0.02
   # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
   score: str = "first_order"
-  seed: int = 0
 
   def __post_init__(self):
-    checks = {
-      "steps": (self.steps >= 1, "at least 1"),
-      "mode": (self.mode in MODES, f"one of {MODES}"),
-      "logits_every": (
-        self.logits_every >= 1
-        and (self.logits_every == 1 or self.mode == "bilevel"),
-        "at least 1, and 1 in a joint search",
-      ),
-      "preset": (
-        self.preset in sharpness.PRESETS,
-        f"one of {sorted(sharpness.PRESETS)}",
-      ),
-      "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
-      "temperature": (
-        len(self.temperature) == 2 and min(self.temperature) > 0,
-        "two numbers above 0",
-      ),
-      "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
-      "score": (
-        self.score in result_lib.SCORES,
-        f"one of {result_lib.SCORES}",
-      ),
-    }
-    for name, (fits, accepted) in checks.items():
-      if not fits:
-        raise ValueError(f"{name}={getattr(self, name)!r}; expected {accepted}")
+    super().__post_init__()
+    self._check(
+      {
+        "mode": (self.mode in MODES, f"one of {MODES}"),
+        "logits_every": (
+          self.logits_every >= 1
+          and (self.logits_every == 1 or self.mode == "bilevel"),
+          "at least 1, and 1 in a joint search",
+        ),
+        "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
+        "temperature": (
+          len(self.temperature) == 2 and min(self.temperature) > 0,
+          "two numbers above 0",
+        ),
+        "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
+        "score": (
+          self.score in result_lib.SCORES,
+          f"one of {result_lib.SCORES}",
+        ),
+      }
+    )
 
 
 class Search(NamedTuple):
@@ -145,45 +133,29 @@ def start_search(
     cost.check(network, space.choices)
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
-  mesh = sharding.data_mesh() if mesh is None else mesh
   taken = state_lib.take_apart(model)
-  parts = steps.StepParts(
-    graphdef=taken.step_graphdef,
-    layout=taken.layout,
-    loss_fn=loss_fn,
-    prepare=prepare or (lambda key, batch: batch),
-    transform=sharpness.preset(
-      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
-    ),
-    optimizer=optimizers.weight_optimizer(
-      steps=settings.steps,
-      learning_rate=settings.learning_rate,
-      quantizer_learning_rate=settings.quantizer_learning_rate,
-      momentum=settings.momentum,
-      weight_decay=settings.weight_decay,
-    ),
+  started = setup.start(
+    taken,
+    loss_fn,
+    settings=settings,
+    optimizer=setup.weight_optimizer(settings),
+    prepare=prepare,
+    mesh=mesh,
     logit_optimizer=optax.adam(settings.logit_learning_rate, b1=0.5),
+    budgets=len(limits),
+    bilevel=settings.mode == "bilevel",
     expected_use=space.expected_use(taken.layout, limits, costs),
     temperature=temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
-  state = state_lib.initial_state(
-    taken.params,
-    taken.rest,
-    key=jax.random.key(settings.seed),
-    transform=parts.transform,
-    optimizer=parts.optimizer,
-    logit_optimizer=parts.logit_optimizer,
-    budgets=len(limits),
-  )
   return Search(
-    step=steps.compile_step(parts, mesh, bilevel=settings.mode == "bilevel"),
-    state=sharding.place_replicated(state, mesh),
+    step=started.step,
+    state=started.state,
     graphdef=taken.graphdef,
-    parts=parts,
+    parts=started.parts,
     space=space,
-    mesh=mesh,
+    mesh=started.mesh,
     settings=settings,
     budget=str(parsed),
     costs=costs,

@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
-from asga_jax import models, search
+from asga_jax import finetune, models, search
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
 from asga_jax.training import config as config_lib
+from asga_jax.training import setup
+
+# What only a fine-tuning reads.
+OF_FINETUNE = ("finetune",)
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Give every key that a search accepts, with its default.
+  """Give every key of a network's configuration, with its default.
 
   Returns:
     The configuration of MobileNetV2 on the embedded proxy. The files in
-    `configs/` start from it.
+    `configs/` start from it. `finetune` is of the fine-tuning alone.
   """
-  settings = dataclasses.asdict(search.SearchSettings())
   config = ml_collections.ConfigDict(
     {
       # One of asga_jax.models.CONSTRUCTORS, and its stem on the proxy: 'small'
@@ -71,40 +73,71 @@ def default_config() -> ml_collections.ConfigDict:
       "report_batches": 0,
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
-      "search": settings,
+      "search": setup.settings_group(search.SearchSettings()),
       "checkpoint_every": 100,
       "flush_every": 10,
     }
   )
-  placeholder = config_dict.placeholder
-  # Arguments of sharpness.asga_transform; None leaves the preset's own.
-  config.search.sharpness = ml_collections.ConfigDict(
+  config.finetune = setup.settings_group(finetune.FinetuneSettings())
+  config.finetune.update(
     {
-      "rho_max": 0.05,
-      "phi": 2e-3,
-      "gap_ema": 0.9,
-      "align": placeholder(float),
-      "radius": placeholder(str),
-      "rho_min": placeholder(float),
-      "cap_align": placeholder(bool),
-      "gsam_alpha": placeholder(float),
-      "gap_from_gradients": placeholder(bool),
-      "ascent": placeholder(str),
-      "ascent_every": placeholder(int),
+      # A policy file; 'float' or empty for the float network; '4bit' for
+      # uniform bits, with the first and the last layer at end_bits.
+      "policy": "",
+      # The work directory of a search or of a fine-tuning, to start from its
+      # weights and step sizes. Other weights: see `weights`.
+      "start_from": "",
+      "label_smoothing": 0.0,
+      "distillation": {
+        # The share of the teacher's answers in the loss; 0 for no teacher.
+        "weight": 0.0,
+        "temperature": 4.0,
+        # Float weights of the teacher, which is the same network in float,
+        # and their map of names.
+        "path": "",
+        "name_map": "",
+      },
     }
   )
   return config
 
 
+def of_search(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Copy a configuration without what only a fine-tuning reads."""
+  return config_lib.drop(config.copy_and_resolve_references(), OF_FINETUNE)
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
-  """Check the keys, types and values of a configuration.
+  """Check the keys, types and values of a search's configuration.
 
   Raises:
     ValueError: names the key, its value and what is accepted.
   """
-  config_lib.check_config(config, default_config())
-  models.constructor(config.model)
+  defaults = config_lib.drop(default_config(), OF_FINETUNE)
+  config_lib.check_config(of_search(config), defaults)
   make_settings(config)
+  check_common(config)
+  weights = config.weights
+  if not weights.path and (weights.name_map or weights.skip):
+    raise config_lib.ConfigError(
+      f"config.weights.path is empty, and config.weights.name_map is "
+      f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
+      "expected the path of a file of weights"
+    )
+  if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
+    raise config_lib.ConfigError(
+      f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
+      "bilevel search needs a share above 0"
+    )
+
+
+def check_common(config: ml_collections.ConfigDict) -> None:
+  """Check the values that a search and a fine-tuning share.
+
+  Raises:
+    ValueError: names the key, its value and what is accepted.
+  """
+  models.constructor(config.model)
   make_rules(config)
   lowest = {
     "batch_size": 1,
@@ -124,34 +157,30 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       raise config_lib.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
-  weights = config.weights
-  if not weights.path and (weights.name_map or weights.skip):
-    raise config_lib.ConfigError(
-      f"config.weights.path is empty, and config.weights.name_map is "
-      f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
-      "expected the path of a file of weights"
-    )
-  if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
-    raise config_lib.ConfigError(
-      f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
-      "bilevel search needs a share above 0"
-    )
 
 
-def check_flag_names(arguments: Sequence[str]) -> None:
-  """Check that flags --config.KEY name keys that there are.
+def check_flag_names(
+  arguments: Sequence[str], unread: Sequence[str] = ()
+) -> None:
+  """Check that flags --config.KEY name keys that there are, and are read.
 
   Args:
     arguments: of the command line.
+    unread: keys, or groups of them, that the command does not read.
 
   Raises:
-    ConfigError: an unknown key; it names the closest ones.
+    ConfigError: an unknown key; it names the closest ones. Or an unread one.
   """
   defaults = default_config()
   for argument in arguments:
     match = re.match(r"--?config\.([\w.]+)", argument)
     if not match:
       continue
+    if any(f"{match[1]}.".startswith(f"{key}.") for key in unread):
+      raise config_lib.ConfigError(
+        f"config.{match[1]} is not read by this command; it does not read "
+        + ", ".join(f"config.{key}" for key in unread)
+      )
     given = defaults.to_dict()
     *groups, last = match[1].split(".")
     group = given
@@ -163,14 +192,7 @@ def check_flag_names(arguments: Sequence[str]) -> None:
 
 def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
   """Make the settings of the search; raises ValueError for a bad value."""
-  values: dict[str, Any] = config.search.to_dict()
-  values["temperature"] = tuple(values["temperature"])
-  values["sharpness"] = {
-    name: value
-    for name, value in values["sharpness"].items()
-    if value is not None
-  }
-  return search.SearchSettings(**values)
+  return setup.read_settings(search.SearchSettings, config.search)
 
 
 def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
@@ -222,6 +244,7 @@ def apply_variant(
     config.batch_size = 256
     config.search.steps = 25 * 50_000 // 256
     config.search.learning_rate = 0.1
+    config.finetune.steps = 25 * 50_000 // 256
     config.checkpoint_every = 200
   if "small" in words:
     config.deployed.image_size = config.data.image_size

@@ -86,6 +86,17 @@ def make_network(
   )
   if not trained or not config.weights.path:
     return network
+  return load_weights(config, network)
+
+
+def load_weights(
+  config: ml_collections.ConfigDict, network: nnx.Module
+) -> nnx.Module:
+  """Load the weights that a configuration names into a float network.
+
+  Raises:
+    ValueError: they cannot be read or do not fit.
+  """
   return pretrained.load_weights(
     network,
     config.weights.path,

@@ -34,6 +34,7 @@ from asga_jax.training import (
   compile_cache,
   loop,
   metrics_log,
+  recorded_loop,
   sharding,
   tensorboard_log,
   workdir,
@@ -75,6 +76,7 @@ def run(
     DivergedError: the loss is not finite.
   """
   compile_cache.enable()
+  config = search_config.of_search(config)
   search_config.check_config(config)
   budget_lib.parse_budget(config.budget)
   if tensorboard:
@@ -82,7 +84,7 @@ def run(
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     if tensorboard:
-      search_loop.open_events(directory).close()
+      recorded_loop.open_events(directory).close()
     return _read(directory)
   # Not used yet: whoever misses a table is to know before data is fetched.
   search_parts.make_costs(config)

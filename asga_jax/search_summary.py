@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -12,7 +11,6 @@ from asga_jax import evaluate, search_parts
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.analysis import radius, run_warnings
-from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration, surgery
 
 
@@ -42,17 +40,12 @@ def summarise(
   prepare = search_parts.make_prepare(config, dataset, train=False)
 
   def accuracy(model: nnx.Module) -> float:
-    inputs = (
-      prepare(
-        jax.random.key(0),
-        batches_lib.batch_at(
-          splits.train,
-          step,
-          batch_size=config.eval_batch_size,
-          seed=config.search.seed,
-        ),
-      )["image"]
-      for step in range(config.batch_norm_batches)
+    inputs = evaluate.norm_inputs(
+      splits.train,
+      prepare,
+      batch_size=config.eval_batch_size,
+      batches=config.batch_norm_batches,
+      seed=config.search.seed,
     )
     calibration.reestimate_batch_norm(model, inputs)
     return evaluate.accuracy(

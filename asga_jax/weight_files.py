@@ -71,7 +71,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
       f"weights are written to {SUFFIX} files, not to {os.fspath(path)}"
     )
   # The library writes the memory of an array whatever its strides.
-  whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+  whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
   files.write_bytes_atomic(path, safetensors_numpy.save(whole))
 
 

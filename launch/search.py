@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
   gc.freeze()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
-  config = _CONFIG.value
+  config = search_config.of_search(_CONFIG.value)
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
     path = _WORKDIR.value or workdir.default_workdir(name, config)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 def parse(arguments: list[str]) -> list[str]:
   """Parse the flags; what is wrong with the configuration is told in a line."""
   try:
-    search_config.check_flag_names(arguments)
+    search_config.check_flag_names(arguments, search_config.OF_FINETUNE)
     rest = flags.FLAGS(arguments)
     # Reading it runs the file; errors there come with their whole traceback.
     _ = _CONFIG.value

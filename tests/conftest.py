@@ -1,12 +1,16 @@
 """A tiny network, its batches and one compiled search, shared by the tests."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
+from asga_jax import models, search_config
 
 
 class TinyNetwork(nnx.Module):
@@ -113,3 +117,66 @@ def script_flags():
   yield
   for name in set(flags.FLAGS) - before:
     delattr(flags.FLAGS, name)
+
+
+@pytest.fixture(scope="module")
+def compiled_programs(tmp_path_factory):
+  """Keeps compiled programs for the tests of a file, and no longer."""
+  names = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  for name, value in names.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+  """Adds the tiny network to those that a configuration may name."""
+
+  def tiny(num_classes, *, stem, rngs, conv_general_dilated=None):
+    del stem, conv_general_dilated
+    return TinyNetwork(num_classes, 3, rngs=rngs)
+
+  known = {**models.CONSTRUCTORS, "tiny": tiny}
+  with mock.patch.object(models, "CONSTRUCTORS", known):
+    yield
+
+
+@pytest.fixture
+def tiny_config():
+  """Searches or trains the tiny network on 8x8 digits for six steps."""
+  return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+  """A function that makes that configuration."""
+  return make_tiny_config
+
+
+def make_tiny_config():
+  config = search_config.default_config()
+  config.model = "tiny"
+  config.deployed.image_size = 8
+  config.deployed.num_classes = 10
+  config.data.name = "digits"
+  config.data.image_size = 8
+  config.data.pad = 1
+  config.batch_size = 16
+  config.eval_batch_size = 50
+  config.report_batches = 1
+  config.batch_norm_batches = 1
+  config.bits = (2, 4)
+  config.search.steps = 6
+  config.search.logit_learning_rate = 0.2
+  config.finetune.steps = 6
+  config.checkpoint_every = 2
+  config.flush_every = 2
+  return config

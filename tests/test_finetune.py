@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import asga_jax
+from asga_jax import finetune
 from asga_jax.quantization import surgery
 from asga_jax.training import loop
 
@@ -79,3 +80,43 @@ def test_no_batches_and_a_nan_are_errors(fixed, tiny_batches):
     asga_jax.train_policy(
       fixed, [bad], settings=asga_jax.FinetuneSettings(steps=1)
     )
+
+
+def test_a_float_network_is_quantized_by_a_policy_without_a_search(
+  tiny_network, tiny_searchable, tiny_batches
+):
+  policy = asga_jax.Policy(
+    model="other",
+    input_shape=(32, 32, 1),
+    layers={
+      path: asga_jax.policy.LayerPolicy(4, bits, 1, 1, True)
+      for path, bits in zip(
+        ("first", "middle", "inner", "head"), (8, 5, 32, 3), strict=True
+      )
+    },
+    cost={
+      "bops": 1,
+      "bops_convention": "none",
+      "size_bytes": 1,
+      "budget_used": 1,
+    },
+    budget="bops=4bit",
+    provenance={},
+  )
+  before = _snapshot(tiny_network)
+  fixed = asga_jax.quantize(tiny_network, tiny_batches[0]["image"], policy)
+  jax.tree.map(np.testing.assert_array_equal, _snapshot(tiny_network), before)
+  assert fixed.inner.activation.candidates() == (32,)
+  assert fixed.middle.activation.candidates() == (5,)
+  settings = asga_jax.FinetuneSettings(steps=2, ema_decay=0.5, schedule="step")
+  loss = asga_jax.make_loss(label_smoothing=0.1)
+  trained = asga_jax.train_policy(fixed, tiny_batches, loss, settings=settings)
+  assert trained.middle.weight.candidates() == (4,)
+  with pytest.raises(ValueError, match=r"quantized layers already|not fit"):
+    asga_jax.quantize(tiny_searchable, tiny_batches[0]["image"], policy)
+
+
+def test_an_average_that_was_not_kept_cannot_be_had(fixed):
+  training = finetune.start_training(fixed)
+  with pytest.raises(ValueError, match="ema_decay=0"):
+    finetune.trained_model(training, training.state, averaged=True)

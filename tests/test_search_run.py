@@ -11,16 +11,14 @@ import sys
 import time
 from unittest import mock
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
-from asga_jax import models, search_config, search_parts, search_run
+from asga_jax import search_config, search_parts, search_run
 from asga_jax.analysis import run_warnings
 from asga_jax.cost import budget as budget_lib
 from asga_jax.training import checkpoints, loop, metrics_log, tensorboard_log
@@ -40,67 +38,19 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-  """Keeps compiled programs for the tests of this file, and no longer."""
-  names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_model(tiny_network_class):
-  """Adds the tiny network to those that a configuration may name."""
-
-  def tiny(num_classes, *, stem, rngs, conv_general_dilated=None):
-    del stem, conv_general_dilated
-    return tiny_network_class(num_classes, 3, rngs=rngs)
-
-  known = {**models.CONSTRUCTORS, "tiny": tiny}
-  with mock.patch.object(models, "CONSTRUCTORS", known):
-    yield
-
-
-def _tiny_config():
-  """Searches the tiny network on 8x8 digits for six steps."""
-  config = search_config.default_config()
-  config.model = "tiny"
-  config.deployed.image_size = 8
-  config.deployed.num_classes = 10
-  config.data.name = "digits"
-  config.data.image_size = 8
-  config.data.pad = 1
-  config.batch_size = 16
-  config.eval_batch_size = 50
-  config.report_batches = 1
-  config.batch_norm_batches = 1
-  config.bits = (2, 4)
-  config.search.steps = 6
-  config.search.logit_learning_rate = 0.2
-  config.checkpoint_every = 2
-  config.flush_every = 2
-  return config
+pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
 
 @pytest.fixture
-def config():
-  return _tiny_config()
+def config(tiny_config):
+  return tiny_config
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled_programs, tiny_model):
+def whole(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
   """The work directory of a run that was not interrupted."""
   directory = tmp_path_factory.mktemp("whole")
-  search_run.run(_tiny_config(), directory)
+  search_run.run(make_tiny(), directory)
   return directory
 
 

@@ -145,6 +145,26 @@ class BitChoice(nnx.Module):
       setattr(self, name, type(variable)(variable[...][index : index + 1]))
     self.logits = BitLogits(jnp.zeros(1))
 
+  def take_from(self, other: "BitChoice") -> bool:
+    """Take over parameter and signedness learned for the same single bits.
+
+    Args:
+      other: of the same tensor, with one candidate or more.
+
+    Returns:
+      Whether it has these bits, and quantizes in the same way.
+    """
+    (bits,) = self.candidates()
+    if bits not in other.candidates() or self.quantizer != other.quantizer:
+      return False
+    index = other.candidates().index(bits)
+    for name in ("lower", "upper", "parameter"):
+      found = getattr(other, name)[...][index : index + 1]
+      if found.shape != getattr(self, name).shape:
+        return False
+      getattr(self, name)[...] = found
+    return True
+
   def grids(self) -> mixture_lib.Grids:
     """Give the grids of the candidates."""
     is_float = self.bits[...] == quantizers.FLOAT_BITS

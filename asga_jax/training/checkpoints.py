@@ -284,7 +284,10 @@ def _restore(
     if name in filled:
       data = arrays[name]
     else:
-      data = jax.device_put(templates[name], _device_sharding(leaf))
+      # The template may be a description, which has no data to put.
+      like = templates[name]
+      empty = np.zeros(like.shape, like.dtype)
+      data = jax.device_put(empty, _device_sharding(leaf))
     checksum = saved[name]["crc32"]
     if checksum is not None and _checksum(data) not in (checksum, None):
       raise CheckpointError(f"the checksum of {name} is wrong")

@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -160,3 +160,26 @@ def _check_level(
         f"config.{name} is {value!r} of type {type(value).__name__}; it must "
         f"be of type {kind.__name__}, as its default {default!r}"
       )
+
+
+def drop(
+  config: ml_collections.ConfigDict, keys: Iterable[str]
+) -> ml_collections.ConfigDict:
+  """Remove keys, or groups of them, from a configuration, in place.
+
+  Args:
+    config: it may lack some.
+    keys: dotted.
+
+  Returns:
+    The same configuration.
+  """
+  with config.unlocked():
+    for key in keys:
+      *groups, last = key.split(".")
+      group = config
+      for name in groups:
+        group = group[name]
+      if last in group:
+        del group[last]
+  return config

@@ -1,9 +1,84 @@
 """The optimizers of weights, step sizes and logits, and their schedules."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
+
+SCHEDULES = ("cosine", "step", "constant")
+
+
+def make_schedule(
+  kind: str,
+  peak: float,
+  steps: int,
+  *,
+  warmup_fraction: float = 0.05,
+  milestones: Sequence[float] = (0.5, 0.75),
+  decay_factor: float = 0.1,
+) -> optax.Schedule:
+  """Make a schedule of the learning rate: a warm-up, then one of `SCHEDULES`.
+
+  The warm-up rises linearly from a tenth of the peak. After it 'cosine' falls
+  to zero at the last step, 'step' falls at each milestone, 'constant' stays.
+
+  Args:
+    kind: one of `SCHEDULES`.
+    peak: the highest rate.
+    steps: the length of the schedule.
+    warmup_fraction: the share of the steps that warm up, in [0, 1): at least
+      one step, but for 0.
+    milestones: for 'step': shares of the steps, increasing, above
+      `warmup_fraction` and below 1.
+    decay_factor: for 'step': what each milestone multiplies the rate by, in
+      (0, 1].
+
+  Raises:
+    ValueError: a value out of range.
+  """
+  shares = (warmup_fraction, *milestones, 1)
+  checks: dict[str, tuple[Any, bool, str]] = {
+    "schedule": (kind, kind in SCHEDULES, f"one of {SCHEDULES}"),
+    "warmup_fraction": (
+      warmup_fraction,
+      0 <= warmup_fraction < 1,
+      "in [0, 1)",
+    ),
+    "milestones": (
+      tuple(milestones),
+      kind != "step" or all(a < b for a, b in itertools.pairwise(shares)),
+      f"increasing shares between {warmup_fraction} and 1",
+    ),
+    "decay_factor": (decay_factor, 0 < decay_factor <= 1, "in (0, 1]"),
+  }
+  _check(checks)
+  warmup = max(1, int(warmup_fraction * steps)) if warmup_fraction else 0
+  if kind == "cosine" and warmup:
+    return optax.warmup_cosine_decay_schedule(
+      init_value=peak / 10,
+      peak_value=peak,
+      warmup_steps=warmup,
+      decay_steps=max(2, steps),
+    )
+  if kind == "cosine":
+    return optax.cosine_decay_schedule(peak, max(1, steps))
+  falls: dict[int, float] = {}
+  for share in milestones if kind == "step" else ():
+    at = round(share * steps) - warmup
+    falls[at] = falls.get(at, 1.0) * decay_factor
+  after = optax.piecewise_constant_schedule(peak, falls)
+  if not warmup:
+    return after
+  rise = optax.linear_schedule(peak / 10, peak, warmup)
+  return optax.join_schedules([rise, after], [warmup])
+
+
+def _check(checks: dict[str, tuple[Any, bool, str]]) -> None:
+  for name, (value, fits, accepted) in checks.items():
+    if not fits:
+      raise ValueError(f"{name}={value!r}; expected {accepted}.")
 
 
 def weight_optimizer(
@@ -13,14 +88,15 @@ def weight_optimizer(
   quantizer_learning_rate: float,
   momentum: float,
   weight_decay: float,
-  warmup_fraction: float = 0.05,
+  schedule: str = "cosine",
+  **schedule_settings: Any,
 ) -> optax.GradientTransformation:
   """Make SGD for the weights and Adam for the quantizers' parameters.
 
   SGD has Nesterov momentum, which is this project's choice.
 
-  Both follow a cosine after a linear warm-up. Weight decay holds for leaves of
-  two and more axes only: kernels, not biases, norms or step sizes.
+  Both follow one schedule. Weight decay holds for leaves of two and more axes
+  only: kernels, not biases, norms or step sizes.
 
   Args:
     steps: the length of the schedule.
@@ -28,7 +104,8 @@ def weight_optimizer(
     quantizer_learning_rate: the highest rate of the quantizers.
     momentum: of SGD, in [0, 1).
     weight_decay: at least 0.
-    warmup_fraction: the share of the steps that warm up, in [0, 1).
+    schedule: one of `SCHEDULES`.
+    **schedule_settings: see `make_schedule`.
 
   Returns:
     A transformation of {'weights': ..., 'quantizers': ...}.
@@ -36,7 +113,7 @@ def weight_optimizer(
   Raises:
     ValueError: a value out of range.
   """
-  checks: dict[str, tuple[float, bool, str]] = {
+  checks: dict[str, tuple[Any, bool, str]] = {
     "steps": (steps, steps >= 1, "at least 1"),
     "learning_rate": (learning_rate, learning_rate >= 0, "at least 0"),
     "quantizer_learning_rate": (
@@ -46,23 +123,11 @@ def weight_optimizer(
     ),
     "momentum": (momentum, 0 <= momentum < 1, "in [0, 1)"),
     "weight_decay": (weight_decay, weight_decay >= 0, "at least 0"),
-    "warmup_fraction": (
-      warmup_fraction,
-      0 <= warmup_fraction < 1,
-      "in [0, 1)",
-    ),
   }
-  for name, (value, fits, accepted) in checks.items():
-    if not fits:
-      raise ValueError(f"{name}={value}; expected {accepted}.")
+  _check(checks)
 
-  def schedule(peak: float) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(
-      init_value=peak / 10,
-      peak_value=peak,
-      warmup_steps=max(1, int(warmup_fraction * steps)),
-      decay_steps=max(2, steps),
-    )
+  def rate(peak: float) -> optax.Schedule:
+    return make_schedule(schedule, peak, steps, **schedule_settings)
 
   def kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -71,7 +136,7 @@ def weight_optimizer(
     {
       "weights": optax.chain(
         optax.add_decayed_weights(weight_decay, mask=kernels),
-        optax.sgd(schedule(learning_rate), momentum=momentum, nesterov=True),
+        optax.sgd(rate(learning_rate), momentum=momentum, nesterov=True),
       ),
       # Step sizes span orders of magnitude between 2 and 8 bits, so they are
       # trained by their relative size.
@@ -80,7 +145,7 @@ def weight_optimizer(
         optax.chain(
           optax.scale_by_adam(),
           scale_by_own_size(),
-          optax.scale_by_learning_rate(schedule(quantizer_learning_rate)),
+          optax.scale_by_learning_rate(rate(quantizer_learning_rate)),
         )
       ),
     },

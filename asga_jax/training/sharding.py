@@ -48,19 +48,20 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
   Args:
     batch: a pytree of numpy arrays, the first axis of each being this
-      process's share of the batch.
+      process's share of the batch. What lies on the mesh already stays.
     mesh: the mesh.
 
   Returns:
     The same tree of global arrays, sharded over `data`.
   """
   sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda leaf: jax.make_array_from_process_local_data(
-      sharding, np.asarray(leaf)
-    ),
-    batch,
-  )
+
+  def place(leaf):
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+      return leaf
+    return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+  return jax.tree.map(place, batch)
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:

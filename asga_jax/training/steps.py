@@ -39,9 +39,9 @@ class StepParts(NamedTuple):
   optimizer: optax.GradientTransformation
   logit_optimizer: optax.GradientTransformation
   # From stacked probabilities to expected cost over budget, shape=(budgets,).
-  expected_use: Callable[[state_lib.StackedLogits], jax.Array] | None
-  temperature: Schedule
-  multiplier_rate: float
+  expected_use: Callable[[state_lib.StackedLogits], jax.Array] | None = None
+  temperature: Schedule = optax.constant_schedule(1.0)
+  multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
   logits_every: int = 1
 

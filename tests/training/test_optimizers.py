@@ -123,3 +123,54 @@ def test_a_schedule_of_one_step_is_finite():
   grads = jax.tree.map(jnp.ones_like, PARAMS)
   updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
   assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(updates))
+
+
+def _warm(step, warmup):
+  return 0.02 + 0.18 * step / warmup
+
+
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1])
+@pytest.mark.parametrize("kind", optimizers.SCHEDULES)
+def test_a_schedule_is_a_warm_up_and_its_closed_form(kind, warmup_fraction):
+  steps = 40
+  schedule = optimizers.make_schedule(
+    kind,
+    0.2,
+    steps,
+    warmup_fraction=warmup_fraction,
+    milestones=(0.25, 0.5),
+    decay_factor=0.3,
+  )
+  warmup = int(warmup_fraction * steps)
+  for step in range(steps + 1):
+    after = {
+      "constant": 0.2,
+      "step": 0.2 * 0.3 ** ((step >= 10) + (step >= 20)),
+      "cosine": 0.1
+      * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))),
+    }[kind]
+    expected = _warm(step, warmup) if step < warmup else after
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_cosine_is_optaxs():
+  ours = optimizers.make_schedule("cosine", 0.2, 30, warmup_fraction=0.0)
+  optaxs = optax.cosine_decay_schedule(0.2, 30)
+  for step in range(31):
+    assert ours(step) == optaxs(step)
+
+
+@pytest.mark.parametrize(
+  ("kind", "settings", "named"),
+  [
+    ("linear", {}, "schedule='linear'"),
+    ("step", {"milestones": (0.5, 0.5)}, r"milestones=\(0.5, 0.5\)"),
+    ("step", {"milestones": (0.5, 1.0)}, r"milestones=\(0.5, 1.0\)"),
+    ("step", {"milestones": (0.01,)}, r"milestones=\(0.01,\)"),
+    ("step", {"decay_factor": 0.0}, "decay_factor=0.0"),
+    ("cosine", {"warmup_fraction": -0.1}, "warmup_fraction=-0.1"),
+  ],
+)
+def test_a_bad_schedule_is_named(kind, settings, named):
+  with pytest.raises(ValueError, match=named):
+    optimizers.make_schedule(kind, 0.1, 10, **settings)

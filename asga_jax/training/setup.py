@@ -1,0 +1,197 @@
+"""What every training starts from: settings, compiled step, first state."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from asga_jax import sharpness as sharpness_lib
+from asga_jax.training import optimizers, sharding, steps
+from asga_jax.training import state as state_lib
+
+# Field -> (whether its value fits, what would).
+Checks = Mapping[str, tuple[bool, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+  """How to train weights and step sizes; the base of all recipes' settings."""
+
+  # Steps of the schedule.
+  steps: int
+  # One of sharpness.PRESETS, and arguments that differ from it.
+  preset: str
+  sharpness: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  learning_rate: float = 0.05
+  quantizer_learning_rate: float = 1e-2
+  momentum: float = 0.9
+  weight_decay: float = 1e-4
+  seed: int = 0
+
+  def __post_init__(self):
+    self._check(
+      {
+        "steps": (self.steps >= 1, "at least 1"),
+        "preset": (
+          self.preset in sharpness_lib.PRESETS,
+          f"one of {sorted(sharpness_lib.PRESETS)}",
+        ),
+      }
+    )
+
+  def _check(self, checks: Checks) -> None:
+    for name, (fits, accepted) in checks.items():
+      if not fits:
+        raise ValueError(f"{name}={getattr(self, name)!r}; expected {accepted}")
+
+
+_Settings = TypeVar("_Settings", bound=TrainingSettings)
+
+
+def settings_group(settings: TrainingSettings) -> ml_collections.ConfigDict:
+  """Make the group of a configuration that holds settings.
+
+  Arguments of `sharpness.asga_transform` stand under `sharpness`; None leaves
+  the preset's own.
+  """
+  group = ml_collections.ConfigDict(dataclasses.asdict(settings))
+  placeholder = config_dict.placeholder
+  group.sharpness = ml_collections.ConfigDict(
+    {
+      "rho_max": 0.05,
+      "phi": 2e-3,
+      "gap_ema": 0.9,
+      "align": placeholder(float),
+      "radius": placeholder(str),
+      "rho_min": placeholder(float),
+      "cap_align": placeholder(bool),
+      "gsam_alpha": placeholder(float),
+      "gap_from_gradients": placeholder(bool),
+      "ascent": placeholder(str),
+      "ascent_every": placeholder(int),
+    }
+  )
+  return group
+
+
+def read_settings(
+  kind: type[_Settings], group: ml_collections.ConfigDict
+) -> _Settings:
+  """Make settings of the group that `settings_group` made.
+
+  Args:
+    kind: of the settings.
+    group: it may hold other keys beside theirs.
+
+  Raises:
+    ValueError: a bad value.
+  """
+  given: dict[str, Any] = group.to_dict()
+  values = {field.name: given[field.name] for field in dataclasses.fields(kind)}
+  for name, value in values.items():
+    if isinstance(value, list):
+      values[name] = tuple(value)
+  values["sharpness"] = {
+    name: value
+    for name, value in values["sharpness"].items()
+    if value is not None
+  }
+  return kind(**values)
+
+
+def weight_optimizer(
+  settings: TrainingSettings, **schedule: Any
+) -> optax.GradientTransformation:
+  """Make the optimizer of weights and step sizes.
+
+  Args:
+    settings: rates, momentum, decay and steps.
+    **schedule: see `optimizers.weight_optimizer`.
+
+  Raises:
+    ValueError: a value out of range.
+  """
+  return optimizers.weight_optimizer(
+    steps=settings.steps,
+    learning_rate=settings.learning_rate,
+    quantizer_learning_rate=settings.quantizer_learning_rate,
+    momentum=settings.momentum,
+    weight_decay=settings.weight_decay,
+    **schedule,
+  )
+
+
+class Start(NamedTuple):
+  """A training before its first step."""
+
+  step: Any  # of (state, batch) or (state, batch, heldout), jitted
+  state: state_lib.TrainState
+  parts: steps.StepParts
+  mesh: Mesh
+
+
+def start(
+  taken: state_lib.Trainable,
+  loss_fn: steps.LossFn,
+  *,
+  settings: TrainingSettings,
+  optimizer: optax.GradientTransformation,
+  prepare: steps.PrepareFn | None,
+  mesh: Mesh | None,
+  logit_optimizer: optax.GradientTransformation | None = None,
+  budgets: int = 0,
+  bilevel: bool = False,
+  **choosing: Any,
+) -> Start:
+  """Make the step and the state of a training.
+
+  Args:
+    taken: the network, from `state.take_apart`.
+    loss_fn: of (model, batch) to the mean loss and a dict of figures.
+    settings: preset, its arguments, and the seed.
+    optimizer: of weights and step sizes.
+    prepare: of (key, raw batch) to what `loss_fn` takes, inside the step; None
+      hands the batch on.
+    mesh: of the axis `data`; None for all devices.
+    logit_optimizer: None where there is nothing to choose.
+    budgets: how many.
+    bilevel: whether the step takes a held-out batch too.
+    **choosing: further fields of `steps.StepParts`, for a search.
+
+  Raises:
+    ValueError: bad arguments of the preset.
+  """
+  mesh = sharding.data_mesh() if mesh is None else mesh
+  parts = steps.StepParts(
+    graphdef=taken.step_graphdef,
+    layout=taken.layout,
+    loss_fn=loss_fn,
+    prepare=prepare or (lambda key, batch: batch),
+    transform=sharpness_lib.preset(
+      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
+    ),
+    optimizer=optimizer,
+    # The one candidate of each tensor has nothing to learn.
+    logit_optimizer=logit_optimizer or optax.set_to_zero(),
+    **choosing,
+  )
+  state = state_lib.initial_state(
+    taken.params,
+    taken.rest,
+    key=jax.random.key(settings.seed),
+    transform=parts.transform,
+    optimizer=parts.optimizer,
+    logit_optimizer=parts.logit_optimizer,
+    budgets=budgets,
+  )
+  return Start(
+    step=steps.compile_step(parts, mesh, bilevel=bilevel),
+    state=sharding.place_replicated(state, mesh),
+    parts=parts,
+    mesh=mesh,
+  )

@@ -1,0 +1,49 @@
+"""Evaluates the network of a search or a fine-tuning on any split.
+
+python launch/evaluate.py --workdir=DIR [--split=test] [--compare=float]
+"""
+
+import logging as std_logging
+import sys
+
+from absl import app, flags, logging
+
+from asga_jax import evaluate_run
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "The work directory of a search or a fine-tuning.",
+  required=True,
+)
+_SPLIT = flags.DEFINE_string(
+  "split", "test", "'test', 'train' or, of a bilevel search, 'heldout'."
+)
+_COMPARE = flags.DEFINE_multi_string(
+  "compare",
+  [],
+  "'float' for the same weights without quantization, another work directory, "
+  "or a .safetensors file of float weights.",
+)
+
+
+def main(argv: list[str]) -> None:
+  """Evaluate and print a table."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  try:
+    report = evaluate_run.run(
+      _WORKDIR.value, split=_SPLIT.value, compare=_COMPARE.value
+    )
+  except (ValueError, OSError) as error:
+    logging.error("%s: %s", type(error).__name__, error)
+    sys.exit(1)
+  print(evaluate_run.format_report(report))
+  names = (f"evaluation-{report['split']}.json", f"confusion-{report['split']}")
+  print(f"written to {_WORKDIR.value}: {names[0]}, {names[1]}.png")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,77 @@
+"""Trains a network at its policy, or in float.
+
+python launch/finetune.py --config=configs/resnet8.py --policy=policy.json
+"""
+
+import gc
+import logging as std_logging
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from asga_jax import finetune_config, finetune_run, search_config
+from asga_jax.training import loop, workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, with :ARGUMENT for a variant."
+)
+_POLICY = flags.DEFINE_string(
+  "policy",
+  None,
+  "A policy file; 'float' for the float network, the default; '4bit' for "
+  "uniform bits. Short for --config.finetune.policy.",
+)
+_FROM = flags.DEFINE_string(
+  "from",
+  None,
+  "The work directory of a search or a fine-tuning to start from. Short for "
+  "--config.finetune.start_from.",
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where results go; by default runs/<config>-<hash>."
+)
+_TENSORBOARD = flags.DEFINE_bool(
+  "tensorboard", False, "Write event files to tensorboard/ in the workdir."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Run the training and print its result."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  # What was imported stays: no use in looking for garbage there.
+  gc.freeze()
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  config = finetune_config.of_finetune(_CONFIG.value)
+  if _POLICY.value is not None:
+    config.finetune.policy = _POLICY.value
+  if _FROM.value is not None:
+    config.finetune.start_from = _FROM.value
+  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  try:
+    path = _WORKDIR.value or workdir.default_workdir(name, config)
+    finished = finetune_run.run(config, path, tensorboard=_TENSORBOARD.value)
+  except (ValueError, OSError, loop.DivergedError) as error:
+    logging.error("%s: %s", type(error).__name__, error)
+    sys.exit(1)
+  print(finetune_run.format_result(finished))
+  print(f"written to {path}: weights.safetensors, finetune.png, summary.json")
+
+
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; what is wrong with the configuration is told in a line."""
+  try:
+    search_config.check_flag_names(arguments, finetune_config.OF_SEARCH)
+    rest = flags.FLAGS(arguments)
+    # Reading it runs the file; errors there come with their whole traceback.
+    _ = _CONFIG.value
+  except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+  return rest
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main, flags_parser=parse)
