@@ -10,6 +10,7 @@ from jax.extend import core
 
 from asga_jax import layer_kinds, tracing
 from asga_jax.deploy import integer
+from asga_jax.quantization import layers
 
 # The identity, so that a traced program says what comes from where.
 _mark = core.Primitive("asga_mark")
@@ -62,9 +63,8 @@ def _fold(layer: integer.IntegerLayer, path: str, norm: Any) -> Fold:
   """Join the steps, the bias and a norm, in float64 until the end."""
 
   def array(variable: Any, default: float) -> np.ndarray:
-    if variable is None:
-      return np.float64(default)
-    return np.asarray(variable[...], np.float64)
+    value = default if variable is None else variable[...]
+    return np.asarray(value, np.float64)
 
   scale = array(norm.scale, 1.0) / np.sqrt(array(norm.var, 1.0) + norm.epsilon)
   bias = np.float64(0) if layer.bias is None else layer.bias.astype(np.float64)
@@ -115,9 +115,9 @@ def _read_alone(
 
 def _has_channels_last(layer: Any) -> bool:
   """Say whether the features of a layer are the last axis of its output."""
-  if len(getattr(layer, "outputs", ())) != 1:
+  if isinstance(layer, layers.QuantProduct) or len(layer.outputs) != 1:
     return False
-  if isinstance(layer, nnx.Einsum):
+  if isinstance(layer, layers.QuantEinsum):
     operands, _, output = layer.einsum_str.replace(" ", "").partition("->")
     return output[-1] == operands.partition(",")[2][layer.outputs[0]]
   return True
@@ -159,18 +159,18 @@ def _collect(
   uses: Counter[Any] = Counter(
     v for v in jaxpr.outvars if isinstance(v, core.Var)
   )
-  layers: dict[Any, str] = {}
+  outputs: dict[Any, str] = {}
   norms: dict[Any, str] = {}
   for equation in jaxpr.eqns:
     variables = [v for v in equation.invars if isinstance(v, core.Var)]
     uses.update(variables)
     if equation.primitive is _mark:
       if "layer" in equation.params:
-        layers[equation.outvars[0]] = equation.params["layer"]
+        outputs[equation.outvars[0]] = equation.params["layer"]
       else:
         norm, plain = equation.params["norm"], equation.params["plain"]
         norms[variables[0]] = norm
-        sources[norm].append(layers.get(variables[0]) if plain else None)
+        sources[norm].append(outputs.get(variables[0]) if plain else None)
     leaves = jax.tree.leaves(
       list(equation.params.values()),
       is_leaf=lambda x: isinstance(x, core.ClosedJaxpr | core.Jaxpr),
@@ -180,5 +180,5 @@ def _collect(
         leaf = leaf.jaxpr
       if isinstance(leaf, core.Jaxpr):
         _collect(leaf, readers, sources)
-  for variable, path in layers.items():
+  for variable, path in outputs.items():
     readers[path].append(norms.get(variable) if uses[variable] == 1 else None)

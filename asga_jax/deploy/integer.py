@@ -226,17 +226,28 @@ def _kernel(layer: Any) -> tuple[np.ndarray, np.ndarray]:
   offset = layer.weight.quantizer.offset
   # Back from what the network multiplies by, which settles ties as it does.
   codes = np.rint(np.asarray(quantized, np.float32) / step - offset)
-  if step.ndim:
-    ones = [
-      size if axis in layer.outputs else 1
-      for axis, size in enumerate(kernel.shape)
-    ]
-    step = np.asarray(
-      layer_kinds.from_matrix(
-        jnp.asarray(step[None]), tuple(ones), layer.outputs
-      )
-    )
   whole = layer_kinds.from_matrix(
     jnp.asarray(codes, jnp.int8), kernel.shape, layer.outputs
   )
-  return np.asarray(whole), step
+  return np.asarray(whole), weight_step(layer)
+
+
+def weight_step(layer: layers.KernelLayer) -> np.ndarray:
+  """Give the step of a fixed layer's kernel, to broadcast against it.
+
+  Args:
+    layer: with one candidate for its weights.
+
+  Returns:
+    float32, shape () or as many axes as the kernel, 1 where it is summed over.
+  """
+  step = _step(layer.weight)
+  if not step.ndim:
+    return step
+  ones = tuple(
+    size if axis in layer.outputs else 1
+    for axis, size in enumerate(layer.kernel.shape)
+  )
+  return np.asarray(
+    layer_kinds.from_matrix(jnp.asarray(step[None]), ones, layer.outputs)
+  )

@@ -147,6 +147,7 @@ class _Integer:
   """What all integer layers share; `kernel` holds the integers."""
 
   product: Any
+  integer_product: Any
   bias: Any
   mask: Any
 
@@ -324,7 +325,7 @@ class _IntegerAttention(attention.Attention):
       input_codes(grid, x).astype(jnp.int32)
       for grid, x in zip(grids, operands, strict=True)
     )
-    # Both equations sum over an axis of the second operand: its depth, its keys.
+    # Over the depth of the keys, or over the values of all keys.
     summed = operands[1].shape[-1 if layer.path.endswith("/qk") else -3]
     largest = [max(abs(grid.lower), abs(grid.upper)) for grid in grids]
     if summed * math.prod(largest) >= _LIMITS["int32"]:
