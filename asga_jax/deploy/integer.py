@@ -175,14 +175,13 @@ def _integer_layer(path: str, layer: Any) -> IntegerLayer:
       second=second,
       bias=None,
     )
-  codes, step = _kernel(layer)
   (bits,) = layer.weight.candidates()
   return IntegerLayer(
     path=path,
     kind=kind.layer.__name__,
     weight_bits=bits,
-    codes=codes,
-    weight_step=step,
+    codes=_codes(layer),
+    weight_step=weight_step(layer),
     offset=0.0 if bits == FLOAT_BITS else layer.weight.quantizer.offset,
     outputs=layer.outputs,
     activation=activation,
@@ -213,23 +212,24 @@ def _grid(path: str, choice: bit_choice.BitChoice) -> Grid:
   return Grid(bits, step, lower, upper)
 
 
-def _kernel(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Give the codes of a kernel, and its step in the kernel's layout."""
-  kernel = layer.kernel[...]
-  if getattr(layer, "mask", None) is not None:
-    kernel = kernel * layer.mask
-  step = _step(layer.weight)
-  if layer.weight.candidates() == (FLOAT_BITS,):
-    return np.asarray(kernel, np.float32), step
-  matrix = layer_kinds.to_matrix(kernel, layer.outputs)
-  quantized = layer.weight(matrix.astype(jnp.float32), matrix.size)
-  offset = layer.weight.quantizer.offset
-  # Back from what the network multiplies by, which settles ties as it does.
-  codes = np.rint(np.asarray(quantized, np.float32) / step - offset)
-  whole = layer_kinds.from_matrix(
-    jnp.asarray(codes, jnp.int8), kernel.shape, layer.outputs
+def _codes(layer: Any) -> np.ndarray:
+  """Give the codes of a kernel, or the kernel itself if it is float."""
+  kernel = np.asarray(layer.kernel[...], np.float32)
+  mask = getattr(layer, "mask", None)
+  if mask is not None:
+    kernel = kernel * np.asarray(mask, np.float32)
+  choice = layer.weight
+  if choice.candidates() == (FLOAT_BITS,):
+    return kernel
+  # In NumPy, which needs no compiling: the operations round in the same way.
+  matrix = layer_kinds.to_matrix(
+    np.asarray(choice.quantizer.transform(jnp.asarray(kernel))), layer.outputs
   )
-  return np.asarray(whole), weight_step(layer)
+  scaled = matrix * (1 / _step(choice)) - np.float32(choice.quantizer.offset)
+  lower, upper = (np.asarray(x[...])[0] for x in (choice.lower, choice.upper))
+  codes = np.rint(np.clip(scaled, lower, upper)).astype(np.int8)
+  whole = layer_kinds.from_matrix(codes, kernel.shape, layer.outputs)
+  return np.ascontiguousarray(whole)
 
 
 def weight_step(layer: layers.KernelLayer) -> np.ndarray:
@@ -248,6 +248,4 @@ def weight_step(layer: layers.KernelLayer) -> np.ndarray:
     size if axis in layer.outputs else 1
     for axis, size in enumerate(layer.kernel.shape)
   )
-  return np.asarray(
-    layer_kinds.from_matrix(jnp.asarray(step[None]), ones, layer.outputs)
-  )
+  return layer_kinds.from_matrix(step[None], ones, layer.outputs)

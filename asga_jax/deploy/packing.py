@@ -263,7 +263,7 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
       choice.set_signed(bool(signed))
 
 
-def _rebuild(layer: layers.KernelLayer, codes: np.ndarray) -> jax.Array:
+def _rebuild(layer: layers.KernelLayer, codes: Any) -> jax.Array:
   """Give a kernel that is quantized to these codes."""
   quantizer = layer.weight.quantizer
   values = integer.weight_step(layer) * (
@@ -284,11 +284,10 @@ def _check_rebuilt(
   packed = {path: x.codes for path, x in found.items() if _packs(x)}
   quantized = layers.kernel_layers(copy)
   for path, codes in packed.items():
-    assert codes is not None
     quantized[path].kernel[...] = _rebuild(quantized[path], codes)
   after = integer.integer_layers(copy)
-  for path, codes in packed.items():
-    if (after[path].codes != codes).any():
+  for path in packed:
+    if not np.array_equal(after[path].integers, found[path].integers):
       raise PackedError(
         f"layer {path!r} cannot be packed: its codes do not determine a kernel"
         f" that {type(model).__name__} quantizes to them."
