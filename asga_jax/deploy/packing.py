@@ -18,6 +18,7 @@ from asga_jax.quantization import bit_choice, layers, quantizers, surgery
 
 FORMAT = "asga_jax packed network"
 VERSION = "1"
+_KERNEL = "/kernel"
 # What the policy and the metadata say, or what evaluation does not read.
 _NOT_STORED = (
   bit_choice.BitLogits,
@@ -123,15 +124,20 @@ def save_packed(
   """
   found = integer.integer_layers(model)
   surgery.chosen_indices(model, _bits(policy))
-  _check_rebuilt(model, found)
+  packed = {
+    path: layer.codes
+    for path, layer in found.items()
+    if layer.codes is not None and layer.weight_bits < quantizers.FLOAT_BITS
+  }
+  # What a loaded network will have.
+  _set_kernels(nnx.clone(model), packed, os.fspath(path))
   arrays = {}
   for name, variable in _variables(model).items():
-    layer = found.get(name.removesuffix("/kernel"))
-    if layer is None or not name.endswith("/kernel") or not _packs(layer):
-      arrays[name] = np.asarray(variable[...])
+    layer = name.removesuffix(_KERNEL)
+    if name.endswith(_KERNEL) and layer in packed:
+      arrays[name] = pack(packed[layer], found[layer].weight_bits)
     else:
-      assert layer.codes is not None
-      arrays[name] = pack(layer.codes, layer.weight_bits)
+      arrays[name] = np.asarray(variable[...])
   text = json.loads(policy_lib.to_json(policy))
   metadata = {
     "format": FORMAT,
@@ -182,16 +188,16 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
       f" and has unknown {unknown[:5]}."
     )
   quantized = layers.kernel_layers(model)
-  kernels = {}
+  codes = {}
   for name, variable in variables.items():
-    found = quantized.get(name.removesuffix("/kernel"))
+    layer = name.removesuffix(_KERNEL)
     array, value = arrays[name], variable[...]
-    bits = 32
-    if found is not None and name.endswith("/kernel"):
-      (bits,) = found.weight.candidates()
+    bits = quantizers.FLOAT_BITS
+    if name.endswith(_KERNEL) and layer in quantized:
+      (bits,) = quantized[layer].weight.candidates()
     if bits < quantizers.FLOAT_BITS:
       try:
-        kernels[name] = unpack(array, bits, value.shape)
+        codes[layer] = unpack(array, bits, value.shape)
       except ValueError as error:
         raise PackedError(f"{source}: {name}: {error}") from error
     elif (array.shape, array.dtype) != (value.shape, value.dtype):
@@ -202,9 +208,7 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
     else:
       variable[...] = jnp.asarray(array)
   # After the steps, which they are rebuilt from.
-  for name, codes in kernels.items():
-    layer = quantized[name.removesuffix("/kernel")]
-    layer.kernel[...] = _rebuild(layer, codes)
+  _set_kernels(model, codes, source)
   return model
 
 
@@ -215,12 +219,9 @@ def _bits(policy: policy_lib.Policy) -> dict[str, tuple[int, int]]:
   }
 
 
-def _packs(layer: integer.IntegerLayer) -> bool:
-  return layer.codes is not None and layer.weight_bits < quantizers.FLOAT_BITS
-
-
 def _variables(model: nnx.Module) -> dict[str, Any]:
-  state = nnx.state(model, nnx.Not(nnx.Any(*_NOT_STORED)))
+  stored = nnx.All(nnx.Variable, nnx.Not(nnx.Any(*_NOT_STORED)))
+  state = nnx.state(model, stored)
   return {
     tracing.path_name(keys): variable
     for keys, variable in nnx.to_flat_state(state)
@@ -276,19 +277,22 @@ def _rebuild(layer: layers.KernelLayer, codes: Any) -> jax.Array:
   return kernel.astype(layer.kernel.dtype)
 
 
-def _check_rebuilt(
-  model: nnx.Module, found: Mapping[str, integer.IntegerLayer]
+def _set_kernels(
+  model: nnx.Module, codes: Mapping[str, np.ndarray], source: str
 ) -> None:
-  """Check that a loaded network will have the codes of this one."""
-  copy = nnx.clone(model)
-  packed = {path: x.codes for path, x in found.items() if _packs(x)}
-  quantized = layers.kernel_layers(copy)
-  for path, codes in packed.items():
-    quantized[path].kernel[...] = _rebuild(quantized[path], codes)
-  after = integer.integer_layers(copy)
-  for path in packed:
-    if not np.array_equal(after[path].integers, found[path].integers):
+  """Give layers the kernels that are quantized to these codes, in place.
+
+  Raises:
+    PackedError: there is none in a layer; it names the layer.
+  """
+  quantized = layers.kernel_layers(model)
+  for path, wanted in codes.items():
+    quantized[path].kernel[...] = _rebuild(quantized[path], wanted)
+  made = integer.integer_layers(model)
+  for path, wanted in codes.items():
+    if not np.array_equal(made[path].codes, wanted):  # type: ignore[arg-type]
       raise PackedError(
-        f"layer {path!r} cannot be packed: its codes do not determine a kernel"
-        f" that {type(model).__name__} quantizes to them."
+        f"{source}: layer {path!r} has no kernel that {type(model).__name__}"
+        " quantizes to the packed codes; expected the steps and masks that they"
+        " were made with."
       )
