@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import asga_jax
@@ -13,10 +14,32 @@ ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 IMAGES = jax.random.normal(jax.random.key(0), (3, 6, 6, 4))
 
 
+def draw(key, shape, dtype=jnp.float32):
+  """Draw weights in NumPy, since JAX compiles a program for each shape."""
+  del key
+  generator = np.random.default_rng(shape)
+  return jnp.asarray(generator.normal(size=shape) / 4, dtype)
+
+
+def fill(make):
+  """Build a network of parameters and statistics alone, by `draw`."""
+  graphdef, state = nnx.split(nnx.eval_shape(make))
+
+  def value(path, like):
+    drawn = draw(None, like.shape, like.dtype)
+    return abs(drawn) + 1 if "var" in path else drawn
+
+  flat = nnx.to_flat_state(nnx.as_pure(state))
+  drawn = [(path, value(path, like)) for path, like in flat]
+  return nnx.merge(graphdef, nnx.from_flat_state(drawn))
+
+
 class EveryKind(nnx.Module):
   """Convolutions of all forms, projections of all kinds, and attention."""
 
   def __init__(self, rngs):
+    given = {"rngs": rngs, "kernel_init": draw, "bias_init": draw}
+
     def conv(inputs, outputs, **settings):
       return nnx.Conv(inputs, outputs, (3, 3), rngs=rngs, **settings)
 
@@ -28,17 +51,17 @@ class EveryKind(nnx.Module):
     self.depthwise_norm = nnx.BatchNorm(6, rngs=rngs)
     self.masked = conv(6, 6, mask=mask.astype(jnp.float32))
     self.transposed = nnx.ConvTranspose(
-      6, 5, (3, 2), strides=(2, 1), padding="VALID", rngs=rngs
+      6, 5, (3, 2), strides=(2, 1), padding="VALID", **given
     )
     self.turned = nnx.ConvTranspose(
-      5, 6, (2, 2), padding="VALID", transpose_kernel=True, rngs=rngs
+      5, 6, (2, 2), padding="VALID", transpose_kernel=True, **given
     )
-    self.line = nnx.Conv(6, 6, 3, strides=2, rngs=rngs)
-    self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
-    self.split = nnx.LinearGeneral(6, (2, 3), rngs=rngs)
-    self.swap = nnx.Einsum("...hd,hdab->...ba", (2, 3, 4, 5), rngs=rngs)
-    self.join = nnx.LinearGeneral((5, 4), 6, axis=(-2, -1), rngs=rngs)
-    self.head = nnx.Linear(6, 3, rngs=rngs)
+    self.line = nnx.Conv(6, 6, 3, strides=2, **given)
+    self.attention = nnx.MultiHeadAttention(2, 6, decode=False, **given)
+    self.split = nnx.LinearGeneral(6, (2, 3), **given)
+    self.swap = nnx.Einsum("...hd,hdab->...ba", (2, 3, 4, 5), **given)
+    self.join = nnx.LinearGeneral((5, 4), 6, axis=(-2, -1), **given)
+    self.head = nnx.Linear(6, 3, **given)
 
   def __call__(self, x):
     x = nnx.relu(self.norm(self.plain(x)))
@@ -54,11 +77,12 @@ class Kinds(nnx.Module):
   """A layer of each kind, all of kernels of 24 summed and 6 output features."""
 
   def __init__(self, rngs):
-    self.conv = nnx.Conv(8, 6, 3, rngs=rngs)
-    self.transposed = nnx.ConvTranspose(8, 6, 3, rngs=rngs)
-    self.linear = nnx.Linear(24, 6, rngs=rngs)
-    self.general = nnx.LinearGeneral((4, 6), (2, 3), axis=(-2, -1), rngs=rngs)
-    self.einsum = nnx.Einsum("nhd,hdab->nab", (4, 6, 2, 3), rngs=rngs)
+    given = {"rngs": rngs, "kernel_init": draw, "bias_init": draw}
+    self.conv = nnx.Conv(8, 6, 3, **given)
+    self.transposed = nnx.ConvTranspose(8, 6, 3, **given)
+    self.linear = nnx.Linear(24, 6, **given)
+    self.general = nnx.LinearGeneral((4, 6), (2, 3), axis=(-2, -1), **given)
+    self.einsum = nnx.Einsum("nhd,hdab->nab", (4, 6, 2, 3), **given)
 
   def __call__(self, x):
     x = x.reshape(-1, 24)
@@ -77,12 +101,10 @@ def searchable(
   model = network(nnx.Rngs(0))
   for _, module in nnx.iter_modules(model):
     if isinstance(module, nnx.BatchNorm):
-      keys = jax.random.split(jax.random.key(2), 4)
       shape = module.mean.shape
-      module.mean[...] = jax.random.normal(keys[0], shape)
-      module.var[...] = jax.random.uniform(keys[1], shape) + 0.5
-      module.scale[...] = jax.random.normal(keys[2], shape)
-      module.bias[...] = jax.random.normal(keys[3], shape)
+      for i, name in enumerate(("mean", "var", "scale", "bias")):
+        drawn = draw(None, (*shape, i + 1))[:, i]
+        getattr(module, name)[...] = 1 + drawn
   rules = [
     asga_jax.Rule(".*", weight_bits=bits, activation_bits=bits),
     asga_jax.Rule(".*", weight_bits=bits, activation_bits=bits, products=True),

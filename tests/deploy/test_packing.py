@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_kind import ALL_BITS, IMAGES, EveryKind, Kinds, fix, searchable
+from every_kind import ALL_BITS, IMAGES, EveryKind, Kinds, fill, fix, searchable
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,7 +168,7 @@ def test_the_file_holds_packed_weights_and_the_policy(fixed, file):
 
 
 def test_bytes_of_weights_are_those_promised(tmp_path):
-  network = resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0))
+  network = fill(lambda: resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0)))
   model = asga_jax.searchable(
     network,
     jax.random.normal(jax.random.key(0), (2, 8, 8, 1)),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from every_kind import IMAGES, fix, searchable
+from every_kind import IMAGES, fill, fix, searchable
 from flax import nnx
 
 from asga_jax import tracing
@@ -355,7 +355,7 @@ def trained():
   images = np.concatenate([digits.train_images, digits.test_images])
   images = images.astype(np.float32) / 128 - 1
   labels = np.concatenate([digits.train_labels, digits.test_labels])
-  network = resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0))
+  network = fill(lambda: resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0)))
   graphdef, parameters, rest = nnx.split(network, nnx.Param, ...)
   optimizer = optax.adam(3e-3)
 
@@ -378,7 +378,9 @@ def trained():
       parameters, rest, state, (images[rows], labels[rows])
     )
   network = nnx.merge(graphdef, parameters, rest)
-  model = surgery.make_searchable(network, images[:64], bits=(4, 6, 8))
+  model = surgery.make_searchable(
+    network, images[:64], bits=(4, 6, 8), weight_quantizer="hwgq"
+  )
   paths = list(layers.quantized_layers(model))
   bits = {
     path: (8, 8) if path in ("stem", "head") else ((4, 6, 8)[i % 3], 8)
