@@ -10,6 +10,8 @@ from asga_jax.cost.costs import Cost as Cost
 from asga_jax.cost.costs import container_size as container_size
 from asga_jax.cost.latency_table import latency as latency
 from asga_jax.cost.latency_table import load_latency as load_latency
+from asga_jax.deploy.packing import load_packed as load_packed
+from asga_jax.deploy.packing import save_packed as save_packed
 from asga_jax.every_budget import pareto as pareto
 from asga_jax.every_budget import policy_at as policy_at
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
@@ -56,6 +58,7 @@ __all__ = [
   "latency",
   "layer_stats",
   "load_latency",
+  "load_packed",
   "load_pareto",
   "load_policy",
   "load_weights",
@@ -65,6 +68,7 @@ __all__ = [
   "policy_at",
   "preset",
   "quantize",
+  "save_packed",
   "save_pareto",
   "save_policy",
   "save_weights",

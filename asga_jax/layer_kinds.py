@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from asga_jax import attention
@@ -233,7 +234,10 @@ def set_product(layer: Any, kind: Kind, product: Callable[..., Any]) -> None:
     setattr(layer, kind.attribute, product)
 
 
-def to_matrix(kernel: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+def to_matrix(kernel: Array, outputs: tuple[int, ...]) -> Array:
   """Move the output axes of a kernel last and fold all into two: [C, O]."""
   summed = tuple(i for i in range(kernel.ndim) if i not in outputs)
   size = math.prod(kernel.shape[i] for i in outputs)
@@ -241,8 +245,8 @@ def to_matrix(kernel: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
 
 
 def from_matrix(
-  matrix: jax.Array, shape: tuple[int, ...], outputs: tuple[int, ...]
-) -> jax.Array:
+  matrix: Array, shape: tuple[int, ...], outputs: tuple[int, ...]
+) -> Array:
   """Undo `to_matrix`, given the shape of the kernel."""
   summed = tuple(i for i in range(len(shape)) if i not in outputs)
   order = summed + outputs

@@ -55,12 +55,30 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     raise WeightsError(f"{file} cannot be read: {error}") from error
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+  """Read the texts by name that a `.safetensors` file has beside its arrays.
+
+  Raises:
+    WeightsError: there is no such file, or it is damaged.
+  """
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return file.metadata() or {}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise WeightsError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
+def write(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
   """Write arrays by name to a `.safetensors` file, whole or not at all.
 
   Args:
     path: the file; its directory must exist.
     arrays: of any dtype that the format has, float32 and bfloat16 among them.
+    metadata: texts by name, for `read_metadata`.
 
   Raises:
     WeightsError: another suffix.
@@ -72,7 +90,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     )
   # The library writes the memory of an array whatever its strides.
   whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-  files.write_bytes_atomic(path, safetensors_numpy.save(whole))
+  texts = None if metadata is None else dict(metadata)
+  files.write_bytes_atomic(path, safetensors_numpy.save(whole, texts))
 
 
 def _read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:

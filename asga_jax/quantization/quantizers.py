@@ -151,6 +151,10 @@ class Quantizer(abc.ABC):
     """Map the tensor before it is rounded."""
     return x
 
+  def undo_transform(self, x: jax.Array) -> jax.Array:
+    """Give a tensor that `transform` maps to this quantized one."""
+    return x
+
   @abc.abstractmethod
   def initial_parameter(
     self, sample: jax.Array, bits: tuple[int, ...], signed: bool
@@ -256,6 +260,11 @@ class DoReFa(Quantizer):
     squashed = jnp.tanh(x)
     largest = jnp.max(jnp.abs(squashed))
     return squashed / jnp.maximum(largest, SMALLEST_STEP)
+
+  def undo_transform(self, x):
+    """Give weights that are squashed to this, where its largest is 1."""
+    # Which the division by the largest takes back: arctanh(1) is infinite.
+    return jnp.arctanh(x / 2) if self.weights else x
 
   def initial_parameter(self, sample, bits, signed):
     """Give the end of the range, 1."""

@@ -1,0 +1,251 @@
+"""The integers that a network fixed by a policy multiplies."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from asga_jax import layer_kinds
+from asga_jax.quantization import bit_choice, layers, quantizers
+
+FLOAT_BITS = quantizers.FLOAT_BITS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+  """The codes of an activation, which has one step and a zero of code 0.
+
+  x becomes step * clip(round(x / step), lower, upper), where x is multiplied by
+  the float32 inverse of the step, and half is rounded to even.
+  """
+
+  # 2..8, or 32 for float: then the activation stays as it is.
+  bits: int
+  step: np.ndarray  # shape=(), dtype=float32
+  # The lowest and the highest code; 0 for float.
+  lower: int
+  upper: int
+
+  @property
+  def is_float(self) -> bool:
+    """Whether the activation is not quantized."""
+    return self.bits == FLOAT_BITS
+
+  @property
+  def signed(self) -> bool:
+    """Whether codes may be negative: int8, else uint8."""
+    return self.lower < 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IntegerLayer:
+  """What one quantized layer multiplies.
+
+  The kernel that the fake-quantized network multiplies by, in evaluation mode,
+  is `weight_step * (codes + offset)`, and also `integer_step * integers`, where
+  all are integers. A layer of 32-bit weights has the float kernel in `codes`, a
+  step of 1 and no offset. A product of two activations ('Product') has no
+  kernel: `codes` is None, and `second` is the grid of its second operand.
+  """
+
+  path: str
+  # Of `layer_kinds.KINDS`: 'Conv', 'ConvTranspose', 'Linear', 'LinearGeneral',
+  # 'Einsum'; or 'Product', of two activations.
+  kind: str
+  # 2..8, or 32 for float.
+  weight_bits: int
+  # int8 in the layout of the kernel; float32 at 32 bits.
+  codes: np.ndarray | None
+  # float32, shape () or as many axes as the kernel, 1 where it is summed over.
+  weight_step: np.ndarray
+  # 0, or 1/2 for a grid without a zero (DoReFa).
+  offset: float
+  # The axes of the kernel that become features of the output.
+  outputs: tuple[int, ...]
+  activation: Grid
+  second: Grid | None
+  bias: np.ndarray | None
+
+  @property
+  def is_integer(self) -> bool:
+    """Whether both operands have integer codes."""
+    second_is_float = self.second is not None and self.second.is_float
+    return not (
+      self.weight_bits == FLOAT_BITS
+      or self.activation.is_float
+      or second_is_float
+    )
+
+  @property
+  def integers(self) -> np.ndarray:
+    """The kernel in whole steps of `integer_step`.
+
+    These are the codes, or twice the codes plus one where `offset` is 1/2:
+    int8, but int16 for those of 8 bits.
+    """
+    assert self.codes is not None
+    if not self.offset:
+      return self.codes
+    doubled = 2 * self.codes.astype(np.int16) + 1
+    return doubled if self.weight_bits == 8 else doubled.astype(np.int8)
+
+  @property
+  def integer_step(self) -> np.ndarray:
+    """The step of `integers`: that of the codes, or half of it; exact."""
+    return self.weight_step / np.float32(2 if self.offset else 1)
+
+  def dequantized(self) -> np.ndarray:
+    """Give the kernel as the fake-quantized network sees it, float32."""
+    assert self.codes is not None
+    if self.weight_bits == FLOAT_BITS:
+      return self.codes
+    codes = self.codes.astype(np.float32) + np.float32(self.offset)
+    return self.weight_step * codes
+
+  def largest_accumulator(self) -> int:
+    """Bound the absolute value of every sum of products of integers.
+
+    Partial sums in any order keep to it as well: it is the largest activation
+    code times the largest sum of absolute integers that make one output.
+
+    Raises:
+      ValueError: a layer that is not all integers, or a product of activations,
+        whose sums depend on the input's shape.
+    """
+    if not self.is_integer or self.codes is None:
+      raise ValueError(
+        f"layer {self.path!r} has no bound; expected a kernel and codes for"
+        " both operands."
+      )
+    summed = tuple(
+      axis for axis in range(self.codes.ndim) if axis not in self.outputs
+    )
+    sums = np.abs(self.integers.astype(np.int64)).sum(axis=summed)
+    largest = max(abs(self.activation.lower), abs(self.activation.upper))
+    return int(sums.max(initial=0)) * largest
+
+
+def integer_layers(model: nnx.Module) -> dict[str, IntegerLayer]:
+  """Give what the layers of a network multiply, as integers and steps.
+
+  Args:
+    model: fixed by a policy, as `asga_jax.with_policy` returns it, so that
+      every tensor has one candidate; it is not changed.
+
+  Returns:
+    The quantized layers by path, in tree order.
+
+  Raises:
+    ValueError: a network without quantized layers, or a layer that still has a
+      choice of bits or quantizes its input channel by channel; it is named.
+  """
+  found = layers.quantized_layers(model)
+  if not found:
+    raise ValueError(
+      f"model ({type(model).__name__}) has no quantized layers; expected what"
+      " asga_jax.with_policy returns."
+    )
+  return {path: _integer_layer(path, layer) for path, layer in found.items()}
+
+
+def _integer_layer(path: str, layer: Any) -> IntegerLayer:
+  for name, choice in (("weight", layer.weight), ("input", layer.activation)):
+    candidates = choice.candidates()
+    if len(candidates) > 1:
+      raise ValueError(
+        f"layer {path!r} is not fixed: its {name} has the candidates"
+        f" {candidates}; expected one, as asga_jax.with_policy leaves."
+      )
+  kind = layer_kinds.kind_of(layer)
+  assert kind is not None
+  activation = _grid(path, layer.activation)
+  if isinstance(layer, layers.QuantProduct):
+    second = _grid(path, layer.weight)
+    return IntegerLayer(
+      path=path,
+      kind=kind.layer.__name__,
+      weight_bits=second.bits,
+      codes=None,
+      weight_step=second.step,
+      offset=0.0,
+      outputs=(),
+      activation=activation,
+      second=second,
+      bias=None,
+    )
+  (bits,) = layer.weight.candidates()
+  return IntegerLayer(
+    path=path,
+    kind=kind.layer.__name__,
+    weight_bits=bits,
+    codes=_codes(layer),
+    weight_step=weight_step(layer),
+    offset=0.0 if bits == FLOAT_BITS else layer.weight.quantizer.offset,
+    outputs=layer.outputs,
+    activation=activation,
+    second=None,
+    bias=None if layer.bias is None else np.asarray(layer.bias[...]),
+  )
+
+
+def _step(choice: bit_choice.BitChoice) -> np.ndarray:
+  """Give the step of the one candidate, shape () or (channels,)."""
+  if choice.candidates() == (FLOAT_BITS,):
+    return np.ones((), np.float32)
+  step = jnp.maximum(choice.steps(1)[0], quantizers.SMALLEST_STEP)
+  return np.asarray(step, np.float32)
+
+
+def _grid(path: str, choice: bit_choice.BitChoice) -> Grid:
+  (bits,) = choice.candidates()
+  step = _step(choice)
+  if step.ndim or choice.quantizer.offset:
+    raise ValueError(
+      f"layer {path!r} quantizes an activation by {choice.quantizer}; expected"
+      " one step, and a code for zero."
+    )
+  if bits == FLOAT_BITS:
+    return Grid(bits, step, 0, 0)
+  lower, upper = (int(x[...][0]) for x in (choice.lower, choice.upper))
+  return Grid(bits, step, lower, upper)
+
+
+def _codes(layer: Any) -> np.ndarray:
+  """Give the codes of a kernel, or the kernel itself if it is float."""
+  kernel = np.asarray(layer.kernel[...], np.float32)
+  mask = getattr(layer, "mask", None)
+  if mask is not None:
+    kernel = kernel * np.asarray(mask, np.float32)
+  choice = layer.weight
+  if choice.candidates() == (FLOAT_BITS,):
+    return kernel
+  # In NumPy, which needs no compiling: the operations round in the same way.
+  matrix = layer_kinds.to_matrix(
+    np.asarray(choice.quantizer.transform(jnp.asarray(kernel))), layer.outputs
+  )
+  scaled = matrix * (1 / _step(choice)) - np.float32(choice.quantizer.offset)
+  lower, upper = (np.asarray(x[...])[0] for x in (choice.lower, choice.upper))
+  codes = np.rint(np.clip(scaled, lower, upper)).astype(np.int8)
+  whole = layer_kinds.from_matrix(codes, kernel.shape, layer.outputs)
+  return np.ascontiguousarray(whole)
+
+
+def weight_step(layer: layers.KernelLayer) -> np.ndarray:
+  """Give the step of a fixed layer's kernel, to broadcast against it.
+
+  Args:
+    layer: with one candidate for its weights.
+
+  Returns:
+    float32, shape () or as many axes as the kernel, 1 where it is summed over.
+  """
+  step = _step(layer.weight)
+  if not step.ndim:
+    return step
+  ones = tuple(
+    size if axis in layer.outputs else 1
+    for axis, size in enumerate(layer.kernel.shape)
+  )
+  return layer_kinds.from_matrix(step[None], ones, layer.outputs)

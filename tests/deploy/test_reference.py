@@ -1,0 +1,416 @@
+"""Integer sums against NumPy's int64, outputs against fake quantization."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from every_kind import IMAGES, fill, fix, searchable
+from flax import nnx
+
+from asga_jax import tracing
+from asga_jax.data import embedded
+from asga_jax.deploy import folding, integer, reference
+from asga_jax.models import resnet
+from asga_jax.quantization import calibration, layers, surgery
+
+# Of the largest value: float32 sums of up to 54 products, in another order.
+TOLERANCE = 2e-6
+KERNELS = (
+  "plain",
+  "grouped",
+  "depthwise",
+  "masked",
+  "transposed",
+  "turned",
+  "line",
+  "attention/query",
+  "attention/out",
+  "split",
+  "swap",
+  "join",
+  "head",
+)
+INPUTS = {
+  "plain": (2, 6, 6, 4),
+  "transposed": (2, 4, 3, 6),
+  "turned": (2, 4, 3, 5),
+  "line": (2, 9, 6),
+  "swap": (2, 7, 2, 3),
+  "join": (2, 7, 5, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def fixed():
+  return fix(searchable(), 5, 8, plain=(4, 6), line=(8, 8), swap=(6, 4))
+
+
+@pytest.fixture(scope="module")
+def doubled():
+  """On grids without a zero."""
+  return fix(searchable("dorefa", False), 8, 8)
+
+
+def _module(model, path):
+  found = {tracing.path_name(p): m for p, m in nnx.iter_modules(model)}
+  return found[path]
+
+
+def _input(path):
+  shape = INPUTS.get(path, (2, 6, 6, 6) if path in KERNELS[:4] else (2, 7, 6))
+  # Beyond the range of the codes too.
+  return 3 * jax.random.normal(jax.random.key(5), shape)
+
+
+def _codes_by_hand(grid, x):
+  scaled = np.asarray(x) * (np.float32(1) / grid.step)
+  return np.rint(np.clip(scaled, grid.lower, grid.upper)).astype(np.int64)
+
+
+def _window(x, w, layer, pads):
+  """Convolve [N, *places, C] by [*window, C / groups, O] in int64."""
+  rank = w.ndim - 2
+  groups = layer.feature_group_count
+
+  def each(value):
+    return (value or 1,) * rank if np.ndim(value) == 0 else tuple(value)
+
+  strides, spread = each(layer.strides), each(layer.kernel_dilation)
+  x = np.pad(x, [(0, 0), *pads, (0, 0)])
+  places = [
+    (size - (k - 1) * d - 1) // s + 1
+    for size, k, d, s in zip(
+      x.shape[1:-1], w.shape[:-2], spread, strides, strict=True
+    )
+  ]
+  result = np.zeros((len(x), *places, w.shape[-1]), np.int64)
+  for where in itertools.product(*map(range, w.shape[:-2])):
+    cut = tuple(
+      slice(i * d, i * d + (n - 1) * s + 1, s)
+      for i, d, n, s in zip(where, spread, places, strides, strict=True)
+    )
+    parts = zip(
+      np.split(x[(slice(None), *cut)], groups, axis=-1),
+      np.split(w[where], groups, axis=-1),
+      strict=True,
+    )
+    result += np.concatenate([a @ b for a, b in parts], axis=-1)
+  return result
+
+
+def _scatter(x, w, layer):
+  """Add the kernel to the output at every place of the input, in int64."""
+  w = w.swapaxes(-1, -2) if layer.transpose_kernel else w[::-1, ::-1]
+  strides = layer.strides or (1, 1)
+  sides = [
+    (n - 1) * s + k
+    for n, s, k in zip(x.shape[1:-1], strides, w.shape[:2], strict=True)
+  ]
+  result = np.zeros((len(x), *sides, w.shape[-1]), np.int64)
+  for i, j in np.ndindex(*x.shape[1:-1]):
+    top, left = i * strides[0], j * strides[1]
+    result[:, top : top + w.shape[0], left : left + w.shape[1]] += np.einsum(
+      "nc,ijco->nijo", x[:, i, j], w
+    )
+  return result
+
+
+def _by_hand(path, layer, x, w):
+  w = w.astype(np.int64)
+  if isinstance(layer, nnx.ConvTranspose):
+    return _scatter(x, w, layer)
+  if isinstance(layer, nnx.Conv):
+    # 3 wide, and padded to keep the size; 9 places at stride 2 become 5.
+    pads = {"line": [(1, 1)], "grouped": [(2, 2), (1, 1)]}
+    return _window(x, w, layer, pads.get(path, [(1, 1)] * 2))
+  equation = {
+    "swap": "...hd,hdab->...ba",
+    "split": "...c,cab->...ab",
+    "join": "...ab,abo->...o",
+    "attention/query": "...c,cab->...ab",
+    "attention/out": "...ab,abo->...o",
+    "head": "...c,co->...o",
+  }[path]
+  return np.einsum(equation, x, w)
+
+
+@pytest.mark.parametrize(
+  ("name", "arithmetic"), [("fixed", "int32"), ("doubled", "float32")]
+)
+def test_each_layer_by_hand(name, arithmetic, request):
+  model = request.getfixturevalue(name)
+  found = integer.integer_layers(model)
+  seen = []
+  made = reference.integer_forward(
+    model, arithmetic=arithmetic, observer=seen.append
+  )
+  for path in KERNELS:
+    x = _input(path)
+    if path == "attention/out":
+      x = x.reshape(2, 7, 2, 3)
+    layer, integers = found[path], _module(made, path)
+    seen.clear()
+    output = integers(x)
+    (told,) = seen
+    assert told.path == path
+    codes = _codes_by_hand(layer.activation, x)
+    np.testing.assert_array_equal(told.codes[0], codes)
+    assert told.accumulator.dtype == jnp.int32
+    by_hand = _by_hand(path, _module(model, path), codes, layer.integers)
+    np.testing.assert_array_equal(told.accumulator, by_hand)
+    assert np.abs(by_hand).max() <= layer.largest_accumulator()
+    expected = _module(model, path)(x)
+    np.testing.assert_allclose(
+      output, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()
+    )
+
+
+def test_products_of_attention_by_hand(fixed):
+  found = integer.integer_layers(fixed)
+  keys = jax.random.split(jax.random.key(6), 3)
+  query, key, value = (jax.random.normal(k, (2, 5, 2, 3)) for k in keys)
+  seen = []
+  made = reference.integer_forward(fixed, observer=seen.append)
+  mask = jnp.tril(jnp.ones((5, 5), bool))[None, None]
+  for settings in ({}, {"mask": mask}, {"is_causal": True}):
+    seen.clear()
+    output = made.attention.attention_fn(query, key, value, **settings)
+    scores, mixed = seen
+    assert scores.path == "attention/attention_fn/qk"
+    assert mixed.path == "attention/attention_fn/pv"
+    layer = found[scores.path]
+    q = _codes_by_hand(layer.activation, query)
+    k = _codes_by_hand(layer.second, key)
+    np.testing.assert_array_equal(
+      scores.accumulator, np.einsum("nqhd,nkhd->nhqk", q, k)
+    )
+    p, v = (np.asarray(x, np.int64) for x in mixed.codes)
+    np.testing.assert_array_equal(
+      v, _codes_by_hand(found[mixed.path].second, value)
+    )
+    np.testing.assert_array_equal(
+      mixed.accumulator, np.einsum("nhqk,nkhd->nqhd", p, v)
+    )
+    expected = fixed.attention.attention_fn(query, key, value, **settings)
+    # Half a step of a probability may round to another code.
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+  fewer = key[:, :, :1], value[:, :, :1]
+  np.testing.assert_allclose(
+    made.attention.attention_fn(query, *fewer),
+    fixed.attention.attention_fn(query, *fewer),
+    atol=1e-5,
+  )
+
+
+def test_the_network_as_a_whole(fixed):
+  for batch, folds in ((1, None), (3, folding.find_folds(fixed, IMAGES))):
+    expected = fixed(IMAGES[:batch])
+    found, told = reference.accumulators(fixed, IMAGES[:batch], folds=folds)
+    # A value on the border of two codes may go the other way.
+    np.testing.assert_allclose(
+      found, expected, atol=0.02 * np.abs(expected).max()
+    )
+    assert {x.path for x in told} == set(layers.quantized_layers(fixed))
+
+
+def test_float_layers_stay_as_they_are():
+  model = fix(searchable(), 5, head=(32, 8), plain=(4, 32), line=(32, 32))
+  made = reference.integer_forward(model)
+  for path in ("head", "plain", "line"):
+    x = _input(path)
+    np.testing.assert_array_equal(
+      _module(made, path)(x), _module(model, path)(x)
+    )
+  _, told = reference.accumulators(model, IMAGES)
+  assert not {x.path for x in told} & {"head", "plain", "line"}
+
+
+def test_the_model_is_not_changed_and_norms_evaluate(fixed):
+  model = nnx.clone(fixed)
+  model.train()
+  before = jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model)))
+  reference.integer_forward(model)(IMAGES)
+  jax.tree.map(
+    np.testing.assert_array_equal, before, nnx.as_pure(nnx.state(model))
+  )
+  assert not model.norm.use_running_average
+
+
+def test_which_norms_are_folded(fixed):
+  folds = folding.find_folds(fixed, IMAGES)
+  assert {path: fold.norm for path, fold in folds.items()} == {
+    "plain": "norm",
+    "depthwise": "depthwise_norm",
+  }
+  made = reference.integer_forward(fixed, folds=folds)
+  for path, norm in (("plain", "norm"), ("depthwise", "depthwise_norm")):
+    x = _input(path)
+    expected = _module(fixed, norm)(_module(fixed, path)(x))
+    np.testing.assert_allclose(
+      _module(made, path)(x),
+      expected,
+      rtol=0,
+      atol=4 * TOLERANCE * np.abs(expected).max(),
+    )
+
+
+class Branches(nnx.Module):
+  """Norms after layers in ways that can and cannot be folded."""
+
+  def __init__(self, rngs):
+    self.layers = nnx.Dict(
+      {
+        name: nnx.Linear(4, 4, rngs=rngs)
+        for name in (
+          "read_twice",
+          "after_relu",
+          "reshaped",
+          "two_norms",
+          "shared_a",
+          "shared_b",
+          "again",
+          "half_shared",
+          "training",
+          "inside",
+          "returned",
+        )
+      }
+    )
+    self.norms = nnx.Dict(
+      {name: nnx.BatchNorm(4, rngs=rngs) for name in self.layers}
+    )
+    self.head = nnx.Linear(4, 2, rngs=rngs)
+    self.compiles = False
+
+  def __call__(self, x):
+    layer, norm = self.layers, self.norms
+    y = layer["read_twice"](x)
+    y = y + norm["read_twice"](y)
+    y = norm["after_relu"](nnx.relu(layer["after_relu"](y)))
+    y = norm["reshaped"](layer["reshaped"](y).reshape(-1, 2, 4))
+    y = y.reshape(-1, 4)
+    # One layer read by two norms in turn.
+    y = norm["two_norms"](layer["two_norms"](y))
+    y = norm["again"](layer["two_norms"](y))
+    # One norm read by two layers, and by nothing else.
+    y = norm["shared_a"](layer["shared_a"](y))
+    y = norm["shared_a"](layer["shared_b"](y))
+    # One norm of a layer and of something else.
+    y = norm["half_shared"](layer["half_shared"](y))
+    y = norm["half_shared"](jnp.tanh(y))
+    y = norm["training"](layer["training"](y), use_running_average=False)
+
+    def inside(y):
+      return norm["inside"](layer["inside"](y))
+
+    y = jax.jit(inside)(y) if self.compiles else inside(y)
+    z = layer["returned"](y)
+    return self.head(norm["returned"](z)), z
+
+
+def test_norms_are_folded_only_where_nothing_else_reads_the_layer():
+  x = jax.random.normal(jax.random.key(0), (8, 4))
+  model = surgery.make_searchable(
+    Branches(nnx.Rngs(0)),
+    x,
+    bits=(8,),
+    weight_quantizer="hwgq",
+    activation_quantizer="hwgq",
+  )
+  model.eval()
+  model.compiles = True
+  folds = folding.find_folds(model, x)
+  assert {path: fold.norm for path, fold in folds.items()} == {
+    "layers/shared_a": "norms/shared_a",
+    "layers/shared_b": "norms/shared_a",
+    "layers/inside": "norms/inside",
+  }
+  expected = model(x)
+  found = reference.integer_forward(model, folds=folds)(x)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_unknown_arithmetic_and_sums_that_are_too_large(fixed, monkeypatch):
+  with pytest.raises(ValueError, match="arithmetic is 'int8'"):
+    reference.integer_forward(fixed, arithmetic="int8")
+  monkeypatch.setitem(reference._LIMITS, "int32", 1000)
+  with pytest.raises(ValueError, match=r"layer '.*' may sum to"):
+    reference.integer_forward(fixed)
+
+
+def test_sums_too_large_for_float32_are_taken_in_int32(fixed, monkeypatch):
+  monkeypatch.setitem(reference._LIMITS, "float32", 2)
+  made = reference.integer_forward(fixed, arithmetic="float32")
+  assert _module(made, "head").arithmetic == "int32"
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """ResNet-8 after a few steps on digits, fixed at 3 to 8 bits."""
+  digits = embedded.digits()
+  images = np.concatenate([digits.train_images, digits.test_images])
+  images = images.astype(np.float32) / 128 - 1
+  labels = np.concatenate([digits.train_labels, digits.test_labels])
+  network = fill(lambda: resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0)))
+  graphdef, parameters, rest = nnx.split(network, nnx.Param, ...)
+  optimizer = optax.adam(3e-3)
+
+  @jax.jit
+  def step(parameters, rest, state, batch):
+    def loss(parameters):
+      model = nnx.merge(graphdef, parameters, rest, copy=True)
+      logits = model(batch[0])
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+      return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
+
+    gradients, rest = jax.grad(loss, has_aux=True)(parameters)
+    updates, state = optimizer.update(gradients, state)
+    return optax.apply_updates(parameters, updates), rest, state
+
+  state = optimizer.init(parameters)
+  for i in range(60):
+    rows = slice(32 * i % 800, 32 * i % 800 + 32)
+    parameters, rest, state = step(
+      parameters, rest, state, (images[rows], labels[rows])
+    )
+  network = nnx.merge(graphdef, parameters, rest)
+  model = surgery.make_searchable(
+    network, images[:64], bits=(4, 6, 8), weight_quantizer="hwgq"
+  )
+  paths = list(layers.quantized_layers(model))
+  bits = {
+    path: (8, 8) if path in ("stem", "head") else ((4, 6, 8)[i % 3], 8)
+    for i, path in enumerate(paths)
+  }
+  model = surgery.fix_bits(model, bits)
+  calibration.reestimate_batch_norm(model, [images[:256]])
+  model.eval()
+  return model, images[800:], labels[800:]
+
+
+def test_predictions_agree_end_to_end(trained):
+  model, images, labels = trained
+  folds = folding.find_folds(model, images[:2])
+  assert len(folds) == 9
+  made = reference.integer_forward(model, folds=folds, arithmetic="float32")
+  run = jax.jit(lambda graph, state, x: nnx.merge(graph, state)(x))
+  expected = run(*nnx.split(model), images).argmax(axis=-1)
+  found = run(*nnx.split(made), images).argmax(axis=-1)
+  assert (expected == labels).mean() > 0.8
+  assert (found == expected).mean() >= 0.995
+
+
+def test_both_arithmetics_sum_the_same(trained):
+  model, images, _ = trained
+  told = [
+    reference.accumulators(model, images[:4], arithmetic=arithmetic)[1]
+    for arithmetic in reference.ARITHMETICS
+  ]
+  assert len(told[0]) == 10
+  for a, b in zip(*told, strict=True):
+    assert a.path == b.path
+    np.testing.assert_array_equal(a.accumulator, b.accumulator)
