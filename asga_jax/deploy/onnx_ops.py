@@ -298,7 +298,7 @@ def _pool(operation: str) -> Rule:
       return values[0]
     axes = (*outer, *places)
     pads = [params["padding"][axis] for axis in places]
-    settings = {
+    settings: dict[str, Any] = {
       "kernel_shape": [window[axis] for axis in places],
       "strides": [params["window_strides"][axis] for axis in places],
       "dilations": [params["window_dilation"][axis] for axis in places],

@@ -128,11 +128,11 @@ def matrix_product(
   if is_constant(left) and not is_constant(right):
     # The constant comes second, so that channels lie last.
     swapped = {"dimension_numbers": (sums[::-1], batches[::-1])}
-    sizes = (count, len(free[1]), len(free[0]))
+    middle = count + len(free[0])
     order = [
-      *range(sizes[0]),
-      *range(sizes[0] + sizes[2], sum(sizes)),
-      *range(sizes[0], sizes[0] + sizes[2]),
+      *range(count),
+      *range(middle, len(aval.shape)),
+      *range(count, middle),
     ]
     shape = tuple(aval.shape[i] for i in order)
     result = builder.tensor(
@@ -152,8 +152,8 @@ def matrix_product(
   if len(summed) != 1 or len(flat_rows) != len(rows):
     first = builder.reshape(first, [*batch, *flat_rows, _size(summed)])
   order = [*batches[1], *sums[1], *free[1]]
-  shape: list[Any] = [*batch, _size(summed), _size(outputs)]
-  flat: Any = (*batch, *flat_rows, shape[-1])
+  sizes: list[Any] = [*batch, _size(summed), _size(outputs)]
+  flat: Any = (*batch, *flat_rows, sizes[-1])
 
   def finish(name: str) -> Tensor:
     if flat != tuple(aval.shape):
@@ -162,18 +162,18 @@ def matrix_product(
 
   if not is_constant(right):
     second = builder.ordered(right, order)
-    if tuple(shape) != tuple(right.shape[i] for i in order):
-      second = builder.reshape(second, shape)
+    if tuple(sizes) != tuple(right.shape[i] for i in order):
+      second = builder.reshape(second, sizes)
     return finish(builder.graph.add("MatMul", first, second))
   kernel = _rearranged(right, order)
   kernel = (
-    kernel.map(lambda array: array.reshape(shape))
+    kernel.map(lambda array: array.reshape(sizes))
     if isinstance(kernel, Weight)
-    else kernel.reshape(shape)  # type: ignore[union-attr]
+    else kernel.reshape(sizes)  # type: ignore[union-attr]
   )
 
   def build(scale: np.ndarray, shift: np.ndarray) -> Tensor:
-    axis = len(shape) - 1
+    axis = len(sizes) - 1
     name = builder.graph.add(
       "MatMul", first, _operand(builder, kernel, axis, scale)
     )
@@ -182,7 +182,7 @@ def matrix_product(
       name = builder.graph.add("Add", name, bias)
     return finish(name)
 
-  product = _later(kernel, len(shape) - 1, build, aval, len(aval.shape) - 1)
+  product = _later(kernel, len(sizes) - 1, build, aval, len(aval.shape) - 1)
   # Channels of several axes have no axis to multiply along.
   return product if len(outputs) == 1 else builder.tensor(product)
 

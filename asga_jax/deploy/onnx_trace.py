@@ -45,11 +45,11 @@ def trace(
   """
   copy = nnx.clone(model)
   copy.eval()
+  lowering.use_lax_convolutions(copy)
   quantized = layers.quantized_layers(copy)
   for path, layer in quantized.items():
     _mark(layer, path)
   for keys, module in nnx.iter_modules(copy):
-    _use_lax(module)
     _name(module, tracing.path_name(keys))
   graphdef, state = nnx.split(copy)
 
@@ -66,8 +66,6 @@ def _mark(layer: layers.QuantLayer, path: str) -> None:
   kind = layer_kinds.kind_of(layer)
   assert kind is not None
   product = layer.product
-  if product is lowering.conv_general_dilated:
-    product = jax.lax.conv_general_dilated
 
   def marked(first, second, *args: Any, **settings: Any):
     first = quantize.bind(first, path=path, operand="activation")
@@ -75,15 +73,6 @@ def _mark(layer: layers.QuantLayer, path: str) -> None:
     return product(first, second, *args, **settings)
 
   layer_kinds.set_product(layer, kind, marked)
-
-
-def _use_lax(module: Any) -> None:
-  """Undo the lowering that is for training on a CPU."""
-  name = "conv_general_dilated"
-  if isinstance(module, nnx.Conv) and (
-    getattr(module, name) is lowering.conv_general_dilated
-  ):
-    setattr(module, name, jax.lax.conv_general_dilated)
 
 
 def _name(module: Any, path: str) -> None:
