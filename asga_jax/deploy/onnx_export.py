@@ -101,7 +101,7 @@ def export_onnx(
     name=name,
     metadata=metadata,
   )
-  _check(made, shape, aval.shape[1:])
+  _check(made, shape, aval.shape)
   if path is not None:
     files.write_bytes_atomic(path, made.SerializeToString())
   return made
@@ -152,10 +152,13 @@ def _check(
   for batch in _TRIED:
     images = random.standard_normal((batch, *shape), np.float32)
     (result,) = session.run([OUTPUT], {INPUT: images})
-    if result.shape != (batch, *output_shape):
+    if len(result.shape) != len(output_shape) or any(
+      isinstance(size, int) and size != found
+      for found, size in zip(result.shape, output_shape, strict=True)
+    ):
       raise onnx_values.ExportError(
         f"onnxruntime gives the shape {result.shape} for a batch of {batch};"
-        f" expected {(batch, *output_shape)}."
+        f" expected {output_shape}."
       )
 
 

@@ -9,6 +9,8 @@ from asga_jax.deploy import onnx_graph
 _PRODUCTS = ("Conv", "ConvTranspose")
 # Room for the sum beside the bias.
 _LARGEST = 2**30
+# How far a rounded bias may move a result, in steps of what it is rounded to.
+TOLERANCE = 1 / 512
 # Two products are added in 16 bits where a processor knows no better.
 _PAIR = 2**15 - 1
 
@@ -37,7 +39,8 @@ def fit_to_runtime(graph: onnx_graph.Graph) -> None:
     )
     if fuses and source is not None:
       graph.scope = name
-      fuses = _quantize_bias(graph, node, source, kernel)
+      step = graph.constants[users[name][0].input[1]]
+      fuses = _quantize_bias(graph, node, source, kernel, step)
     if not fuses:
       graph.scope = name
       node.input[1] = _unpacked(graph, kernel)
@@ -54,11 +57,13 @@ def _quantize_bias(
   node: onnx.NodeProto,
   source: onnx.NodeProto,
   kernel: onnx.NodeProto,
+  result_step: np.ndarray,
 ) -> bool:
-  """Store a bias in steps of the sum; False where it is too large for that.
+  """Store a bias in steps of the sum; False where that would be too coarse.
 
-  Half a step of the sum is much where a kernel has few codes: these are
-  multiplied as far as 8 bits go, which makes the step finer and nothing else.
+  Half a step of the sum is much where a kernel has few codes: those of a
+  channel are multiplied, as far as 8 bits go, so that its bias is nearly a
+  whole number.
   """
   if len(node.input) < 3:
     return True
@@ -68,13 +73,19 @@ def _quantize_bias(
   if clip is not None and clip.op_type == "Clip":
     highest = int(graph.constants[clip.input[2]])
   room = min(127, _PAIR // (2 * max(highest, 1)))
-  codes = np.abs(graph.constants[stored].astype(np.float32)).max()
-  factor = max(1, int(room // max(codes, 1)))
-  steps = graph.constants[kernel.input[1]] / np.float32(factor)
-  sums = steps * graph.constants[source.input[1]]
+  codes = np.abs(graph.constants[stored].astype(np.float32))
+  largest = np.maximum(codes.max(axis=(*range(1, codes.ndim),)), 1)
+  steps = graph.constants[kernel.input[1]]
   bias = graph.constants[node.input[2]].astype(np.float64)
+  factors = _best_factors(
+    bias / (steps * graph.constants[source.input[1]]),
+    np.maximum(room // largest, 1),
+  )
+  steps = (steps / factors).astype(np.float32)
+  sums = steps * graph.constants[source.input[1]]
   whole = np.rint(bias / sums)
-  if np.abs(whole).max() > _LARGEST:
+  moved = np.abs(whole * sums - bias).max() / result_step
+  if moved > TOLERANCE or np.abs(whole).max() > _LARGEST:
     return False
   node.input[2] = graph.add(
     "DequantizeLinear",
@@ -82,13 +93,29 @@ def _quantize_bias(
     graph.constant(sums),
     axis=0,
   )
-  if factor > 1:
+  if factors.max() > 1:
+    by = graph.constant(factors.reshape(-1, *(1,) * (codes.ndim - 1)), np.int32)
     wide = graph.add("Cast", stored, to=onnx.TensorProto.INT32)
-    wide = graph.add("Mul", wide, graph.constant(factor, np.int32))
+    wide = graph.add("Mul", wide, by)
     narrow = graph.add("Cast", wide, to=onnx.TensorProto.INT8)
-    steps_name = graph.constant(steps)
-    node.input[1] = graph.add("DequantizeLinear", narrow, steps_name, axis=0)
+    name = graph.constant(steps)
+    node.input[1] = graph.add("DequantizeLinear", narrow, name, axis=0)
   return True
+
+
+def _best_factors(bias: np.ndarray, highest: np.ndarray) -> np.ndarray:
+  """Find what to multiply each channel by to round its bias least.
+
+  Args:
+    bias: in steps of the sum, shape (channels,).
+    highest: the largest factor of each channel.
+
+  Returns:
+    Whole numbers from 1 on, shape (channels,).
+  """
+  tried = np.arange(1, int(highest.max()) + 1)[:, None]
+  errors = np.abs(np.rint(bias * tried) / tried - bias)
+  return np.where(tried <= highest, errors, np.inf).argmin(axis=0) + 1
 
 
 def _unpacked(graph: onnx_graph.Graph, kernel: onnx.NodeProto) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from jax import lax
 from onnx import helper
 
 from asga_jax.deploy import onnx_products
@@ -198,6 +199,12 @@ def _convert(builder, values, params, aval):
   return Tensor(name, aval.shape, aval.dtype, axes)
 
 
+def _round(builder, values, params, aval):
+  if params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
+    raise ExportError("it rounds halves away from zero")
+  return elementwise("Round")(builder, values, params, aval)
+
+
 def _same(builder, values, params, aval):
   del builder, params, aval
   return values[0]
@@ -236,12 +243,6 @@ def _transpose(builder, values, params, aval):
 def _squeeze(builder, values, params, aval):
   axes = builder.graph.constant(params["dimensions"], np.int64)
   name = builder.graph.add("Squeeze", builder.ordered(values[0]), axes)
-  return builder.plain(name, aval.shape, aval.dtype)
-
-
-def _expand_dims(builder, values, params, aval):
-  axes = builder.graph.constant(params["dimensions"], np.int64)
-  name = builder.graph.add("Unsqueeze", builder.ordered(values[0]), axes)
   return builder.plain(name, aval.shape, aval.dtype)
 
 
@@ -319,6 +320,16 @@ def _pool(operation: str) -> Rule:
 def _concatenate(builder, values, params, aval):
   names = [builder.ordered(value) for value in values]
   name = builder.graph.add("Concat", *names, axis=params["dimension"])
+  return builder.plain(name, aval.shape, aval.dtype)
+
+
+def _stack(builder, values, params, aval):
+  axis = builder.graph.constant([params["axis"]], np.int64)
+  names = [
+    builder.graph.add("Unsqueeze", builder.ordered(value), axis)
+    for value in values
+  ]
+  name = builder.graph.add("Concat", *names, axis=params["axis"])
   return builder.plain(name, aval.shape, aval.dtype)
 
 
@@ -439,13 +450,11 @@ RULES: dict[str, Rule] = {
   "conv_general_dilated": onnx_products.convolution,
   "convert_element_type": _convert,
   "copy": _same,
-  "copy_p": _same,
   "div": _affine("Div"),
   "dot_general": onnx_products.matrix_product,
   "dynamic_slice": _dynamic_slice,
   "erfc": _erfc,
   "exp2": _exp2,
-  "expand_dims": _expand_dims,
   "expm1": _expm1,
   "gather": _gather,
   "integer_pow": _integer_power,
@@ -470,15 +479,15 @@ RULES: dict[str, Rule] = {
   "slice": _slice,
   "square": _square,
   "squeeze": _squeeze,
+  "round": _round,
+  "stack": _stack,
   "stop_gradient": _same,
   "sub": _affine("Sub"),
   "transpose": _transpose,
 }
 
 # Operations that only move the elements of a constant, steps and codes alike.
-MOVES = frozenset(
-  ["copy", "expand_dims", "reshape", "rev", "slice", "squeeze", "transpose"]
-)
+MOVES = frozenset(["copy", "reshape", "rev", "slice", "squeeze", "transpose"])
 
 
 def apply_to_weight(weight: Weight, equation: Any) -> Weight:

@@ -113,7 +113,10 @@ class Reader:
     avals = [variable.aval for variable in equation.outvars]
     if equation.primitive is onnx_trace.quantize:
       return [self._quantize(values[0], **equation.params)]
-    if all(isinstance(value, np.ndarray) for value in values) and all(
+    constant = name != "dim_as_value" and all(
+      isinstance(value, np.ndarray) for value in values
+    )
+    if constant and all(
       isinstance(size, int) for aval in avals for size in aval.shape
     ):
       found = equation.primitive.bind(*values, **equation.params)
@@ -121,6 +124,8 @@ class Reader:
       return [_array(x) for x in (found if many else [found])]
     if name in onnx_ops.MOVES and isinstance(values[0], Weight):
       return [onnx_ops.apply_to_weight(values[0], equation)]
+    if name == "dim_as_value":
+      raise ExportError("it needs to know the batch")
     if name == "split":
       return onnx_ops.split(self._builder, values[0], equation.params, avals)
     if name not in onnx_ops.RULES:
