@@ -9,8 +9,9 @@ from asga_jax.deploy import onnx_graph
 _PRODUCTS = ("Conv", "ConvTranspose")
 # Room for the sum beside the bias.
 _LARGEST = 2**30
-# How far a rounded bias may move a result, in steps of what it is rounded to.
-TOLERANCE = 1 / 512
+# The noise that rounded biases may add to a result, as a share of its range.
+# A bias that is moved by d steps moves about that share of the codes by one.
+TOLERANCE = 0.003
 # Two products are added in 16 bits where a processor knows no better.
 _PAIR = 2**15 - 1
 
@@ -39,11 +40,23 @@ def fit_to_runtime(graph: onnx_graph.Graph) -> None:
     )
     if fuses and source is not None:
       graph.scope = name
-      step = graph.constants[users[name][0].input[1]]
-      fuses = _quantize_bias(graph, node, source, kernel, step)
+      result = users[name][0]
+      step = graph.constants[result.input[1]]
+      after = users[result.output[0]][0]
+      levels = _levels(graph, after)
+      allowed = (TOLERANCE * levels) ** 2 * step
+      fuses = _quantize_bias(graph, node, source, kernel, float(allowed))
     if not fuses:
       graph.scope = name
       node.input[1] = _unpacked(graph, kernel)
+
+
+def _levels(graph: onnx_graph.Graph, node: onnx.NodeProto) -> int:
+  """Count the steps between the least and the largest code."""
+  if node.op_type != "Clip":
+    return 255
+  low, high = (int(graph.constants[name]) for name in node.input[1:])
+  return high - low
 
 
 def _stored(graph: onnx_graph.Graph, kernel: onnx.NodeProto) -> str:
@@ -57,7 +70,7 @@ def _quantize_bias(
   node: onnx.NodeProto,
   source: onnx.NodeProto,
   kernel: onnx.NodeProto,
-  result_step: np.ndarray,
+  allowed: float,
 ) -> bool:
   """Store a bias in steps of the sum; False where that would be too coarse.
 
@@ -84,8 +97,10 @@ def _quantize_bias(
   steps = (steps / factors).astype(np.float32)
   sums = steps * graph.constants[source.input[1]]
   whole = np.rint(bias / sums)
-  moved = np.abs(whole * sums - bias).max() / result_step
-  if moved > TOLERANCE or np.abs(whole).max() > _LARGEST:
+  if (
+    np.abs(whole * sums - bias).max() > allowed
+    or np.abs(whole).max() > _LARGEST
+  ):
     return False
   node.input[2] = graph.add(
     "DequantizeLinear",

@@ -182,7 +182,7 @@ def test_it_computes_what_the_network_computes(name):
 
 
 def test_without_a_rounded_bias_it_agrees_to_float_rounding(own, monkeypatch):
-  monkeypatch.setattr(onnx_fusion, "TOLERANCE", -1)
+  monkeypatch.setattr(onnx_fusion, "TOLERANCE", 0)
   model, policy, images = own
   want = _in_jax(asga_jax.with_policy(model, policy), images)
   made = onnx_export.export_onnx(model, images.shape[1:], policy=policy)
