@@ -355,7 +355,7 @@ def _slice(builder, values, params, aval):
   return builder.plain(name, aval.shape, aval.dtype)
 
 
-def _dynamic_slice(builder, values, params, aval):
+def _cut(builder, values, params, aval):
   operand, *starts = values
   sizes = params["slice_sizes"]
   if not all(isinstance(start, np.ndarray) for start in starts):
@@ -382,7 +382,7 @@ def _gather(builder, values, params, aval):
     starts[axis] = np.asarray(start)
   fixed = {"slice_sizes": sizes}
   whole = aval.update(shape=tuple(sizes))
-  cut = _dynamic_slice(builder, [operand, *starts], fixed, whole)
+  cut = _cut(builder, [operand, *starts], fixed, whole)
   gone = {"dimensions": numbers.collapsed_slice_dims}
   return _squeeze(builder, [cut], gone, aval) if gone["dimensions"] else cut
 
@@ -452,7 +452,6 @@ RULES: dict[str, Rule] = {
   "copy": _same,
   "div": _affine("Div"),
   "dot_general": onnx_products.matrix_product,
-  "dynamic_slice": _dynamic_slice,
   "erfc": _erfc,
   "exp2": _exp2,
   "expm1": _expm1,

@@ -94,9 +94,6 @@ CASES = {
     lambda x: x[:, 0, 0] @ MATRIX,
     lambda x: jnp.einsum("nwc,nac->nwa", x[:, 0], x[:, 1, :3]),
   ],
-  "dynamic_slice": [
-    lambda x: lax.dynamic_slice(x, (0, 0, 6, 0), (x.shape[0], 6, 3, 4))
-  ],
   "eq": [lambda x: (jnp.round(x[..., 0] * 0) == 0).astype(jnp.float32)],
   "erf": [lax.erf],
   "erfc": [lambda x: nnx.gelu(x, approximate=False)],
