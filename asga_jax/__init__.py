@@ -12,8 +12,10 @@ from asga_jax.cost.latency_table import latency as latency
 from asga_jax.cost.latency_table import load_latency as load_latency
 from asga_jax.deploy.packing import load_packed as load_packed
 from asga_jax.deploy.packing import save_packed as save_packed
+from asga_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
 from asga_jax.every_budget import pareto as pareto
 from asga_jax.every_budget import policy_at as policy_at
+from asga_jax.export_run import export_onnx as export_onnx
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
 from asga_jax.pareto_curve import ParetoCurve as ParetoCurve
@@ -53,6 +55,8 @@ __all__ = [
   "container_size",
   "cross_entropy",
   "diagnostics",
+  "export_onnx",
+  "export_stablehlo",
   "finish",
   "format_rules",
   "latency",

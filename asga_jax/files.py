@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import pathlib
 
@@ -37,3 +38,17 @@ def write_bytes_atomic(path: str | os.PathLike[str], contents: bytes) -> None:
     os.fsync(directory)
   finally:
     os.close(directory)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+  """Check before long work that a file can be written; it is not touched.
+
+  Raises:
+    OSError: it is a directory, or its directory is missing or read-only.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, "a directory, not a file", str(path))
+  trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  trial.touch()
+  trial.unlink()

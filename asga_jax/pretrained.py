@@ -158,6 +158,29 @@ def save_weights(model: nnx.Module, path: str | os.PathLike[str]) -> None:
   )
 
 
+def save_orbax(model: nnx.Module, path: str | os.PathLike[str]) -> None:
+  """Write the weights and statistics of a network as an Orbax checkpoint.
+
+  `load_weights` reads it without a map, and so does Orbax alone, as a tree of
+  the paths of the variables.
+
+  Args:
+    model: any Flax NNX module, step sizes of its layers included.
+    path: a directory that is not there yet.
+
+  Raises:
+    OSError: if it cannot be written, or is there.
+  """
+  state = nnx.as_pure(nnx.state(model, _SAVED))
+  weight_files.write_orbax(
+    path,
+    {
+      tracing.path_name(keys): np.asarray(array)
+      for keys, array in nnx.to_flat_state(state)
+    },
+  )
+
+
 def _resolve(given: name_maps.Given | None) -> name_maps.NameMap:
   if given is None:
     return _SAME

@@ -94,6 +94,31 @@ def write(
   files.write_bytes_atomic(path, safetensors_numpy.save(whole, texts))
 
 
+def write_orbax(
+  path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Write arrays to an Orbax checkpoint, whole or not at all.
+
+  Args:
+    path: the directory, which must not be there yet; its parent must be.
+    arrays: by names that are paths joined by slashes, the keys of the tree.
+
+  Raises:
+    OSError: if it cannot be written, or is there.
+  """
+  files.check_writable(path)
+  checkpoints.quiet_orbax()
+  tree: dict[str, Any] = {}
+  for name, array in arrays.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = array
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(pathlib.Path(path).absolute(), tree)
+
+
 def _read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:
   checkpoints.quiet_orbax()
   found = [

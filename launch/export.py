@@ -1,6 +1,7 @@
 """Writes what a finished search found, for its budget or every budget.
 
 python launch/export.py --workdir=DIR --format=policy --output=policy.json
+python launch/export.py --workdir=DIR --format=onnx --output=network.onnx
 python launch/export.py --workdir=DIR --pareto --cost=size
 """
 
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 
 from asga_jax import (
   every_budget,
+  export_run,
   pareto_curve,
   policy_table,
   search_run,
@@ -24,12 +26,18 @@ from asga_jax.cost import latency_table
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The work directory of a search.", required=True
 )
-_FORMAT = flags.DEFINE_enum("format", "policy", ["policy"], "What to write.")
+_FORMAT = flags.DEFINE_enum(
+  "format",
+  "policy",
+  ["policy", *export_run.FORMATS],
+  "What to write: the policy, or the network at it with the search's weights.",
+)
 _OUTPUT = flags.DEFINE_string(
   "output",
   None,
   "Where to; by default policy.json in the work directory, or "
-  "policy-BUDGET-SCORE.json where these are given; with --pareto pareto.json, "
+  "policy-BUDGET-SCORE.json where these are given; network.onnx, "
+  ".stablehlo or the directory network.orbax; with --pareto pareto.json, "
   "or pareto-COST-BUDGET-SCORE.json, and beside it the picture, .png.",
 )
 _BUDGET = flags.DEFINE_string(
@@ -84,15 +92,25 @@ def restore() -> result_lib.SearchResult:
 
 
 def export_policy() -> None:
-  """Write the policy of a budget."""
+  """Write the policy of a budget, or the network at that policy."""
+  kind = _FORMAT.value
+  if kind != "policy":
+    # A search takes a while to read.
+    export_run.check(kind, _OUTPUT.value or f"{_WORKDIR.value}/network")
   found = restore()
   policy = result_lib.allocate(found, budget=_BUDGET.value, score=_SCORE.value)
+  stem = "policy" if kind == "policy" else "network"
+  suffix = ".json" if kind == "policy" else export_run.FORMATS[kind].suffix
   chosen = (_BUDGET.value and policy.budget, _SCORE.value)
-  name = "-".join(["policy", *filter(None, chosen)])
-  output = _OUTPUT.value or f"{_WORKDIR.value}/{name}.json"
-  policy_lib.save(policy, output)
-  print(policy_table.format_table(policy))
-  print(f"written to {output}")
+  name = "-".join([stem, *filter(None, chosen)]) + suffix
+  output = _OUTPUT.value or f"{_WORKDIR.value}/{name}"
+  if kind == "policy":
+    policy_lib.save(policy, output)
+    print(policy_table.format_table(policy))
+    print(f"written to {output}")
+  else:
+    network = export_run.from_search(_WORKDIR.value, found, policy)
+    print(export_run.write(network, kind, output))
 
 
 def export_pareto() -> None:

@@ -193,3 +193,15 @@ def with_fast_convolutions(model: nnx.Module) -> nnx.Module:
     if getattr(module, name) is lax.conv_general_dilated:
       setattr(module, name, conv_general_dilated)
   return model
+
+
+def use_lax_convolutions(model: nnx.Module) -> None:
+  """Undo `with_fast_convolutions`, in place: for programs that leave this CPU.
+
+  Args:
+    model: float or quantized; what does not call the form above stays.
+  """
+  for _, module in nnx.iter_modules(model):
+    for name in ("conv_general_dilated", "product"):
+      if getattr(module, name, None) is conv_general_dilated:
+        setattr(module, name, lax.conv_general_dilated)
