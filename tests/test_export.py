@@ -104,3 +104,22 @@ def test_bad_flags_end_in_one_line_and_write_nothing(
   assert caught.value.code == 1
   assert named in caplog.text
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["onnx", "stablehlo", "orbax"])
+def test_an_unwritable_network_is_found_before_the_search_is_read(
+  export, tmp_path, monkeypatch, caplog, kind
+):
+  def restore(path):
+    raise AssertionError("read")
+
+  monkeypatch.setattr(search_run, "restore", restore)
+  output = tmp_path / "missing" / "network"
+  arguments = [f"--workdir={tmp_path}", f"--format={kind}"]
+  with flagsaver.flagsaver():
+    left = flags.FLAGS(["export", *arguments, f"--output={output}"])
+    with pytest.raises(SystemExit) as caught:
+      export.main(left)
+  assert caught.value.code == 1
+  assert "missing" in caplog.text
+  assert list(tmp_path.iterdir()) == []

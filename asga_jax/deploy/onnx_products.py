@@ -44,12 +44,25 @@ def _operand(
 
 
 def _later(
-  kernel: Value, axis: int, build: Any, aval: Any, channel_axis: int
+  builder: Builder,
+  kernel: Value,
+  axis: int,
+  build: Any,
+  aval: Any,
+  channel_axis: int,
 ) -> Value:
   """Leave a product open to what is multiplied and added after it."""
   size = kernel.shape[axis]
+  scope = builder.graph.scope
+
+  def in_scope(scale: np.ndarray, shift: np.ndarray) -> Tensor:
+    reader, builder.graph.scope = builder.graph.scope, scope
+    built: Tensor = build(scale, shift)
+    builder.graph.scope = reader
+    return built
+
   product = Product(
-    build,
+    in_scope,
     aval.shape,
     aval.dtype,
     channel_axis,
@@ -111,7 +124,7 @@ def convolution(
     name = builder.graph.add(operation, *operands, **settings)
     return Tensor(name, aval.shape, aval.dtype, tuple(numbers.out_spec))
 
-  return _later(kernel, channel, build, aval, numbers.out_spec[1])
+  return _later(builder, kernel, channel, build, aval, numbers.out_spec[1])
 
 
 def matrix_product(
@@ -182,7 +195,9 @@ def matrix_product(
       name = builder.graph.add("Add", name, bias)
     return finish(name)
 
-  product = _later(kernel, len(sizes) - 1, build, aval, len(aval.shape) - 1)
+  product = _later(
+    builder, kernel, len(sizes) - 1, build, aval, len(aval.shape) - 1
+  )
   # Channels of several axes have no axis to multiply along.
   return product if len(outputs) == 1 else builder.tensor(product)
 
