@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from asga_jax import layer_kinds
-from asga_jax.deploy import onnx_ops, onnx_trace
+from asga_jax.deploy import onnx_ops, onnx_shapes, onnx_trace
 from asga_jax.deploy.onnx_values import (
   Builder,
   ExportError,
@@ -127,7 +127,7 @@ class Reader:
     if name == "dim_as_value":
       raise ExportError("it needs to know the batch")
     if name == "split":
-      return onnx_ops.split(self._builder, values[0], equation.params, avals)
+      return onnx_shapes.split(self._builder, values[0], equation.params, avals)
     if name not in onnx_ops.RULES:
       raise ExportError(f"expected one of {', '.join(sorted(onnx_ops.RULES))}")
     rule = onnx_ops.RULES[name]

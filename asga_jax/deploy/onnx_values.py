@@ -245,3 +245,8 @@ def channel_steps(weight: Weight, axis: int) -> np.ndarray:
   if np.any(moved != moved[:, :1]):
     raise ExportError("its weights have steps along another axis")
   return moved[:, 0].astype(np.float64)
+
+
+# How a primitive is written, of (builder, inputs, parameters, what is known of
+# the output).
+Rule: TypeAlias = Callable[[Builder, Sequence[Value], Any, Any], Value]
