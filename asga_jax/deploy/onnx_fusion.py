@@ -10,8 +10,10 @@ _PRODUCTS = ("Conv", "ConvTranspose")
 # Room for the sum beside the bias.
 _LARGEST = 2**30
 # The noise that rounded biases may add to a result, as a share of its range.
-# A bias that is moved by d steps moves about that share of the codes by one.
-TOLERANCE = 0.003
+# A bias that is moved by d steps moves about that share of the codes by one,
+# and deep networks at few bits carry that on: with 0.003 convolutions of 8 bits
+# run as integers and faster, and a fifth of MobileNetV2's predictions change.
+TOLERANCE = 0.0
 # Two products are added in 16 bits where a processor knows no better.
 _PAIR = 2**15 - 1
 
