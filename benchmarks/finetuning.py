@@ -25,9 +25,9 @@ _OUTPUT = flags.DEFINE_string("output", "runs/finetuning", "Where results go.")
 _BITS = flags.DEFINE_integer("bits", 4, "The budget: what these bits cost.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Of every training.")
-_FLOAT = flags.DEFINE_integer("float_steps", 2000, "Of the float network.")
-_STEPS = flags.DEFINE_integer("steps", 500, "Of every fine-tuning.")
-_SEARCH = flags.DEFINE_integer("search_steps", 200, "Of each search.")
+_FLOAT = flags.DEFINE_integer("float_steps", 1000, "Of the float network.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Of every fine-tuning.")
+_SEARCH = flags.DEFINE_integer("search_steps", 150, "Of each search.")
 
 # Of a training from random weights, and of all that starts from trained ones.
 _RATE, _SMALL_RATE = 0.1, 0.02
