@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from asga_jax.quantization import initial_steps
 
@@ -173,8 +174,8 @@ def _columns(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _least_error_steps(sample, lower, upper):
-  steps = initial_steps.mse_step(sample, lower, upper)
-  return jnp.maximum(steps, SMALLEST_STEP)
+  steps = np.asarray(initial_steps.mse_step(sample, lower, upper))
+  return jnp.asarray(np.maximum(steps, np.float32(SMALLEST_STEP)))
 
 
 class LSQ(Quantizer):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from asga_jax import attention, layer_kinds, tracing
@@ -117,7 +118,9 @@ def make_searchable(
       second = samples.seconds[name]
       weight = (second.values, of_activations, bool(second.signed))
     else:
-      matrix = layer_kinds.to_matrix(node.kernel[...], kind.output_axes(node))
+      # Of numpy: each shape would be a program to compile.
+      kernel: Any = np.asarray(node.kernel[...])
+      matrix = layer_kinds.to_matrix(kernel, kind.output_axes(node))
       weight = (calibration.weight_sample(matrix, of_weights), of_weights, True)
     return layers.quantize_layer(
       node,

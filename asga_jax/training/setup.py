@@ -1,6 +1,7 @@
 """What every training starts from: settings, compiled step, first state."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -180,15 +181,16 @@ def start(
     logit_optimizer=logit_optimizer or optax.set_to_zero(),
     **choosing,
   )
-  state = state_lib.initial_state(
-    taken.params,
-    taken.rest,
-    key=jax.random.key(settings.seed),
+  initial_state = functools.partial(
+    state_lib.initial_state,
     transform=parts.transform,
     optimizer=parts.optimizer,
     logit_optimizer=parts.logit_optimizer,
     budgets=budgets,
   )
+  # One program; array by array it would be hundreds.
+  key = jax.random.key(settings.seed)
+  state = jax.jit(initial_state)(taken.params, taken.rest, key)
   return Start(
     step=steps.compile_step(parts, mesh, bilevel=bilevel),
     state=sharding.place_replicated(state, mesh),

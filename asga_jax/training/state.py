@@ -136,8 +136,8 @@ def take_apart(model: nnx.Module) -> Trainable:
 def initial_state(
   params: Params,
   rest: nnx.State,
-  *,
   key: jax.Array,
+  *,
   transform: optax.GradientTransformationExtraArgs,
   optimizer: optax.GradientTransformation,
   logit_optimizer: optax.GradientTransformation,
