@@ -1,13 +1,16 @@
-# `make search` and `make test` set everything up by themselves.
+# `make search`, `make deploy` and `make test` set everything up by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/mobilenetv2.py
 ARGS ?=
 
-.PHONY: search test test-slow lint bench setup
+.PHONY: search deploy test test-slow lint bench setup
 
 search: .venv/ready
 	$(BIN)/python launch/search.py --config=$(CONFIG) $(ARGS)
+
+deploy: .venv/ready
+	$(BIN)/python launch/deploy.py --config=$(CONFIG) $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
