@@ -1,7 +1,6 @@
 """What exported files are worth: size, accuracy in their runtime, latency."""
 
 import itertools
-import json
 import os
 import pathlib
 import platform
@@ -17,13 +16,11 @@ from flax import nnx
 from asga_jax import (
   conversion,
   export_formats,
-  files,
   pretrained,
   run_data,
   search_parts,
 )
 from asga_jax import policy as policy_lib
-from asga_jax.analysis import export_plot
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.data import batches as batches_lib
@@ -31,13 +28,16 @@ from asga_jax.deploy import timing
 
 # Of the rows that stand beside those of the files.
 REFERENCE, BASELINE = "in JAX", "float ONNX"
-BATCHES = (1, 32)  # how many images a timed run has
+# Images of a timed run -> runs before it that are not timed. The first of them
+# finds the caches as another program left them, which made one of two equal
+# files twice as slow as the other.
+BATCHES = {1: 3, 32: 1}
 REPEATS = 30
 _WARM_UP = 1
 _HOW = (
-  "latency: medians of {repeats} runs in turns, each after one of the same file;"
-  " onnxruntime in one thread, JAX with all of {cores} cores, bits simulated in"
-  " float there"
+  "latency: medians of {repeats} runs in turns, each after untimed ones;"
+  " onnxruntime in one thread, JAX with all of {cores} cores, where bits are"
+  " simulated in float"
 )
 
 
@@ -59,13 +59,13 @@ def measure(
     repeats: runs of each file at each size of `BATCHES`; 0 for no latencies.
 
   Returns:
-    JSON: 'model', 'data', 'split', 'images', 'machine', 'how' and 'rows': of the network
-    in JAX, of the same weights as a float ONNX file (if it can be made), and of
-    each file. A row has 'name', 'runtime', 'file_bytes', 'stored_bytes' (of
-    constants), 'promised_bytes' (what the policy makes of the weights of the
-    exported network, in the format), 'top1' and 'same' (the share of images
-    with the same class as in JAX), both in [0, 1], and 'latency_ms' by size of
-    the batch; None where there is no such figure.
+    JSON: 'model', 'data', 'split', 'images', 'machine', 'how' and 'rows': of
+    the network in JAX, of the same weights as a float ONNX file (if it can be
+    made), and of each file. A row has 'name', 'runtime', 'file_bytes',
+    'stored_bytes' (of constants), 'promised_bytes' (what the policy makes of
+    the weights of the exported network, in the format), 'top1' and 'same' (the
+    share of images with the same class as in JAX), both in [0, 1], and
+    'latency_ms' by size of the batch; None where there is no such figure.
 
   Raises:
     ValueError: bad numbers, or a file that cannot be loaded.
@@ -222,86 +222,7 @@ def _time(
   test = data.parts["test"].images
   images = _prepare(data, np.resize(test[:size], (size, *test.shape[1:])))
   calls = [lambda run=run: run(images) for run in runs.values()]
-  # Each twice, of which the second counts: the first finds the caches as the
-  # one before it left them, which of equal files made one a third slower.
-  twice = [call for call in calls for _ in range(2)]
-  times = timing.median_ms(twice, repeats, warm_up=_WARM_UP)[1::2]
-  return dict(zip(runs, times, strict=True))
-
-
-def write(report: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
-  """Write a report as JSON and, beside it, its picture.
-
-  Args:
-    report: from `measure`.
-    path: of the JSON file.
-
-  Returns:
-    Where the picture is.
-  """
-  path = pathlib.Path(path)
-  files.write_text_atomic(path, json.dumps(report, indent=2) + "\n")
-  picture = path.with_suffix(".png")
-  where = f"{report['data']}, {report['images']} {report['split']} images"
-  export_plot.plot_export(
-    report["rows"],
-    picture,
-    baseline=BASELINE,
-    title=f"{report['model']} on {where}",
-  )
-  return picture
-
-
-def format_table(report: dict[str, Any]) -> str:
-  """Lay out a report for the terminal: a line a file, latencies as ratios."""
-  of_float = next((x for x in report["rows"] if x["name"] == BASELINE), None)
-  base = of_float["latency_ms"] if of_float else {}
-  lines = [
-    (
-      "",
-      "runtime",
-      "file KB",
-      "constants",
-      "promised",
-      "top-1 %",
-      "as JAX %",
-      *(f"batch {size}" for size in BATCHES),
-    )
-  ]
-  for row in report["rows"]:
-    sizes = (row[f"{x}_bytes"] for x in ("file", "stored", "promised"))
-    shares = (row["top1"], row["same"])
-    ratios = (_ratio(row["latency_ms"], base, str(size)) for size in BATCHES)
-    lines.append(
-      (
-        row["name"],
-        row["runtime"],
-        *("-" if x is None else f"{x / 1e3:,.1f}" for x in sizes),
-        *("-" if x is None else f"{100 * x:.2f}" for x in shares),
-        *ratios,
-      )
-    )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  laid = [
-    "  ".join(
-      [
-        *map(str.ljust, line[:2], widths[:2]),
-        *map(str.rjust, line[2:], widths[2:]),
-      ]
-    )
-    for line in lines
-  ]
-  where = f"{report['data']}, {report['split']}, {report['images']} images"
-  laid = [f"{report['model']} on {where}", *laid]
-  if report["how"]:
-    laid.append(report["how"])
-  if base:
-    each = ", ".join(f"{ms:.3g} ms at batch {n}" for n, ms in base.items())
-    laid.append(f"1.00x is the float ONNX: {each}")
-  return "\n".join(laid)
-
-
-def _ratio(
-  own: Mapping[str, float], base: Mapping[str, float], size: str
-) -> str:
-  return f"{own[size] / base[size]:.2f}x" if size in base else "-"
+  each = BATCHES[size] + 1
+  repeated = [call for call in calls for _ in range(each)]
+  times = timing.median_ms(repeated, repeats, warm_up=_WARM_UP)
+  return dict(zip(runs, times[each - 1 :: each], strict=True))

@@ -18,6 +18,7 @@ from asga_jax import (
   export_formats,
   export_report,
   export_run,
+  export_table,
   pareto_curve,
   policy_table,
   run_data,
@@ -243,9 +244,9 @@ def print_report(
   )
   first = next(iter(written.values()))
   output = first.with_name(f"{first.stem}-report.json")
-  picture = export_report.write(report, output)
+  picture = export_table.write(report, output)
   print(f"written to {output}, {picture}")
-  print(export_report.format_table(report))
+  print(export_table.format_table(report))
 
 
 def export_pareto() -> None:
