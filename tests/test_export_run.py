@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import data as data_lib
 from asga_jax import (
   evaluate,
   export_formats,
@@ -21,7 +21,6 @@ from asga_jax import (
   finetune_config,
   finetune_parts,
   run_data,
-  search_run,
   trained_runs,
 )
 from asga_jax.deploy import onnx_export
@@ -143,13 +142,21 @@ def test_onnx_and_packed_files_compute_the_same(
   assert '"inner"' in metadata[onnx_export.POLICY_KEY]
 
 
-def test_batch_norm_of_a_search_is_that_of_its_policy(make_tiny):
-  config = make_tiny()
-  data = run_data.load(config, 0)
-  splits = data_lib.split_proxy(data.dataset, heldout_fraction=0, seed=0)
-  made = search_run.start(config, data.dataset, splits)
-  found = search_run.finish(config, made, made.state, "digits")
-  policy = asga_jax.allocate(found)
+def test_batch_norm_of_a_search_is_that_of_its_policy(
+  tiny_searchable, network, data
+):
+  # Of all that a search found, its network counts; it sees one channel.
+  found = types.SimpleNamespace(model=tiny_searchable)
+  policy = dataclasses.replace(
+    network.policy,
+    layers={
+      path: dataclasses.replace(layer, weight_bits=8, activation_bits=8)
+      for path, layer in network.policy.layers.items()
+    },
+  )
+  data = data._replace(
+    prepare=lambda key, raw: {"image": raw["image"].astype(np.float32) / 9}
+  )
   exported = export_run.from_search(found, policy, data)
   assert (exported.name, exported.input_shape) == ("tiny", (8, 8, 3))
   model = exported.model
