@@ -1,4 +1,4 @@
-# `make search` and `make test` set everything up by themselves.
+# `make search`, `make deploy` and `make test` set everything up by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/mobilenetv2.py
@@ -7,10 +7,13 @@ ARGS ?=
 # on page faults without them. Only glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: search test test-slow lint bench setup
+.PHONY: search deploy test test-slow lint bench setup
 
 search: .venv/ready
 	$(BIN)/python launch/search.py --config=$(CONFIG) $(ARGS)
+
+deploy: .venv/ready
+	$(BIN)/python launch/deploy.py --config=$(CONFIG) $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

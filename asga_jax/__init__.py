@@ -15,7 +15,7 @@ from asga_jax.deploy.packing import save_packed as save_packed
 from asga_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
 from asga_jax.every_budget import pareto as pareto
 from asga_jax.every_budget import policy_at as policy_at
-from asga_jax.export_run import export_onnx as export_onnx
+from asga_jax.export_formats import export_onnx as export_onnx
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
 from asga_jax.pareto_curve import ParetoCurve as ParetoCurve

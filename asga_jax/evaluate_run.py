@@ -14,12 +14,12 @@ from asga_jax import (
   evaluate,
   files,
   pretrained,
+  run_data,
   search_parts,
   trained_runs,
 )
 from asga_jax.analysis import confusion
-from asga_jax.data import dataset as dataset_lib
-from asga_jax.quantization import calibration, layers
+from asga_jax.quantization import layers
 from asga_jax.training import compile_cache
 
 # What `compare` calls the weights of the run itself in float.
@@ -59,32 +59,24 @@ def run(
   directory = pathlib.Path(path)
   trained = trained_runs.read(directory)
   config = trained.config
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
-  parts = _parts(trained, dataset)
+  data = run_data.load(config, trained.seed)
+  dataset = data.dataset
   name = "test" if split == dataset.test_split else split
-  if name not in parts:
+  if name not in data.parts:
     raise ValueError(
-      f"split={split!r}; the data {dataset.name!r} has {sorted(parts)}"
+      f"split={split!r}; the data {dataset.name!r} has {sorted(data.parts)}"
     )
-  prepare = search_parts.make_prepare(config, dataset, train=False)
   found = {}
   for label, model in _networks(trained, dataset, compare).items():
-    inputs = evaluate.norm_inputs(
-      parts["train"],
-      prepare,
-      batch_size=config.eval_batch_size,
-      batches=config.batch_norm_batches,
-      seed=trained.seed,
-    )
-    calibration.reestimate_batch_norm(model, inputs)
+    run_data.settle(model, data)
     found[label] = evaluate.evaluate(
-      model, parts[name], prepare, batch_size=config.eval_batch_size
+      model, data.parts[name], data.prepare, batch_size=config.eval_batch_size
     )
   first = next(iter(found))
   report = {
     "data": dataset.name,
     "split": name,
-    "images": len(parts[name]),
+    "images": len(data.parts[name]),
     "class_names": list(dataset.class_names),
     "networks": {
       label: {**x.figures(), "confusion": x.confusion.tolist()}
@@ -101,25 +93,6 @@ def run(
     title=f"{config.model}, {first}, on {dataset.name} {name}",
   )
   return report
-
-
-def _parts(
-  trained: trained_runs.TrainedRun, dataset: data_lib.Dataset
-) -> dict[str, dataset_lib.Split]:
-  """Part the data as the run did; empty parts are left out."""
-  config = trained.config
-  bilevel = "search" in config and config.search.mode == "bilevel"
-  splits = data_lib.split_proxy(
-    dataset,
-    heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
-    seed=trained.seed,
-  )
-  parts = {
-    "train": splits.train,
-    "heldout": splits.heldout,
-    "test": splits.report,
-  }
-  return {name: part for name, part in parts.items() if len(part)}
 
 
 def _networks(

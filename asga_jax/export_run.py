@@ -2,159 +2,130 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-import ml_collections
-from flax import nnx
+from absl import logging
 
-from asga_jax import conversion, files, pretrained, search_parts
+from asga_jax import (
+  conversion,
+  export_formats,
+  files,
+  run_data,
+  search_parts,
+  trained_runs,
+)
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.deploy import stablehlo
-from asga_jax.training import workdir
-
-
-class Deployable(NamedTuple):
-  """A network that is ready to be written, wherever it was trained."""
-
-  model: nnx.Module  # fixed by the policy
-  policy: policy_lib.Policy
-  input_shape: tuple[int, ...]
 
 
 def from_search(
-  path: str | os.PathLike[str],
   found: result_lib.SearchResult,
   policy: policy_lib.Policy,
-) -> Deployable:
+  data: run_data.RunData,
+) -> export_formats.Deployable:
   """Fix a searched network at a policy, with the weights of the search.
 
+  Batch norm is re-estimated on training images, as it is before a policy is
+  evaluated: a search's own statistics are those of its mixture of bits.
+
   Args:
-    path: the work directory of the search, which knows the size of its images.
-    found: what `search_run.restore` reads there.
+    found: what `search_run.restore` reads.
     policy: one of its policies.
+    data: of the search.
   """
-  config = ml_collections.ConfigDict(workdir.read_config(pathlib.Path(path)))
-  shape = tuple(search_parts.example_shape(config))
-  return Deployable(conversion.with_policy(found.model, policy), policy, shape)
+  model = conversion.with_policy(found.model, policy)
+  seen = run_data.settle(model, data)
+  if seen:
+    logging.info(
+      "batch norm is re-estimated at the policy on %d training images of %s",
+      seen,
+      data.dataset.name,
+    )
+  shape = tuple(search_parts.example_shape(data.config))
+  return export_formats.Deployable(model, policy, shape, data.config.model)
 
 
-def export_onnx(
-  model: nnx.Module,
-  input_shape: Sequence[int],
-  path: str | os.PathLike[str] | None = None,
-  **settings: Any,
-) -> Any:
-  """Convert a network to ONNX; see `deploy.onnx_export.export_onnx`.
+def from_finetune(
+  trained: trained_runs.TrainedRun, *, averaged: bool = False
+) -> export_formats.Deployable:
+  """Take the network of a fine-tuning as it was evaluated.
 
   Args:
-    model: float, or fixed by a policy; it is not changed.
-    input_shape: of one input, without the batch.
-    path: where to write it; None to only return it.
-    **settings: `policy`, `name` and `method`.
-
-  Returns:
-    The model, an `onnx.ModelProto`.
+    trained: from `trained_runs.read`.
+    averaged: whether to take the running average of its weights.
 
   Raises:
-    ValueError: what is needed is not installed, or the network cannot be
-      exported; it names the operation and the layer.
-    OSError: the path cannot be written.
+    ValueError: an average that was not kept.
   """
-  return _onnx().export_onnx(model, input_shape, path, **settings)
-
-
-def _onnx() -> Any:
-  try:
-    from asga_jax.deploy import onnx_export
-  except ModuleNotFoundError as error:
+  model = trained.averaged if averaged else trained.model
+  if model is None:
     raise ValueError(
-      f"{error}, which ONNX files need; install the extra of that name: pip"
-      " install 'asga-jax[onnx]'"
-    ) from error
-  return onnx_export
-
-
-def _write_onnx(network: Deployable, path: pathlib.Path) -> str:
-  library = _onnx()
-  made = library.export_onnx(
-    network.model,
-    network.input_shape,
-    path,
-    policy=network.policy,
-    name=network.policy.model,
+      "the fine-tuning kept no average of its weights: its "
+      "config.finetune.ema_decay is 0"
+    )
+  shape = tuple(search_parts.example_shape(trained.config))
+  return export_formats.Deployable(
+    model, trained.policy, shape, trained.config.model
   )
-  stored = library.weight_bytes(made)
-  return f"{library.format_storage(made)}\n{stored} bytes of constants"
-
-
-def _write_stablehlo(network: Deployable, path: pathlib.Path) -> str:
-  stablehlo.export_stablehlo(network.model, network.input_shape, path)
-  return f"for {', '.join(stablehlo.PLATFORMS)}, weights in float32"
-
-
-def _write_orbax(network: Deployable, path: pathlib.Path) -> str:
-  pretrained.save_orbax(network.model, path)
-  return "weights, statistics and step sizes in float32"
-
-
-class _Format(NamedTuple):
-  """How a format is written."""
-
-  suffix: str
-  # Gives what is to be said of the file.
-  write: Callable[[Deployable, pathlib.Path], str]
-
-
-FORMATS: Mapping[str, _Format] = {
-  "onnx": _Format(".onnx", _write_onnx),
-  "stablehlo": _Format(".stablehlo", _write_stablehlo),
-  "orbax": _Format(".orbax", _write_orbax),
-}
 
 
 def check(name: str, path: str | os.PathLike[str]) -> None:
   """Check before long work that a network can be written.
 
   Args:
-    name: of `FORMATS`.
+    name: of `export_formats.FORMATS`.
     path: where to.
 
   Raises:
-    ValueError: what the format needs is not installed.
-    OSError: the path cannot be written, or a directory of Orbax is there.
+    ValueError: what the format needs is not installed, or another suffix than
+      the format must have.
+    OSError: the path cannot be written, or is a directory other than an Orbax
+      checkpoint, which is replaced.
   """
+  path = pathlib.Path(path)
   if name == "onnx":
-    _onnx()
-  files.check_writable(path)
+    export_formats.onnx_library()
+  if name == "packed" and path.suffix != export_formats.FORMATS[name].suffix:
+    raise ValueError(
+      f"{path} is no name for a packed network; expected one that ends in "
+      f"{export_formats.FORMATS[name].suffix}"
+    )
+  replaced = name == "orbax" and export_formats.is_orbax(path)
+  # Beside a checkpoint, where its successor is written first.
+  files.check_writable(path.with_name(f".{path.name}") if replaced else path)
 
 
-def write(network: Deployable, name: str, path: str | os.PathLike[str]) -> str:
-  """Write a network in one of `FORMATS`, whole or not at all.
+def write(
+  network: export_formats.Deployable, name: str, path: str | os.PathLike[str]
+) -> str:
+  """Write a network in one of `export_formats.FORMATS`, whole or not at all.
 
   An Orbax directory goes on in JAX:
 
       model = asga_jax.with_policy(asga_jax.searchable(network, images), policy)
       model = asga_jax.load_weights(model, "network.orbax")
 
-  with `searchable` called as it was before the search.
+  with `searchable` called as it was before the search, or
+  `asga_jax.quantize(network, images, policy)` for a fine-tuned network.
 
   Args:
     network: what to write.
-    name: of `FORMATS`.
-    path: where to; with 'orbax' a directory that is not there yet.
+    name: of the format.
+    path: where to; a file or a checkpoint of Orbax that is there is replaced.
 
   Returns:
     Lines that say what was written, the size last.
 
   Raises:
-    ValueError: a network that cannot be exported, or an extra that is missing.
+    ValueError: a network that cannot be exported, a float one that is to be
+      packed, or an extra that is missing.
     OSError: the path cannot be written.
   """
   check(name, path)
+  if name == "packed" and network.policy is None:
+    raise ValueError(
+      f"{network.name} is a float network, whose weights cannot be packed; "
+      "expected one at a policy"
+    )
   path = pathlib.Path(path)
-  said = FORMATS[name].write(network, path)
-  whole = path.rglob("*") if path.is_dir() else (path,)
-  size = sum(file.stat().st_size for file in whole if file.is_file())
-  return f"{said}\nwritten to {path}: {size} bytes"
+  said = export_formats.FORMATS[name].write(network, path)
+  return f"{said}\nwritten to {path}: {export_formats.file_bytes(path)} bytes"

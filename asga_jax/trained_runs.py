@@ -49,20 +49,29 @@ def read(path: str | os.PathLike[str]) -> TrainedRun:
     ValueError: no such run, one that has not ended, or a damaged file.
   """
   directory = pathlib.Path(path)
-  found = workdir.read_config(directory)
+  config = ml_collections.ConfigDict(workdir.read_config(directory))
   if not (directory / "summary.json").exists():
     raise workdir.WorkdirError(
       f"the run in {directory} has not ended: it has no summary.json; give "
       "its own command again, which goes on with it"
     )
-  if "search" in found:
-    return _read_search(directory, ml_collections.ConfigDict(found))
-  if "finetune" in found:
-    return _read_finetune(directory, ml_collections.ConfigDict(found))
-  raise workdir.WorkdirError(
-    f"{directory / workdir.CONFIG_NAME} is neither of a search nor of a "
-    "fine-tuning"
-  )
+  read_kind = _read_search if is_search(directory) else _read_finetune
+  return read_kind(directory, config)
+
+
+def is_search(path: str | os.PathLike[str]) -> bool:
+  """Tell a search's work directory from that of a fine-tuning.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  found = workdir.read_config(path)
+  if "search" not in found and "finetune" not in found:
+    raise workdir.WorkdirError(
+      f"{pathlib.Path(path) / workdir.CONFIG_NAME} is neither of a search nor "
+      "of a fine-tuning"
+    )
+  return "search" in found
 
 
 def _read_search(

@@ -3,9 +3,7 @@
 import dataclasses
 import pathlib
 import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import jax
@@ -18,7 +16,7 @@ from onnx import helper
 
 from asga_jax import tracing
 from asga_jax.cost import latency_table
-from asga_jax.deploy import onnx_layer
+from asga_jax.deploy import onnx_layer, timing
 from asga_jax.training import metrics_log
 
 # A pair of bit-widths: of the weights and of the activations.
@@ -38,11 +36,9 @@ class Program:
   # Name of each kernel, with the types and shapes of its constants.
   kernels: tuple[tuple[str, tuple[tuple[int, tuple[int, ...]], ...]], ...]
 
-  def run_ms(self) -> float:
-    """Run once and give the milliseconds that it took."""
-    start = time.perf_counter()
+  def run(self) -> None:
+    """Run once."""
     self.session.run_with_iobinding(self.binding)
-    return 1e3 * (time.perf_counter() - start)
 
 
 def find_products(
@@ -268,10 +264,9 @@ def _time(
   """Time programs in turns, in ms, those of equal kernels together."""
   distinct = {program.kernels: program for program in programs.values()}
   every = [_empty_program(threads), *distinct.values()]
-  rounds = [
-    [program.run_ms() for program in every] for _ in range(_WARM_UP + repeats)
-  ]
-  empty, *medians = map(statistics.median, zip(*rounds[_WARM_UP:], strict=True))
+  empty, *medians = timing.median_ms(
+    [program.run for program in every], repeats, warm_up=_WARM_UP
+  )
   taken = {
     kernels: max(round(median - empty, 6), _LEAST)
     for kernels, median in zip(distinct, medians, strict=True)
