@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import ml_collections
 from flax import nnx
 
-from asga_jax import conversion, files, pretrained, search_parts
+from asga_jax import (
+  conversion,
+  files,
+  pretrained,
+  search_parts,
+  weight_files,
+)
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.deploy import stablehlo
@@ -127,6 +133,8 @@ def check(name: str, path: str | os.PathLike[str]) -> None:
   """
   if name == "onnx":
     _onnx()
+  if name == "orbax":
+    weight_files.check_new(path)
   files.check_writable(path)
 
 

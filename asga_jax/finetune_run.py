@@ -81,7 +81,7 @@ def run(
   if (directory / "summary.json").exists():
     if tensorboard:
       recorded_loop.open_events(directory).close()
-    return _read(directory)
+    return _read(config, directory)
   policy = finetune_parts.read_policy(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
@@ -217,10 +217,12 @@ def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
     )
 
 
-def _read(directory: pathlib.Path) -> Finished:
+def _read(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> Finished:
   logging.info("the training in %s has ended; this is its result", directory)
   policy = None
-  if (directory / "policy.json").exists():
+  if not finetune_config.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
   return Finished(policy, trained_runs.read_summary(directory))
 
