@@ -19,6 +19,7 @@ from asga_jax import (
   finetune_parts,
   finetune_summary,
   policy_table,
+  report,
   search_parts,
   trained_runs,
 )
@@ -56,8 +57,8 @@ def run(
   The directory holds `config.json`, `policy.json` (but for a float network),
   `metrics.jsonl`, `checkpoints/` and, at the end, `weights.safetensors` as they
   were evaluated, `weights_ema.safetensors` if averages were asked for,
-  `finetune.png` and `summary.json`. A training that has ended is read, not
-  repeated.
+  `finetune.png`, `summary.json` and `report.html`. A training that has ended is
+  read, not repeated.
 
   Args:
     config: see `search_config.default_config`.
@@ -140,6 +141,7 @@ def run(
   files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
+  report.write_report([directory])
   return Finished(policy, summary)
 
 
