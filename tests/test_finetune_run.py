@@ -148,6 +148,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
   ):
     assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
   assert (cut / "finetune.png").exists()
+  assert "policy.json" in (cut / "report.html").read_text()
   with mock.patch.object(finetune_run, "start", side_effect=AssertionError):
     assert finetune_run.run(config, cut) == resumed
   text = finetune_run.format_result(resumed)

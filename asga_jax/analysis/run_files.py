@@ -85,7 +85,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
       f"{directory} is no directory; expected the work directory of a run"
     )
   config = workdir.read_config(directory)
-  kind = "finetune" if "finetune" in config else "search"
+  tuned = "finetune" in config and "search" not in config
+  kind = "finetune" if tuned else "search"
   _check_config(config, kind, directory / workdir.CONFIG_NAME)
   summary: Mapping[str, Any] = {}
   ended = (directory / "summary.json").exists()
@@ -212,17 +213,20 @@ def _read_evaluation(file: pathlib.Path) -> dict[str, Any]:
   found = _read_object(file)
   names, networks = found.get("class_names"), found.get("networks")
   fits = {
-    "data": _is_text(found.get("data")),
-    "split": _is_text(found.get("split")),
-    "images": _is_number(found.get("images")),
-    "class_names": bool(names)
-    and isinstance(names, list)
-    and all(map(_is_text, names)),
-    "networks": bool(networks) and isinstance(networks, dict),
+    "data": (_is_text(found.get("data")), "text"),
+    "split": (_is_text(found.get("split")), "text"),
+    "images": (_is_number(found.get("images")), "a number"),
+    "class_names": (
+      bool(names) and isinstance(names, list) and all(map(_is_text, names)),
+      "names",
+    ),
+    "networks": (bool(networks) and isinstance(networks, dict), "an object"),
   }
-  for name, good in fits.items():
+  for name, (good, expected) in fits.items():
     if not good:
-      raise RunFilesError(f"{file}: {name} is {found.get(name)!r}")
+      raise RunFilesError(
+        f"{file}: {name} is {found.get(name)!r}; expected {expected}"
+      )
   for label, figures in found["networks"].items():
     if not isinstance(figures, dict) or not all(
       isinstance(figures.get(name), (int, float))
@@ -233,9 +237,11 @@ def _read_evaluation(file: pathlib.Path) -> dict[str, Any]:
       )
     rows = figures.get("confusion")
     size = len(found["class_names"])
-    if not isinstance(rows, list) or not all(
-      isinstance(row, list) and len(row) == size and all(map(_is_number, row))
-      for row in (*rows, *[None] * (len(rows) != size))
+    if (
+      not isinstance(rows, list)
+      or len(rows) != size
+      or not all(isinstance(row, list) and len(row) == size for row in rows)
+      or not all(_is_number(count) for row in rows for count in row)
     ):
       raise RunFilesError(
         f"{file}: the confusion of network {label!r} is not a matrix of "

@@ -102,6 +102,7 @@ def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
 def _accuracies(run: run_files.Run) -> list[tuple[str, str, str]]:
   """Give what a run has reached: name, value, remark."""
   found = []
+  part = ", some batches" if run.config.get("report_batches") else ""
   for name, value in run.summary.items():
     if name.endswith("_accuracy") and value is not None:
       found.append(
@@ -116,7 +117,7 @@ def _accuracies(run: run_files.Run) -> list[tuple[str, str, str]]:
         (
           kind.replace("top", "top-") + ", averaged" * (kind != name),
           shown,
-          f"on {run.summary['data']}, test",
+          f"on {run.summary['data']}, test{part}",
         )
       )
   return found
