@@ -16,6 +16,8 @@ from asga_jax.cost import macs
 from asga_jax.quantization import bit_choice, layers, surgery
 from asga_jax.quantization import rules as rules_lib
 
+_SHOWN = 5  # layers that an error lists
+
 
 def searchable(
   model: nnx.Module,
@@ -237,11 +239,16 @@ def check_policy(
   missing = [path for path in called if path not in policy.layers]
   unknown = [path for path in policy.layers if path not in called]
   if missing or unknown:
+    told = [
+      f"{what} layers {paths[:_SHOWN]}"
+      + f" and {len(paths) - _SHOWN} more" * (len(paths) > _SHOWN)
+      for what, paths in (("lacks the", missing), ("has the unknown", unknown))
+      if paths
+    ]
     raise policy_lib.PolicyError(
       f"the policy of {policy.model!r} does not fit {type(model).__name__}: it"
-      f" lacks the layers {missing} and has the unknown layers {unknown};"
-      " expected those of a network of the same topology, whatever its head"
-      " and resolution."
+      f" {' and '.join(told)}; expected the layers of a network of the same"
+      " topology, whatever its head and resolution."
     )
 
 

@@ -80,6 +80,9 @@ def evaluate(
 
   Returns:
     The figures. An image at which a logit is NaN is wrong.
+
+  Raises:
+    ValueError: a label that the network has no logit for.
   """
   model = nnx.clone(model)
   model.eval()
@@ -90,6 +93,11 @@ def evaluate(
   taken = batches_lib.eval_batches(split, batch_size)
   for batch in itertools.islice(taken, batches or None):
     sums, counts = _measure(graphdef, state, prepare, batch)
+    if (highest := int(split.labels.max())) >= len(counts):
+      raise ValueError(
+        f"the split has the label {highest} and the network {len(counts)} "
+        "classes; expected a network with a logit for every class"
+      )
     for name, value in sums.items():
       totals[name] += float(value)
     confusion = confusion + np.asarray(counts, np.int64)

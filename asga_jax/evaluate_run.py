@@ -17,6 +17,7 @@ from asga_jax import (
   run_data,
   search_parts,
   trained_runs,
+  weight_files,
 )
 from asga_jax.analysis import confusion
 from asga_jax.quantization import layers
@@ -54,6 +55,8 @@ def run(
   Raises:
     ValueError: no such run or split, a run that has not ended, or weights that
       do not fit the data.
+    OSError: the work directory cannot be written to; found before the
+      evaluation.
   """
   compile_cache.enable()
   directory = pathlib.Path(path)
@@ -66,6 +69,10 @@ def run(
     raise ValueError(
       f"split={split!r}; the data {dataset.name!r} has {sorted(data.parts)}"
     )
+  written = directory / f"evaluation-{name}.json"
+  picture = directory / f"confusion-{name}.png"
+  for file in (written, picture):
+    files.check_writable(file)
   found = {}
   for label, model in _networks(trained, dataset, compare).items():
     run_data.settle(model, data)
@@ -83,12 +90,10 @@ def run(
       for label, x in found.items()
     },
   }
-  files.write_text_atomic(
-    directory / f"evaluation-{name}.json", json.dumps(report) + "\n"
-  )
+  files.write_text_atomic(written, json.dumps(report) + "\n")
   confusion.plot_confusion(
     found[first].confusion,
-    directory / f"confusion-{name}.png",
+    picture,
     class_names=dataset.class_names,
     title=f"{config.model}, {first}, on {dataset.name} {name}",
   )
@@ -144,7 +149,15 @@ def _load_float(
   network = search_parts.make_network(
     config, dataset.num_classes, trained=False
   )
-  return pretrained.load_weights(network, path)
+  arrays = weight_files.read(path)
+  try:
+    return pretrained.fill(network, arrays, source=path)
+  except weight_files.WeightsError as error:
+    raise weight_files.WeightsError(
+      f"{error}\n  expected the float weights of {config.model} for the "
+      f"{dataset.num_classes} classes of {dataset.name}, or the work directory "
+      "of a run"
+    ) from error
 
 
 def format_report(report: dict[str, Any]) -> str:

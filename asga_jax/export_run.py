@@ -12,6 +12,7 @@ from asga_jax import (
   run_data,
   search_parts,
   trained_runs,
+  weight_files,
 )
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
@@ -78,8 +79,8 @@ def check(name: str, path: str | os.PathLike[str]) -> None:
   Raises:
     ValueError: what the format needs is not installed, or another suffix than
       the format must have.
-    OSError: the path cannot be written, or is a directory other than an Orbax
-      checkpoint, which is replaced.
+    OSError: the path cannot be written, or what is there is no Orbax
+      checkpoint where one is to be replaced.
   """
   path = pathlib.Path(path)
   if name == "onnx":
@@ -89,9 +90,13 @@ def check(name: str, path: str | os.PathLike[str]) -> None:
       f"{path} is no name for a packed network; expected one that ends in "
       f"{export_formats.FORMATS[name].suffix}"
     )
-  replaced = name == "orbax" and export_formats.is_orbax(path)
-  # Beside a checkpoint, where its successor is written first.
-  files.check_writable(path.with_name(f".{path.name}") if replaced else path)
+  if name != "orbax":
+    files.check_writable(path)
+  elif export_formats.is_orbax(path):
+    # Beside the checkpoint, where its successor is written first.
+    files.check_writable(path.with_name(f".{path.name}"))
+  else:
+    weight_files.check_new(path)
 
 
 def write(

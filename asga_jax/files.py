@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -29,8 +30,11 @@ def write_bytes_atomic(path: str | os.PathLike[str], contents: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+  except OSError as error:
+    _remove(temporary)
+    raise _named(error, path) from error
   except BaseException:
-    temporary.unlink(missing_ok=True)
+    _remove(temporary)
     raise
   # Without this a power cut may lose the new name though not the new bytes.
   directory = os.open(path.parent, os.O_RDONLY)
@@ -50,5 +54,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
   if path.is_dir():
     raise IsADirectoryError(errno.EISDIR, "a directory, not a file", str(path))
   trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  trial.touch()
-  trial.unlink()
+  try:
+    trial.touch()
+    trial.unlink()
+  except OSError as error:
+    raise _named(error, path) from error
+
+
+def _named(error: OSError, path: pathlib.Path) -> OSError:
+  """Say which file cannot be written, instead of its temporary name."""
+  reason = error.strerror or str(error)
+  if error.errno is None:
+    return OSError(f"{path} cannot be written: {reason}")
+  return OSError(error.errno, f"cannot be written: {reason}", str(path))
+
+
+def _remove(temporary: pathlib.Path) -> None:
+  # Below a file it cannot even be looked for.
+  with contextlib.suppress(OSError):
+    temporary.unlink()

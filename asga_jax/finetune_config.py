@@ -62,6 +62,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def is_float(config: ml_collections.ConfigDict) -> bool:
+  """Tell whether a fine-tuning is of the float network, without a policy."""
+  return config.finetune.policy in ("", "float")
+
+
 def make_settings(
   config: ml_collections.ConfigDict,
 ) -> finetune.FinetuneSettings:

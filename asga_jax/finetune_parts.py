@@ -1,6 +1,9 @@
 """What a fine-tuning starts from: its policy, its network, its teacher."""
 
+import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
@@ -10,6 +13,7 @@ from flax import nnx
 
 from asga_jax import (
   conversion,
+  finetune_config,
   models,
   pretrained,
   result,
@@ -40,23 +44,26 @@ def read_policy(config: ml_collections.ConfigDict) -> policy_lib.Policy | None:
     PolicyError: no such policy, a damaged one, or one of another topology.
   """
   given = config.finetune.policy
-  if given in ("", "float"):
+  if finetune_config.is_float(config):
     return None
   uniform = re.fullmatch(r"([2-8])bit", given)
   if uniform:
     return uniform_policy(config, int(uniform[1]))
-  try:
-    policy = policy_lib.load(given)
-  except policy_lib.PolicyError as error:
+  if not os.path.isfile(given):
     raise policy_lib.PolicyError(
-      f"{error} A policy is a file, 'float', or '2bit' to '8bit'."
-    ) from error
+      f"config.finetune.policy is {given!r}; expected the path of a policy"
+      " file, 'float', or '2bit' to '8bit'."
+    )
+  policy = policy_lib.load(given)
   if policy.model not in (config.model, "model"):
     raise policy_lib.PolicyError(
       f"{given} is a policy of {policy.model!r}, and config.model is "
       f"{config.model!r}; expected a policy of the same network."
     )
-  conversion.check_policy(_shapes(config), policy, _input_shape(config))
+  try:
+    conversion.check_policy(_shapes(config), policy, _input_shape(config))
+  except policy_lib.PolicyError as error:
+    raise policy_lib.PolicyError(f"{given}: {error}") from error
   return policy
 
 
@@ -150,20 +157,13 @@ def make_model(
   )
   start = config.finetune.start_from
   source = None
-  if not begun:
-    try:
-      if start:
-        source = trained_runs.read(start).source
-        network = _take_weights(config, network, source)
-      elif config.weights.path:
-        network = search_parts.load_weights(config, network)
-    except weight_files.WeightsError as error:
-      head = macs.network_stats(_shapes(config), _input_shape(config)).paths[-1]
-      raise weight_files.WeightsError(
-        f"{error}\n  the data has {num_classes} classes; where weights are of "
-        f"another head, --config.weights.skip=\"('{head}/.*',)\" starts the "
-        "head anew"
-      ) from error
+  if not begun and start:
+    source = trained_runs.read(start).source
+    arrays = pretrained.variables_of(source, only=(nnx.Param, nnx.BatchStat))
+    network = _fill(config, network, arrays, num_classes)
+  elif not begun and config.weights.path:
+    arrays = weight_files.read(config.weights.path)
+    network = _fill(config, network, arrays, num_classes)
   if policy is None:
     return network
   made = conversion.quantize(
@@ -179,21 +179,28 @@ def make_model(
   return made
 
 
-def _take_weights(
-  config: ml_collections.ConfigDict, network: nnx.Module, source: nnx.Module
+def _fill(
+  config: ml_collections.ConfigDict,
+  network: nnx.Module,
+  arrays: Mapping[str, Any],
+  num_classes: int,
 ) -> nnx.Module:
-  """Fill a float network with the weights and statistics of a trained one."""
-  return pretrained.fill(
-    network,
-    {
-      name: np.asarray(leaf)
-      for name, leaf in pretrained.variables_of(
-        source, only=(nnx.Param, nnx.BatchStat)
-      ).items()
-    },
-    source=config.finetune.start_from,
-    skip=tuple(config.weights.skip),
-  )
+  """Fill a float network with trained weights and statistics."""
+  try:
+    return pretrained.fill(
+      network,
+      {name: np.asarray(array) for name, array in arrays.items()},
+      source=config.finetune.start_from or config.weights.path,
+      name_map=config.weights.name_map or None,
+      skip=tuple(config.weights.skip),
+    )
+  except weight_files.WeightsError as error:
+    head = macs.network_stats(_shapes(config), _input_shape(config)).paths[-1]
+    raise weight_files.WeightsError(
+      f"{error}\n  {config.data.name} has {num_classes} classes; where weights "
+      f"are of another head, --config.weights.skip=\"('{head}/.*',)\" starts "
+      "the head anew"
+    ) from error
 
 
 def _take_steps(

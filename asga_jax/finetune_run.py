@@ -19,6 +19,7 @@ from asga_jax import (
   finetune_parts,
   finetune_summary,
   policy_table,
+  report,
   search_parts,
   trained_runs,
 )
@@ -56,8 +57,8 @@ def run(
   The directory holds `config.json`, `policy.json` (but for a float network),
   `metrics.jsonl`, `checkpoints/` and, at the end, `weights.safetensors` as they
   were evaluated, `weights_ema.safetensors` if averages were asked for,
-  `finetune.png` and `summary.json`. A training that has ended is read, not
-  repeated.
+  `finetune.png`, `summary.json` and `report.html`. A training that has ended is
+  read, not repeated.
 
   Args:
     config: see `search_config.default_config`.
@@ -81,7 +82,7 @@ def run(
   if (directory / "summary.json").exists():
     if tensorboard:
       recorded_loop.open_events(directory).close()
-    return _read(directory)
+    return _read(config, directory)
   policy = finetune_parts.read_policy(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
@@ -140,6 +141,7 @@ def run(
   files.write_text_atomic(
     directory / "summary.json", json.dumps(summary, indent=2) + "\n"
   )
+  report.write_report([directory])
   return Finished(policy, summary)
 
 
@@ -217,10 +219,12 @@ def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
     )
 
 
-def _read(directory: pathlib.Path) -> Finished:
+def _read(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> Finished:
   logging.info("the training in %s has ended; this is its result", directory)
   policy = None
-  if (directory / "policy.json").exists():
+  if not finetune_config.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
   return Finished(policy, trained_runs.read_summary(directory))
 

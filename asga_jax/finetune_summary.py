@@ -1,5 +1,6 @@
 """How a fine-tuning went: accuracies, the weights it leaves, its curves."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -14,22 +15,10 @@ from asga_jax import (
   search_parts,
   trained_runs,
 )
-from asga_jax.analysis import plots
+from asga_jax.analysis import curves, plots
 from asga_jax.quantization import calibration
 from asga_jax.training import metrics_log
 from asga_jax.training import state as state_lib
-
-# Figures of a step that say something only of a search, or only where there is
-# a second pass.
-_OF_SEARCH = ("temperature", "logit_spread")
-_OF_SECOND_PASS = (
-  "gap",
-  "smoothed_gap",
-  "radius",
-  "cosine",
-  "perturbed_loss",
-  "perturbed_gradient_norm",
-)
 
 
 def conclude(
@@ -52,7 +41,7 @@ def conclude(
 
   Returns:
     JSON: data, classes, steps, and accuracies in [0, 1] and loss of the
-    network and, as `ema_...`, of its average.
+    network and, as `ema_...`, of its average; None for what is not finite.
   """
   prepare = search_parts.make_prepare(config, dataset, train=False)
   report = data_lib.Split(dataset.test_images, dataset.test_labels)
@@ -86,23 +75,17 @@ def conclude(
     "data": dataset.name,
     "classes": dataset.num_classes,
     "steps": int(state.step),
-    **figures,
+    # JSON has no NaN.
+    **{k: x if math.isfinite(x) else None for k, x in figures.items()},
   }
 
 
 def plot(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
   """Draw the metrics of a training to `finetune.png`."""
   records = metrics_log.read_metrics(directory / "metrics.jsonl")
-  idle: tuple[str, ...] = _OF_SEARCH
-  if not any("codes_changed" in record for record in records):
-    idle += _OF_SECOND_PASS
-  shown = [
-    {name: x for name, x in record.items() if name not in idle}
-    for record in records
-  ]
   policy = config.finetune.policy or "float"
   plots.plot_search(
-    shown,
+    curves.of_training(records),
     directory / "finetune.png",
     title=f"{config.model} on {config.data.name}, {policy}",
     rho_max=config.finetune.sharpness.rho_max,

@@ -1,21 +1,28 @@
-"""Reports: one page for each search, and one that compares several."""
+"""Reports: one page for each run, and one that compares several."""
 
 import os
 import pathlib
 from collections.abc import Sequence
 
 from asga_jax import files
-from asga_jax.analysis import comparison_page, run_files, run_page
+from asga_jax.analysis import (
+  comparison_page,
+  finetune_page,
+  run_files,
+  run_page,
+)
+
+_PAGES = {"search": run_page.make_page, "finetune": finetune_page.make_page}
 
 
 def write_report(
   workdirs: Sequence[str | os.PathLike[str]],
   output: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-  """Write the report of a search, or the comparison of several.
+  """Write the report of a search or fine-tuning, or compare several.
 
-  A search that has not ended is reported as far as it went, and the page says
-  so. The page stands alone: no script, font or picture from elsewhere.
+  A run that has not ended is reported as far as it went, and the page says so.
+  The page stands alone: no script, font or picture from elsewhere.
 
   Args:
     workdirs: the work directories, one or more.
@@ -27,7 +34,7 @@ def write_report(
 
   Raises:
     ValueError: no work directory, one that is given twice, missing or no
-      search's, or a damaged file in one; it is named.
+      run's, or a damaged file in one; it is named.
     OSError: the page cannot be written.
   """
   if not workdirs:
@@ -38,7 +45,8 @@ def write_report(
       raise ValueError(f"{place} is given twice; expected different runs")
   runs = [run_files.read_run(path) for path in workdirs]
   if len(runs) == 1:
-    name, page = "report.html", run_page.make_page(runs[0])
+    make_page = _PAGES[runs[0].kind]
+    name, page = "report.html", make_page(runs[0])
   else:
     name = "comparison.html"
     page = comparison_page.make_page(_distinct(runs))

@@ -102,7 +102,7 @@ def _read_finetune(
     config, num_classes, seed=config.finetune.seed, trained=False
   )
   policy = None
-  if (directory / "policy.json").exists():
+  if not finetune_config.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
     # Steps and signedness come from the file, so any image will do.
     network = conversion.quantize(

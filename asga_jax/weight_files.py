@@ -1,5 +1,6 @@
 """Files of weights: names and arrays, without a network."""
 
+import errno
 import os
 import pathlib
 import re
@@ -94,6 +95,19 @@ def write(
   files.write_bytes_atomic(path, safetensors_numpy.save(whole, texts))
 
 
+def check_new(path: str | os.PathLike[str]) -> None:
+  """Check before long work that a checkpoint of Orbax can be written.
+
+  Raises:
+    OSError: something is there, or its parent is missing or read-only.
+  """
+  if os.path.lexists(path):
+    raise FileExistsError(
+      errno.EEXIST, "is there already; expected a new directory", str(path)
+    )
+  files.check_writable(path)
+
+
 def write_orbax(
   path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
 ) -> None:
@@ -106,7 +120,7 @@ def write_orbax(
   Raises:
     OSError: if it cannot be written, or is there.
   """
-  files.check_writable(path)
+  check_new(path)
   checkpoints.quiet_orbax()
   tree: dict[str, Any] = {}
   for name, array in arrays.items():

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
   print(finetune_run.format_result(finished))
-  print(f"written to {path}: weights.safetensors, finetune.png, summary.json")
+  print(f"written to {path}: weights.safetensors, report.html, finetune.png")
 
 
 def parse(arguments: list[str]) -> list[str]:

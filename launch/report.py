@@ -1,4 +1,4 @@
-"""Writes the page of a search, or a page that compares several.
+"""Writes the page of a search or a fine-tuning, or one that compares several.
 
 python launch/report.py --workdir=DIR [--workdir=OTHER ...]
 """

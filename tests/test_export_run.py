@@ -189,7 +189,7 @@ def test_an_orbax_checkpoint_is_replaced_and_nothing_else(
   output = tmp_path / "network.orbax"
   output.mkdir()
   (output / "mine.txt").write_text("kept")
-  with pytest.raises(IsADirectoryError):
+  with pytest.raises(FileExistsError, match="there already"):
     export_run.write(network, "orbax", output)
   assert (output / "mine.txt").read_text() == "kept"
   output = tmp_path / "again.orbax"

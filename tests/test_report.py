@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from asga_jax import finetune_config, report, search_config
 from asga_jax import policy as policy_lib
-from asga_jax import report, search_config
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 # Attributes by which a page would fetch something or run something.
@@ -139,6 +139,59 @@ def make_run(
   return directory
 
 
+def make_tuning(directory, *, layers=LAYERS, ended=True, top1=0.5):
+  """A work directory as a fine-tuning leaves it, made up."""
+  directory.mkdir()
+  config = finetune_config.of_finetune(search_config.default_config())
+  config.finetune.steps = 12
+  config.finetune.policy = "policy.json" if layers else "float"
+  config.finetune.start_from = "runs/float"
+  (directory / "config.json").write_text(config.to_json_best_effort())
+  records = [
+    {
+      "step": step,
+      "loss": 2 / step,
+      "accuracy": step / 24,
+      "gradient_norm": 1.0,
+      # What a training of one pass and without logits writes.
+      "gap": 0.0,
+      "radius": 0.0,
+      "cosine": 1.0,
+      "logit_spread": 0.0,
+      "temperature": 1.0,
+    }
+    for step in range(1, 13)
+  ]
+  (directory / "metrics.jsonl").write_text(
+    "".join(json.dumps(record) + "\n" for record in records)
+  )
+  if layers:
+    policy_lib.save(make_policy(layers), directory / "policy.json")
+  if ended:
+    figures = {"top1": top1, "top5": 0.875, "loss": 1.25, "ema_loss": None}
+    summary = {"data": "digits", "classes": 10, "steps": 12, **figures}
+    (directory / "summary.json").write_text(json.dumps(summary))
+  return directory
+
+
+def make_evaluation(directory, names=("cat", "dog", "cow"), **changes):
+  """What launch/evaluate.py leaves."""
+  confusion = [[8, 1, 1], [5, 5, 0], [0, 0, 9]]
+  figures = {"top1": 22 / 29, "top5": 1.0, "loss": 0.75}
+  found = {
+    "data": "pets",
+    "split": "test",
+    "images": 29,
+    "class_names": list(names),
+    "networks": {
+      "quantized": {**figures, "confusion": confusion},
+      "its weights in float": {**figures, "confusion": confusion},
+    },
+    **changes,
+  }
+  (directory / "evaluation-test.json").write_text(json.dumps(found))
+
+
 @pytest.fixture
 def run(tmp_path):
   return make_run(tmp_path / "run")
@@ -262,6 +315,110 @@ def test_no_layer_and_a_float_network(tmp_path):
   layers = {"a": policy_lib.LayerPolicy(32, 32, 0, 0, False)}
   page = written(make_run(tmp_path / "run", layers=layers))
   assert page.table("layer")["a"][:2] == ["32", "32"]
+
+
+def test_a_fine_tuning_has_a_page_of_its_own(tmp_path):
+  tuned = make_tuning(tmp_path / "tuned")
+  page = written(tuned)
+  assert "on fashion_mnist_8k, bops=4bit" in page.words
+  assert "ended after 12 steps. It began with the weights of runs/float" in (
+    page.words
+  )
+  for text in ("50.00 %", "87.50 %", "1.2500", "nothing finite", "98.76 %"):
+    assert text in page.words, text
+  assert page.table("layer")["blocks/0/conv"][:2] == ["2", "5"]
+  titles = re.findall(r"<h3>(.*?)</h3>", (tuned / "report.html").read_text())
+  # Of one pass and without logits: no gap, radius, cosine or spread.
+  assert titles[-3:] == ["loss", "accuracy (%)", "gradient norm"]
+  assert "Warnings" not in page.words
+  assert "Evaluation on" not in page.words
+  assert page.table("key")["finetune.steps"] == ["12"]
+
+
+def test_a_float_training_has_no_policy_and_chance_is_told(tmp_path):
+  page = written(make_tuning(tmp_path / "float", layers={}, top1=0.12))
+  assert "on fashion_mnist_8k, in float" in page.words
+  assert "gets 12.0 % right, and guessing would get 10.0 %" in page.words
+  assert [t[0][0] for t in page.tables] == ["key"]
+
+
+def test_a_training_that_has_not_ended_shows_its_policy(tmp_path):
+  page = written(make_tuning(tmp_path / "tuned", ended=False))
+  assert "has not ended: step 12 of 12" in page.words
+  assert page.table("layer")["first"][:2] == ["8", "8"]
+
+
+def test_an_evaluation_shows_what_is_mistaken(tmp_path, run):
+  for directory in (make_tuning(tmp_path / "tuned"), run):
+    make_evaluation(directory, names=("cat", HOSTILE, "cow"))
+    page = written(directory)
+    assert page.table("network")["quantized"] == [
+      "75.86 %",
+      "100.00 %",
+      "0.7500",
+    ]
+    seen = HOSTILE.replace("\ud800", "?")
+    (mistakes,) = [t for t in page.tables if t[0][0] == "class"]
+    # Of 10 cats one is taken for each other; of equal ones the first leads.
+    assert mistakes[1:] == [
+      [seen, "cat", "5", "50.0"],
+      ["cat", seen, "1", "10.0"],
+      ["cat", "cow", "1", "10.0"],
+    ]
+    source = (directory / "report.html").read_text()
+    drawn = source[source.index("confusion matrix") :].partition("</svg>")[0]
+    # The frame, and the cells that are not empty.
+    assert drawn.count("<rect") == 1 + 6
+    assert ">80</text>" in drawn
+
+
+def test_a_matrix_of_many_classes_is_drawn_without_names(tmp_path):
+  names = [f"n{index}" for index in range(100)]
+  right = [[int(row == column) for column in range(100)] for row in range(100)]
+  figures = {"top1": 1.0, "top5": 1.0, "loss": 0.0, "confusion": right}
+  tuned = make_tuning(tmp_path / "tuned")
+  make_evaluation(tuned, names, networks={"quantized": figures})
+  page = written(tuned)
+  assert page.tags.count("rect") > 100
+  assert "n99" not in page.words
+  assert "No mistake was made" in page.words
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"data": 3}, "data is 3; expected text"),
+    ({"images": "many"}, "images is 'many'; expected a number"),
+    ({"class_names": []}, r"class_names is \[\]; expected names"),
+    ({"networks": {}}, r"networks is \{\}; expected an object"),
+    ({"networks": {"a": {"top1": 1}}}, "network 'a' lacks one of the numbers"),
+    (
+      {
+        "networks": {"a": {"top1": 1, "top5": 1, "loss": 0, "confusion": [[1]]}}
+      },
+      "confusion of network 'a' is not a matrix of 3 rows",
+    ),
+  ],
+)
+def test_an_evaluation_that_cannot_be_shown(tmp_path, changes, said):
+  tuned = make_tuning(tmp_path / "tuned")
+  make_evaluation(tuned, **changes)
+  with pytest.raises(ValueError, match=rf"evaluation-test\.json: .*{said}"):
+    report.write_report([tuned])
+  assert not (tuned / "report.html").exists()
+
+
+def test_searches_and_fine_tunings_are_compared(tmp_path, run):
+  tuned = make_tuning(tmp_path / "tuned")
+  plain = make_tuning(tmp_path / "plain", layers={})
+  page = written(run, tuned, plain)
+  figures = page.table("")
+  assert figures["kind"] == ["search", "fine-tuning", "fine-tuning"]
+  assert figures["budget"] == ["bops=4bit", "bops=4bit", "none: float"]
+  assert figures["top-1"] == ["-", "50.00 %", "50.00 %"]
+  assert page.table("layer")["layer"] == ["run", "tuned"]
+  differing = page.table("key")["finetune.policy"]
+  assert differing[1:] == ['"policy.json"', '"float"']
 
 
 def test_a_comparison_sets_runs_side_by_side(tmp_path, run):

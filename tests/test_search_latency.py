@@ -13,7 +13,6 @@ from flax import nnx
 import asga_jax
 from asga_jax import (
   models,
-  search_config,
   search_loop,
   search_parts,
   search_run,
@@ -54,33 +53,30 @@ def _entries(scale=1.0):
   }
 
 
-def _config(table, budget):
-  config = search_config.default_config()
-  config.model = "tiny"
-  config.deployed.image_size = 8
-  config.deployed.num_classes = 10
-  config.data.name = "digits"
-  config.data.image_size = 8
-  config.data.pad = 1
-  config.batch_size = 16
-  config.eval_batch_size = 50
-  config.report_batches = 1
-  config.batch_norm_batches = 0
-  config.bits = (2, 4, 8)
-  config.search.steps = 2
-  config.budget = budget
-  config.latency_table = str(table)
-  return config
+@pytest.fixture(scope="session")
+def make_config(make_tiny):
+  """A function that makes the configuration of a search with a table."""
+
+  def make(table, budget):
+    config = make_tiny()
+    config.batch_norm_batches = 0
+    config.bits = (2, 4, 8)
+    config.search.steps = 2
+    config.budget = budget
+    config.latency_table = str(table)
+    return config
+
+  return make
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def searched(tmp_path_factory, make_config):
   """A finished search under two budgets, its configuration and its table."""
   folder = tmp_path_factory.mktemp("latency")
   table = folder / "table.csv"
   latency_table.save(latency_table.LatencyTable(_entries()), table)
   # The ends have 8 bits, 3 ms each; 4 bits cost 1.5 ms.
-  config = _config(table, "latency=7.5ms,bops=8bit")
+  config = make_config(table, "latency=7.5ms,bops=8bit")
   found = search_run.run(config, folder / "run")
   return folder, config, found
 
@@ -185,11 +181,13 @@ def _broken(name):
     ("none", r"'latency=4bit'.*--config\.latency_table=FILE.*load_latency"),
   ],
 )
-def test_a_bad_table_is_told_before_anything_is_searched(tmp_path, name, named):
+def test_a_bad_table_is_told_before_anything_is_searched(
+  tmp_path, make_config, name, named
+):
   table = tmp_path / f"{name}.json"
   if name in ("unknown", "missing"):
     latency_table.save(latency_table.LatencyTable(_broken(name)), table)
-  config = _config("" if name == "none" else table, "latency=4bit")
+  config = make_config("" if name == "none" else table, "latency=4bit")
   early = name in ("nowhere", "none")
   with (
     mock.patch.object(search_loop, "train", side_effect=AssertionError),
@@ -204,14 +202,14 @@ def test_a_bad_table_is_told_before_anything_is_searched(tmp_path, name, named):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_table_is_of_the_deployed_network():
-  config = _config("", "bops=4bit")
+def test_a_table_is_of_the_deployed_network(make_config):
+  config = make_config("", "bops=4bit")
   network = macs.network_stats(*search_parts.make_deployed(config))
   assert network.paths == ("first", "middle", "head")
 
 
-def test_candidate_bits_are_those_of_all_rules():
-  config = _config("", "bops=4bit")
+def test_candidate_bits_are_those_of_all_rules(make_config):
+  config = make_config("", "bops=4bit")
   config.rules = (
     {"pattern": "middle", "weight_bits": [3, 5], "activation_bits": 32},
     {"pattern": "first"},

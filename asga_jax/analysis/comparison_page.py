@@ -1,4 +1,4 @@
-"""The page that puts several searches side by side."""
+"""The page that puts several runs side by side."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ from asga_jax import policy as policy_lib
 from asga_jax.analysis import charts, curves, markup, run_files, run_page
 from asga_jax.training import config as config_lib
 
+_KINDS = {"search": "search", "finetune": "fine-tuning"}
+
 
 def make_page(runs: Sequence[run_files.Run]) -> str:
-  """Make the page that compares searches.
+  """Make the page that compares searches and fine-tunings.
 
   Args:
     runs: two or more, of different names.
@@ -22,14 +24,14 @@ def make_page(runs: Sequence[run_files.Run]) -> str:
     f"{run.name}: {sentence}" for run in runs for sentence in run.warnings()
   ]
   return markup.page(
-    f"{len(runs)} searches compared",
+    f"{len(runs)} runs compared",
     (
       markup.paragraph(", ".join(str(run.path) for run in runs), quiet=True),
       markup.section("Figures", markup.table(["", *names], _figures(runs))),
       markup.section("Warnings", markup.warning_list(warnings)),
       markup.section("Bits per layer", _bits(runs)),
       markup.section("Score against cost", run_page.pareto_chart(runs)),
-      markup.section("The searches, step by step", _curves(runs)),
+      markup.section("Step by step", _curves(runs)),
       markup.section("What differs in the configuration", _differences(runs)),
     ),
   )
@@ -41,8 +43,11 @@ def _figures(
   """Tabulate the headline figures, a column for each run."""
   found = [
     {
-      "budget": run.config["budget"],
-      "steps": f"{run.steps_done} of {run.config['search']['steps']}",
+      "kind": _KINDS[run.kind],
+      "budget": run.policy.budget
+      if run.policy
+      else run.config.get("budget", "none: float"),
+      "steps": f"{run.steps_done} of {run.settings['steps']}",
       **{name: value for name, value, _ in run_page.headline(run)},
     }
     for run in runs
@@ -56,17 +61,17 @@ def _figures(
 
 def _bits(runs: Sequence[run_files.Run]) -> str:
   """Tabulate weight and activation bits of every layer of any run."""
-  ended = [run for run in runs if run.policy]
-  policies = [run.policy.layers for run in ended if run.policy]
+  decided = [run for run in runs if run.policy]
+  policies = [run.policy.layers for run in decided if run.policy]
   if not policies:
-    return markup.paragraph("None of these searches has ended.")
+    return markup.paragraph("None of these runs has a policy.")
   paths = dict.fromkeys(path for layers in policies for path in layers)
   rows: list[tuple[str | markup.Cell, ...]] = []
   for path in paths:
     found = [layers.get(path) for layers in policies]
     rows.append((path, *(_pair(layer) for layer in found)))
   return markup.table(
-    ["layer", *(run.name for run in ended)], rows
+    ["layer", *(run.name for run in decided)], rows
   ) + markup.paragraph(
     "Weight bits / activation bits; the darker, the more BOPs for each MAC.",
     quiet=True,

@@ -32,6 +32,28 @@ PANELS = (
 )
 # Curves that share an axis with another: key -> the key that names the axis.
 _COMPANIONS = {"perturbed_gradient_norm": "gradient_norm"}
+# Figures of a step that say something only of a search, or only where there is
+# a second pass.
+_OF_SEARCH = ("temperature", "logit_spread")
+_OF_SECOND_PASS = (
+  "gap",
+  "smoothed_gap",
+  "radius",
+  "cosine",
+  "perturbed_loss",
+  "perturbed_gradient_norm",
+)
+
+
+def of_training(records: Sequence[Record]) -> list[dict[str, Any]]:
+  """Leave out the figures that say nothing of a training without a search."""
+  idle: tuple[str, ...] = _OF_SEARCH
+  if not any("codes_changed" in record for record in records):
+    idle += _OF_SECOND_PASS
+  return [
+    {name: x for name, x in record.items() if name not in idle}
+    for record in records
+  ]
 
 
 def column(records: Sequence[Record], key: str) -> np.ndarray:

@@ -54,10 +54,12 @@ def _draw_sizes(axes: mpl_axes.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
   sizes = [row["file_bytes"] / 1e6 for row in rows]
   axes.barh(places, sizes, height=0.6, color=_SIZE, label="file")
   for place, (size, row) in enumerate(zip(sizes, rows, strict=True)):
-    text = f" {size:.3g} MB"
+    text = f"{size:.3g} MB"
     if row["top1"] is not None:
       text += f", top-1 {100 * row['top1']:.2f} %"
-    axes.text(size, place, text, va="center", fontsize=8)
+    # Right of the mark too.
+    right = max(size, row["promised_bytes"] / 1e6) + 0.02 * max(sizes)
+    axes.text(right, place, text, va="center", fontsize=8)
   axes.plot(
     [row["promised_bytes"] / 1e6 for row in rows],
     places,
@@ -86,22 +88,32 @@ def _draw_latencies(
   base: Mapping[str, float],
 ) -> None:
   height = 0.8 / len(base)
-  longest = 1.0
+  shortest = longest = 1.0
   for index, (batch, unit) in enumerate(base.items()):
     ratios = [row["latency_ms"][batch] / unit for row in rows]
     places = np.arange(len(rows)) + (index - (len(base) - 1) / 2) * height
-    bars = axes.barh(
+    # From 1x on, so that what is faster reaches to the left.
+    axes.barh(
       places,
-      ratios,
+      np.array(ratios) - 1,
+      left=1,
       height=height,
       color=_LATENCY[index % len(_LATENCY)],
       label=f"batch {batch} (1x is {unit:.3g} ms)",
     )
-    axes.bar_label(bars, fmt="%.2fx", padding=2, fontsize=8)
+    for ratio, place in zip(ratios, places, strict=True):
+      axes.text(
+        1.1 * max(ratio, 1), place, f"{ratio:.2f}x", va="center", fontsize=8
+      )
     longest = max(longest, *ratios)
+    shortest = min(shortest, *ratios)
   axes.axvline(1, color=_PROMISED, linewidth=1, linestyle="--")
   _label(axes, rows)
-  axes.set(xlabel="time, multiples of the float ONNX", xlim=(0, 1.2 * longest))
+  axes.set(
+    xlabel="time, multiples of the float ONNX",
+    xscale="log",
+    xlim=(0.8 * shortest, 3 * longest),
+  )
   axes.set_title("latency", loc="left", fontsize=10)
   axes.legend(
     loc="lower right",

@@ -1,4 +1,4 @@
-"""What the work directory of a search holds, read and checked."""
+"""What the work directory of a run holds, read and checked."""
 
 import json
 import math
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from asga_jax import policy as policy_lib
 from asga_jax import sharpness
-from asga_jax.analysis import run_warnings
+from asga_jax.analysis import curves, run_warnings
 from asga_jax.training import config as config_lib
 from asga_jax.training import metrics_log, workdir
 
 PARETO_VERSION = 1
+EVALUATIONS = "evaluation-*.json"
+_NO_NUMBERS = ("warnings", "data")  # of a summary
 
 
 class RunFilesError(ValueError):
@@ -21,24 +23,32 @@ class RunFilesError(ValueError):
 
 
 class Run(NamedTuple):
-  """A search as its work directory tells it; it may not have ended."""
+  """A search or a fine-tuning as its work directory tells it."""
 
   # How the pages call it: the name of the directory.
   name: str
   path: pathlib.Path
+  # 'search' or 'finetune': the group of the configuration that it reads.
+  kind: str
   config: dict[str, Any]
   records: Sequence[metrics_log.Record]
-  # None and empty before the search has ended.
+  # None for a float network, and before a search has ended.
   policy: policy_lib.Policy | None
+  # Empty before the run has ended.
   summary: Mapping[str, Any]
   # Of `pareto.json`: "cost", "unit", "points" and "uniform"; None if there is
   # no such file.
   pareto: Mapping[str, Any] | None
+  # Of the files `evaluation-SPLIT.json`, by name.
+  evaluations: Sequence[Mapping[str, Any]]
+  # It may not have.
+  ended: bool
 
   @property
-  def ended(self) -> bool:
-    """Whether the search has ended."""
-    return self.policy is not None
+  def settings(self) -> Mapping[str, Any]:
+    """The group of the configuration that is of this kind of run alone."""
+    settings: Mapping[str, Any] = self.config[self.kind]
+    return settings
 
   @property
   def steps_done(self) -> int:
@@ -46,10 +56,13 @@ class Run(NamedTuple):
     return max((record["step"] for record in self.records), default=0)
 
   def warnings(self) -> list[str]:
-    """Say what is wrong with the search."""
+    """Say what is wrong with the run."""
+    if self.kind == "finetune":
+      chance = run_warnings.at_chance(self.summary)
+      return [chance] if chance else []
     layers = self.policy.layers if self.policy else {}
     return run_warnings.find_warnings(
-      self.records, self.summary, layers, self.config["search"]
+      self.records, self.summary, layers, self.settings
     )
 
 
@@ -60,7 +73,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     path: the directory.
 
   Returns:
-    The run. `summary.json` marks a search that has ended.
+    The run. `summary.json` marks one that has ended.
 
   Raises:
     RunFilesError: no such directory, or a damaged file in it, which is named.
@@ -69,16 +82,22 @@ def read_run(path: str | os.PathLike[str]) -> Run:
   directory = pathlib.Path(path)
   if not directory.is_dir():
     raise RunFilesError(
-      f"{directory} is no directory; expected the work directory of a search"
+      f"{directory} is no directory; expected the work directory of a run"
     )
   config = workdir.read_config(directory)
-  _check_config(config, directory / workdir.CONFIG_NAME)
+  tuned = "finetune" in config and "search" not in config
+  kind = "finetune" if tuned else "search"
+  _check_config(config, kind, directory / workdir.CONFIG_NAME)
   summary: Mapping[str, Any] = {}
-  policy = None
-  if (directory / "summary.json").exists():
+  ended = (directory / "summary.json").exists()
+  if ended:
     summary = _read_object(directory / "summary.json")
-    numbers = {k: v for k, v in summary.items() if k != "warnings"}
+    numbers = {k: v for k, v in summary.items() if k not in _NO_NUMBERS}
     _check_numbers(numbers, f"{directory / 'summary.json'}: ")
+  policy = None
+  # A fine-tuning keeps its policy from the start; a float one has none.
+  kept = (directory / "policy.json").exists()
+  if kept if kind == "finetune" else ended:
     policy = policy_lib.load(directory / "policy.json")
   records = []
   if (directory / "metrics.jsonl").exists():
@@ -94,11 +113,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
   return Run(
     name=directory.resolve().name,
     path=directory,
+    kind=kind,
     config=config,
-    records=records,
+    records=curves.of_training(records) if kind == "finetune" else records,
     policy=policy,
     summary=summary,
     pareto=pareto,
+    evaluations=[
+      _read_evaluation(file) for file in sorted(directory.glob(EVALUATIONS))
+    ],
+    ended=ended,
   )
 
 
@@ -130,18 +154,24 @@ def _check_numbers(values: Mapping[str, Any], where: str) -> None:
       )
 
 
-def _check_config(config: Mapping[str, Any], file: pathlib.Path) -> None:
-  """Check what a report reads; an older search may lack other keys."""
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _check_config(
+  config: Mapping[str, Any], kind: str, file: pathlib.Path
+) -> None:
+  """Check what a report reads; an older run may lack other keys."""
   flat = config_lib.flatten(config)
+  texts = ("budget",) if kind == "search" else ("data.name", "weights.path")
   accepted = {
-    "model": (lambda value: isinstance(value, str), "text"),
-    "budget": (lambda value: isinstance(value, str), "text"),
-    "search.steps": (_is_number, "a number"),
-    "search.preset": (
+    **dict.fromkeys(("model", *texts), (_is_text, "text")),
+    f"{kind}.steps": (_is_number, "a number"),
+    f"{kind}.preset": (
       lambda value: str(value) in sharpness.PRESETS,
       f"one of {sorted(sharpness.PRESETS)}",
     ),
-    "search.sharpness.rho_max": (
+    f"{kind}.sharpness.rho_max": (
       lambda value: _is_number(value) and value > 0,
       "a number above 0",
     ),
@@ -176,3 +206,45 @@ def _check_pareto(pareto: Mapping[str, Any], file: pathlib.Path) -> None:
         f"{file}: {name} is not a list of objects with the numbers cost and "
         "score"
       )
+
+
+def _read_evaluation(file: pathlib.Path) -> dict[str, Any]:
+  """Read an evaluation, and check what is shown of it."""
+  found = _read_object(file)
+  names, networks = found.get("class_names"), found.get("networks")
+  fits = {
+    "data": (_is_text(found.get("data")), "text"),
+    "split": (_is_text(found.get("split")), "text"),
+    "images": (_is_number(found.get("images")), "a number"),
+    "class_names": (
+      bool(names) and isinstance(names, list) and all(map(_is_text, names)),
+      "names",
+    ),
+    "networks": (bool(networks) and isinstance(networks, dict), "an object"),
+  }
+  for name, (good, expected) in fits.items():
+    if not good:
+      raise RunFilesError(
+        f"{file}: {name} is {found.get(name)!r}; expected {expected}"
+      )
+  for label, figures in found["networks"].items():
+    if not isinstance(figures, dict) or not all(
+      isinstance(figures.get(name), (int, float))
+      for name in ("top1", "top5", "loss")
+    ):
+      raise RunFilesError(
+        f"{file}: network {label!r} lacks one of the numbers top1, top5, loss"
+      )
+    rows = figures.get("confusion")
+    size = len(found["class_names"])
+    if (
+      not isinstance(rows, list)
+      or len(rows) != size
+      or not all(isinstance(row, list) and len(row) == size for row in rows)
+      or not all(_is_number(count) for row in rows for count in row)
+    ):
+      raise RunFilesError(
+        f"{file}: the confusion of network {label!r} is not a matrix of "
+        f"{size} rows and columns of numbers"
+      )
+  return found

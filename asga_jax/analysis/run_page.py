@@ -11,6 +11,7 @@ from asga_jax import policy as policy_lib
 from asga_jax.analysis import (
   charts,
   curves,
+  evaluation_section,
   markup,
   policy_section,
   run_files,
@@ -39,16 +40,17 @@ def make_page(run: run_files.Run) -> str:
         "Warnings" if run.ended else "Warnings so far", _warnings(run)
       ),
       policy_section.make_section(run.policy) if run.policy else "",
+      *map(evaluation_section.make_section, run.evaluations),
       markup.section("Score against cost", pareto_chart([run])),
-      markup.section("The search, step by step", search_charts(run)),
+      markup.section("The search, step by step", step_charts(run)),
       markup.section("How to go on", _next(run)),
-      markup.section("Where it comes from", _origin(run)),
+      markup.section("Where it comes from", origin(run)),
     ),
   )
 
 
 def _standing(run: run_files.Run) -> str:
-  total = run.config["search"]["steps"]
+  total = run.settings["steps"]
   if run.ended:
     text = f"The search in {run.path} has ended after {total} steps."
   else:
@@ -61,7 +63,7 @@ def _standing(run: run_files.Run) -> str:
 
 def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
   """Give the figures that count: name, value, remark."""
-  found = []
+  found = _accuracies(run)
   if run.policy:
     cost, layers = run.policy.cost, run.policy.layers.values()
     whole = policy_lib.FLOAT_BITS**2 * sum(layer.macs for layer in layers)
@@ -91,14 +93,33 @@ def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
       for name, value in cost.items()
       if name not in known
     ]
+  last = run.records[-1] if run.records else {}
+  if not run.ended and last.get("loss") is not None:
+    found.append(("loss", f"{last['loss']:.4g}", f"step {last['step']}"))
+  return found
+
+
+def _accuracies(run: run_files.Run) -> list[tuple[str, str, str]]:
+  """Give what a run has reached: name, value, remark."""
+  found = []
+  part = ", some batches" if run.config.get("report_batches") else ""
   for name, value in run.summary.items():
     if name.endswith("_accuracy") and value is not None:
       found.append(
         (name.replace("_", " "), f"{100 * value:.1f} %", "on the proxy")
       )
-  last = run.records[-1] if run.records else {}
-  if not run.ended and last.get("loss") is not None:
-    found.append(("loss", f"{last['loss']:.4g}", f"step {last['step']}"))
+    elif name.removeprefix("ema_") in ("top1", "top5", "loss"):
+      kind = name.removeprefix("ema_")
+      shown = "nothing finite" if value is None else f"{100 * value:.2f} %"
+      if kind == "loss" and value is not None:
+        shown = f"{value:.4f}"
+      found.append(
+        (
+          kind.replace("top", "top-") + ", averaged" * (kind != name),
+          shown,
+          f"on {run.summary['data']}, test{part}",
+        )
+      )
   return found
 
 
@@ -150,8 +171,8 @@ def pareto_chart(runs: Sequence[run_files.Run]) -> str:
   )
 
 
-def search_charts(run: run_files.Run) -> str:
-  """Draw how a search went, a chart for each kind of figure."""
+def step_charts(run: run_files.Run) -> str:
+  """Draw how a run went, a chart for each kind of figure."""
   steps = curves.column(run.records, "step")
   width = curves.window(len(steps))
   found = []
@@ -170,7 +191,7 @@ def search_charts(run: run_files.Run) -> str:
       left = key == panel.left
       limit = panel.line if left else None
       if key == "radius":
-        limit = run.config["search"]["sharpness"]["rho_max"]
+        limit = run.settings["sharpness"]["rho_max"]
       title = panel.title if left else curves.label(key)
       found.append(charts.line_chart(title, series, limit=limit))
   if not any(found):
@@ -187,7 +208,7 @@ def search_charts(run: run_files.Run) -> str:
 
 def _radius_note(run: run_files.Run) -> str:
   radii = curves.column(run.records, "radius")
-  rho_max = run.config["search"]["sharpness"]["rho_max"]
+  rho_max = run.settings["sharpness"]["rho_max"]
   if not np.isfinite(radii).any():
     return ""
   health = radius_lib.radius_health(radii, rho_max)
@@ -215,7 +236,8 @@ def _next(run: run_files.Run) -> str:
   )
 
 
-def _origin(run: run_files.Run) -> str:
+def origin(run: run_files.Run) -> str:
+  """Tabulate the provenance of the policy and the configuration."""
   provenance: Mapping[str, Any] = run.policy.provenance if run.policy else {}
   flat = config_lib.flatten(provenance) if provenance else {}
   parts = [

@@ -35,6 +35,9 @@ COLLAPSED_SHARE = 0.95
 UNMOVED_ODDS = 1.5
 # One code in ten thousand: a kernel of 3x3x32x32 then has not one changed.
 UNCHANGED_CODES = 1e-4
+# Times the share that guessing gets right: on 1,000 images of 10 classes three
+# deviations of a guess are 0.3 times that share.
+NEAR_CHANCE = 1.5
 # Ten points of accuracy: the default search on the embedded proxy loses 4 to
 # 10, and three deviations of an accuracy on 1,000 images are 4.7 at most.
 HIGH_DISCRETISATION_GAP = 0.1
@@ -206,4 +209,17 @@ def discretisation(summary: Mapping[str, Any]) -> str | None:
     "network than the one that it chose. Try a lower end of "
     "search.temperature, more steps (search.steps), or training the policy on "
     "before judging it."
+  )
+
+
+def at_chance(summary: Mapping[str, Any]) -> str | None:
+  """Warn of a trained network that is no better than guessing."""
+  top1, classes = summary.get("top1"), summary.get("classes")
+  if top1 is None or not classes or top1 * classes > NEAR_CHANCE:
+    return None
+  return (
+    f"The network gets {100 * top1:.1f} % right, and guessing would get "
+    f"{100 / classes:.1f} %: it has learned nothing, or collapsed. Try a lower "
+    "finetune.learning_rate, more steps (finetune.steps), trained weights to "
+    "start from (finetune.start_from, weights.path), or more bits."
   )

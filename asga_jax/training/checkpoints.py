@@ -169,10 +169,14 @@ class Checkpoints:
 
 
 def _steps(directory: str | pathlib.Path) -> list[int]:
-  """List the steps of a directory, the newest first."""
+  """List the steps of a directory, the newest first; none without it."""
   path = pathlib.Path(directory)
-  if not path.is_dir():
+  if not path.exists():
     return []
+  if not path.is_dir():
+    raise CheckpointError(
+      f"{path} is no directory; expected the checkpoints of a run, or nothing"
+    )
   names = (p.name for p in path.iterdir() if p.is_dir())
   return sorted((int(n) for n in names if n.isdecimal()), reverse=True)
 
@@ -326,6 +330,7 @@ def restore_latest(
       restored = None if mismatches else _restore(path, saved, leaves)
     except Exception as error:
       first_line = (str(error).splitlines() or [type(error).__name__])[0]
+      first_line = first_line.partition(" See full TensorStore")[0]
       logging.warning(
         "The checkpoint of step %d is damaged (%s): %s", step, path, first_line
       )

@@ -96,9 +96,14 @@ def run(
         if last_saved is None
         else f"the last good checkpoint is that of step {last_saved}"
       )
+      advice = "A lower learning rate or a smaller rho_max may help."
+      if bad["step"] == 1:
+        advice = (
+          "Look at the first batch: its inputs must be finite, and its labels "
+          "below the number of logits."
+        )
       raise DivergedError(
-        f"the {name} of step {bad['step']} is {bad[name]}; {kept}. A lower "
-        "learning rate or a smaller rho_max may help."
+        f"the {name} of step {bad['step']} is {bad[name]}; {kept}. {advice}"
       )
 
   while done < total:

@@ -122,8 +122,9 @@ def open_workdir(
   Args:
     path: the directory.
     config: the configuration of the run.
-    write: whether to write `config.json` where there is none: once the
-      configuration has been found good.
+    write: whether to create the directory and its `config.json` where there is
+      none: once the configuration has been found good. Otherwise it is only
+      checked that this can be done.
 
   Returns:
     The directory, which can be written to.
@@ -137,8 +138,11 @@ def open_workdir(
   directory = pathlib.Path(path)
   wanted = config_lib.to_plain(config)
   try:
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as probe:
+    if write:
+      directory.mkdir(parents=True, exist_ok=True)
+    whole = (directory, *directory.absolute().parents)
+    there = next(place for place in whole if os.path.lexists(place))
+    with tempfile.TemporaryFile(dir=there) as probe:
       probe.write(b"can be written to")
   except OSError as error:
     raise WorkdirError(

@@ -55,6 +55,15 @@ def test_open_creates_and_opens_again(tmp_path):
   assert workdir_lib.read_config(path) == json.loads(before)
 
 
+def test_a_check_alone_creates_nothing(tmp_path):
+  path = tmp_path / "runs/a"
+  assert workdir_lib.open_workdir(path, CONFIG, write=False) == path
+  (tmp_path / "file").touch()
+  with pytest.raises(workdir_lib.WorkdirError, match="Not a directory"):
+    workdir_lib.open_workdir(tmp_path / "file" / "a", CONFIG, write=False)
+  assert [place.name for place in tmp_path.iterdir()] == ["file"]
+
+
 def test_another_configuration_is_refused(tmp_path):
   workdir_lib.open_workdir(tmp_path, CONFIG)
   before = (tmp_path / "config.json").read_bytes()
