@@ -19,6 +19,7 @@ from asga_jax import (
   export_report,
   export_run,
   export_table,
+  files,
   pareto_curve,
   policy_table,
   run_data,
@@ -191,6 +192,8 @@ def export() -> None:
   # A run takes a while to read.
   for name, path in written.items():
     export_run.check(name, path)
+  if "policy" in _FORMAT.value:
+    files.check_writable(place("policy", ".json"))
   policy: policy_lib.Policy | None
   if searched:
     found = restore()
@@ -252,6 +255,7 @@ def print_report(
 def export_pareto() -> None:
   """Write the Pareto curve and its picture."""
   check_run()
+  files.check_writable(_OUTPUT.value or f"{_WORKDIR.value}/pareto.json")
   found = restore()
   curve = every_budget.pareto(
     found,
