@@ -147,10 +147,19 @@ def integer_layers(model: nnx.Module) -> dict[str, IntegerLayer]:
       f"model ({type(model).__name__}) has no quantized layers; expected what"
       " asga_jax.with_policy returns."
     )
-  return {path: _integer_layer(path, layer) for path, layer in found.items()}
+  return {path: integer_layer(path, layer) for path, layer in found.items()}
 
 
-def _integer_layer(path: str, layer: Any) -> IntegerLayer:
+def integer_layer(path: str, layer: layers.QuantLayer) -> IntegerLayer:
+  """Give what one quantized layer multiplies.
+
+  Args:
+    path: of the layer.
+    layer: with one candidate for each tensor.
+
+  Raises:
+    ValueError: see `integer_layers`.
+  """
   for name, choice in (("weight", layer.weight), ("input", layer.activation)):
     candidates = choice.candidates()
     if len(candidates) > 1:

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from asga_jax import layer_kinds
-from asga_jax.deploy import onnx_ops, onnx_shapes, onnx_trace
+from asga_jax.deploy import integer, onnx_ops, onnx_shapes, onnx_trace
 from asga_jax.deploy.onnx_values import (
   Builder,
   ExportError,
@@ -141,8 +140,7 @@ class Reader:
     result = value
     if bits < quantizers.FLOAT_BITS:
       if is_kernel and isinstance(layer, layers.KernelLayer):
-        assert isinstance(value, np.ndarray)
-        result = kernel_codes(layer, value, path)
+        result = _kernel_codes(path, layer)
       else:
         result = _quantize_activation(self._builder, value, choice)
     if is_kernel:
@@ -157,25 +155,12 @@ def _array(value: Any) -> Any:
   return np.asarray(value)
 
 
-def kernel_codes(
-  layer: layers.KernelLayer, kernel: np.ndarray, path: str
-) -> Weight:
-  """Give a kernel as the whole numbers and steps that a layer makes of it."""
-  choice = layer.weight
-  matrix = layer_kinds.to_matrix(jax.numpy.asarray(kernel), layer.outputs)
-  steps = np.maximum(choice.steps(1)[0], quantizers.SMALLEST_STEP)
-  steps = np.broadcast_to(np.asarray(steps, np.float64), matrix.shape)
-  offset = choice.quantizer.offset
-  # From the layer's own result, whose rounding counts.
-  codes = np.rint(np.asarray(choice(matrix, 1), np.float64) / steps - offset)
-
-  def back(array: np.ndarray) -> np.ndarray:
-    shape = kernel.shape
-    wide = np.asarray(array, np.float32)
-    return np.asarray(layer_kinds.from_matrix(wide, shape, layer.outputs))  # type: ignore[arg-type]
-
-  (bits,) = choice.candidates()
-  return Weight(back(codes), back(steps), bits, offset, path)
+def _kernel_codes(path: str, layer: layers.KernelLayer) -> Weight:
+  """Give a layer's kernel as whole numbers and steps."""
+  made = integer.integer_layer(path, layer)
+  assert made.codes is not None
+  steps = np.broadcast_to(made.weight_step, made.codes.shape)
+  return Weight(made.codes, steps, made.weight_bits, made.offset, path)
 
 
 def _quantize_activation(

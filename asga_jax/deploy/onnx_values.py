@@ -156,7 +156,21 @@ class Builder:
     order = [tensor.axes.index(axis) for axis in axes]
     if order == list(range(len(order))):
       return tensor.name
+    if self.has_codes(tensor):
+      # Bytes are moved, and still read as codes by what follows.
+      node = self.graph.nodes[tensor.name]
+      codes = self.graph.add("Transpose", node.input[0], perm=order)
+      return self.graph.add("DequantizeLinear", codes, *node.input[1:])
     return self.graph.add("Transpose", tensor.name, perm=order)
+
+  def has_codes(self, value: Value) -> bool:
+    """Say whether a value is a quantized activation."""
+    if not isinstance(value, Tensor):
+      return False
+    node = self.graph.nodes.get(value.name)
+    if node is None or node.op_type != "DequantizeLinear":
+      return False
+    return not node.attribute  # a kernel's has an axis
 
   def sizes(self, shape: Sequence[Any]) -> str:
     """Build a shape as a tensor; the batch may stand in it as itself."""

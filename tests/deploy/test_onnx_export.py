@@ -15,7 +15,7 @@ from flax import nnx
 import asga_jax
 from asga_jax import models, result, search_space
 from asga_jax.cost import costs as costs_lib
-from asga_jax.deploy import onnx_export, onnx_fusion, onnx_layer
+from asga_jax.deploy import onnx_export, onnx_layer
 from asga_jax.deploy.onnx_values import ExportError
 from asga_jax.quantization import layers
 
@@ -237,25 +237,6 @@ def test_metadata_and_names(own):
   assert "5 bits in int8" in table
   assert "2 bits in uint8" in table
   assert "float32" in table
-
-
-def test_integer_kernels_run_where_biases_may_be_rounded(
-  own, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(onnx_fusion, "TOLERANCE", 0.003)
-  model, images = _searchable("resnet8")
-  bits = {path: (8, 8) for path in layers.quantized_layers(model)}
-  from asga_jax.quantization import surgery
-
-  made = onnx_export.export_onnx(
-    surgery.fix_bits(model, bits), images.shape[1:]
-  )
-  file = tmp_path / "optimized.onnx"
-  onnx_layer.open_session(made, optimized_path=file)
-  kinds = [node.op_type for node in onnx.load(file).graph.node]
-  # The first convolution of each block; the others feed a sum in float.
-  assert kinds.count("QLinearConv") == 3
-  assert kinds.count("MatMulIntegerToFloat") == 1
 
 
 @pytest.mark.parametrize("quantizer", ["pact", "dorefa", "hwgq"])
