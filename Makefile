@@ -26,6 +26,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python benchmarks/ascents.py
 	$(BIN)/python benchmarks/allocation.py
+	$(BIN)/python benchmarks/agreement.py
 
 setup: .venv/ready
 

@@ -60,6 +60,34 @@ def test_wall(tmp_path):
   assert all(seconds >= 0 for seconds in loop.values())
 
 
+@pytest.mark.slow
+def test_agreement(tmp_path):
+  printed = _run(
+    "agreement.py",
+    "--network=resnet8",
+    "--float_steps=60",
+    "--search_steps=10",
+    "--steps=20",
+    f"--output={tmp_path}",
+  )
+  found = json.loads((tmp_path / "agreement.json").read_text())
+  rows = found["networks"]["resnet8"]
+  assert list(rows) == ["float", "8 bits", "mixed"]
+  for name, row in rows.items():
+    assert f"resnet8, {name}" in printed
+    assert row["images"] == 2000
+    assert row["onnxruntime_same"] >= 0.99
+    assert row["onnxruntime_top1"] == pytest.approx(row["top1"], abs=0.005)
+    assert [len(row["ms"][size]) for size in ("1", "32")] == [200, 30]
+  for name in ("8 bits", "mixed"):
+    row = rows[name]
+    assert row["reference_same"] >= 0.99
+    for kind, most in {"packed": 0.02, "stored": 0.05}.items():
+      promised = row[f"promised_{kind}_weight_bytes"]
+      assert row[f"{kind}_weight_bytes"] == pytest.approx(promised, rel=most)
+  assert rows["8 bits"]["kernels"]["QLinearConv"] > 0
+
+
 def test_allocation():
   printed = _run("allocation.py", "--seeds=1", "--points=3").splitlines()
   assert printed[0].startswith("ResNet-50, 54 layers, 6x6 choices a layer")

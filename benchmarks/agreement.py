@@ -1,0 +1,352 @@
+"""Does the exported file compute what was trained, how large, how fast?
+
+Trains ResNet-20, ResNet-18 and MobileNetV2 in float on the embedded data,
+searches a mixed policy from these weights, goes on at uniform 8 bits and at
+that policy, and exports both. On the whole test split it compares predictions
+of the fake-quantized network in JAX with those of onnxruntime and of the
+integer reference; then sizes with what the policy promises; and times
+onnxruntime, interleaved with the float network's file. Prints a table, and
+writes it to --output. Every run has a work directory there: what has ended is
+read, not repeated.
+
+python benchmarks/agreement.py --output=runs/agreement
+"""
+
+import collections
+import json
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+from absl import app, flags, logging
+from flax import nnx
+
+from asga_jax import data as data_lib
+from asga_jax import (
+  files,
+  finetune_run,
+  search_config,
+  search_parts,
+  search_run,
+  trained_runs,
+  weight_files,
+)
+from asga_jax import policy as policy_lib
+from asga_jax.deploy import (
+  folding,
+  onnx_export,
+  onnx_layer,
+  packing,
+  reference,
+)
+
+_OUTPUT = flags.DEFINE_string("output", "runs/agreement", "Where results go.")
+_NETWORKS = flags.DEFINE_multi_string(
+  "network", ["resnet20", "resnet18", "mobilenet_v2"], "Which networks."
+)
+_BUDGET = flags.DEFINE_string("budget", "bops=4bit", "Of the mixed policies.")
+_FLOAT = flags.DEFINE_integer("float_steps", 300, "Of each float network.")
+_SEARCH = flags.DEFINE_integer("search_steps", 60, "Of each search.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Of each fine-tuning.")
+
+# Of a training from random weights, and of all that starts from trained ones.
+_RATE, _SMALL_RATE = 0.1, 0.02
+_STEMS = {"resnet20": "small", "resnet18": "small", "mobilenet_v2": "imagenet"}
+_BATCH_SIZES = {"resnet18": 32}
+# Of predictions.
+_PART = 250
+# Sums of ResNet-18 at 8 bits leave float32, and int32 is slow on a CPU.
+_REFERENCE_IMAGES = {"resnet18": 250}
+_CONTAINERS = (2, 4, 8)
+_KERNEL_TYPES = (
+  onnx.TensorProto.INT2,
+  onnx.TensorProto.INT4,
+  onnx.TensorProto.INT8,
+)
+# Images of a timed run -> how many runs.
+_TIMED = {1: 200, 32: 30}
+
+
+def base_config(network: str) -> Any:
+  """Make the configuration that all runs of a network share."""
+  config = search_config.default_config()
+  config.model = network
+  # On two cores the resolution of the small stem takes MobileNetV2 too long.
+  config.stem = _STEMS.get(network, "small")
+  search_config.apply_variant(config, "small")
+  config.batch_size = _BATCH_SIZES.get(network, 64)
+  config.budget = _BUDGET.value
+  config.search.update(steps=_SEARCH.value, learning_rate=_SMALL_RATE)
+  config.finetune.update(steps=_STEPS.value, learning_rate=_SMALL_RATE)
+  return config
+
+
+def train(network: str, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Train a network in float and at its policies.
+
+  Args:
+    network: of `models.CONSTRUCTORS`.
+    folder: holds a work directory a run.
+
+  Returns:
+    The work directories of 'float', '8 bits' and 'mixed'.
+  """
+  config = base_config(network)
+  config.finetune.update(steps=_FLOAT.value, learning_rate=_RATE)
+  finetune_run.run(config, folder / "float")
+  config = base_config(network)
+  config.weights.path = str(folder / "float" / "weights.safetensors")
+  search_run.run(config, folder / "search")
+  found = {"float": folder / "float"}
+  searched = folder / "search" / "policy.json"
+  for name, policy in {"8 bits": "8bit", "mixed": str(searched)}.items():
+    config = base_config(network)
+    config.finetune.policy = policy
+    config.finetune.start_from = str(folder / "float")
+    found[name] = folder / name.replace(" ", "_")
+    finished = finetune_run.run(config, found[name])
+    logging.info("%s, %s: %s", network, name, finished.summary["top1"])
+  return found
+
+
+def measure(
+  network: str, found: Mapping[str, pathlib.Path], folder: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """Export the runs of a network and compare them.
+
+  Args:
+    network: its name.
+    found: from `train`.
+    folder: where the exported files go.
+
+  Returns:
+    By the name of a run, its figures: shares in [0, 1], sizes in bytes.
+  """
+  runs = {name: trained_runs.read(path) for name, path in found.items()}
+  config = runs["float"].config
+  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  prepare = search_parts.make_prepare(config, dataset, train=False)
+  test = {"image": dataset.test_images, "label": dataset.test_labels}
+  images = np.asarray(prepare(jax.random.key(0), test)["image"])
+  rows: dict[str, dict[str, Any]] = {}
+  sessions = {}
+  for name, run in runs.items():
+    path = folder / f"{name.replace(' ', '_')}.onnx"
+    made = onnx_export.export_onnx(
+      run.model, images.shape[1:], path, policy=run.policy, name=network
+    )
+    session = sessions[name] = onnx_layer.open_session(made)
+    in_jax = in_parts(_compiled(run.model), images)
+    got = in_parts(
+      lambda part, session=session: session.run(None, {"image": part})[0],
+      images,
+    )
+    rows[name] = {
+      "images": len(images),
+      "top1": float(np.mean(in_jax == test["label"])),
+      "onnxruntime_top1": float(np.mean(got == test["label"])),
+      "onnxruntime_same": float(np.mean(got == in_jax)),
+      "kernels": _kernels(made),
+      "file_bytes": path.stat().st_size,
+      "stored_bytes": onnx_export.weight_bytes(made),
+    }
+    if run.policy is not None:
+      folds = folding.find_folds(run.model, images[:1])
+      exact = reference.integer_forward(
+        run.model, folds=folds, arithmetic="float32"
+      )
+      count = _REFERENCE_IMAGES.get(network, len(images))
+      same = in_parts(_compiled(exact), images[:count]) == in_jax[:count]
+      rows[name] |= {
+        "reference_images": count,
+        "reference_same": float(np.mean(same)),
+        **_contained(made, run.policy),
+        **_packed(run.model, run.policy, path.with_suffix(".safetensors")),
+      }
+    logging.info("%s, %s: %s", network, name, rows[name])
+  for size, repeats in _TIMED.items():
+    for name, times in _time(sessions, images[:size], repeats).items():
+      rows[name].setdefault("ms", {})[str(size)] = times
+  return rows
+
+
+def in_parts(run: Any, images: np.ndarray) -> np.ndarray:
+  """Give the classes that a network takes images for."""
+  parts = [images[i : i + _PART] for i in range(0, len(images), _PART)]
+  return np.concatenate([np.asarray(run(part)).argmax(1) for part in parts])
+
+
+def _compiled(model: nnx.Module) -> Any:
+  copy = nnx.clone(model)
+  copy.eval()
+  graphdef, state = nnx.split(copy)
+  run = jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x))
+  return lambda images: run(state, images)
+
+
+def _kernels(made: onnx.ModelProto) -> dict[str, int]:
+  """Count the operations that onnxruntime makes of a model."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "optimized.onnx"
+    onnx_layer.open_session(made, optimized_path=path)
+    nodes = onnx.load(path).graph.node
+  return dict(collections.Counter(node.op_type for node in nodes))
+
+
+def _contained(
+  made: onnx.ModelProto, policy: policy_lib.Policy
+) -> dict[str, Any]:
+  """Set the bytes of kernels and of all constants beside those promised."""
+  kernels = [
+    tensor
+    for tensor in made.graph.initializer
+    if tensor.data_type in _KERNEL_TYPES and len(tensor.dims) > 1
+  ]
+  return {
+    "stored_weight_bytes": sum(len(tensor.raw_data) for tensor in kernels),
+    "promised_stored_weight_bytes": sum(
+      layer.weights * min(x for x in _CONTAINERS if x >= layer.weight_bits) / 8
+      for layer in policy.layers.values()
+    ),
+    "promised_stored_bytes": policy.cost["container_size_bytes"],
+  }
+
+
+def _packed(
+  model: nnx.Module, policy: policy_lib.Policy, path: pathlib.Path
+) -> dict[str, Any]:
+  """Write the packed file, and set its bytes beside those promised."""
+  packing.save_packed(model, policy, path)
+  kernels = {f"{layer}/kernel" for layer in policy.layers}
+  arrays = weight_files.read(path)
+  return {
+    "packed_file_bytes": path.stat().st_size,
+    "packed_weight_bytes": sum(arrays[name].nbytes for name in kernels),
+    "promised_packed_file_bytes": policy.cost["size_bytes"],
+    "promised_packed_weight_bytes": sum(
+      layer.weights * layer.weight_bits / 8 for layer in policy.layers.values()
+    ),
+  }
+
+
+def _time(
+  sessions: Mapping[str, onnxruntime.InferenceSession],
+  images: np.ndarray,
+  repeats: int,
+) -> dict[str, list[float]]:
+  """Run sessions in turns; gives the times of each, in ms, by round.
+
+  Each runs once before it is timed: the first run finds the caches as another
+  session left them.
+  """
+  found: dict[str, list[float]] = {name: [] for name in sessions}
+  for _ in range(repeats):
+    for name, session in sessions.items():
+      session.run(None, {"image": images})
+      start = time.perf_counter()
+      session.run(None, {"image": images})
+      found[name].append(1e3 * (time.perf_counter() - start))
+  return found
+
+
+def format_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
+  """Lay out predictions, then sizes and latencies, a line a policy.
+
+  Sizes of weights and of all constants, or of the whole packed file, are set
+  beside what the policy promises; it counts the norms, which ONNX files do not
+  have, and neither step sizes nor what a packed file says of itself.
+  """
+  titles = [
+    f"{'':24}{'images':>7}{'top-1 %':>9}{'in onnxruntime':>16}{'same %':>8}"
+    f"{'reference, same %':>21}{'integer convolutions':>22}",
+    f"{'':24}{'ONNX, KB':>9}{'x below float':>15}{'weights':>9}{'all':>9}"
+    f"{'packed, KB':>12}{'weights':>9}{'all':>9}{'batch 1: x as fast':>22}"
+    f"{'batch 32':>18}",
+  ]
+  return "\n\n".join(
+    "\n".join(
+      [
+        title,
+        *(
+          f"{f'{network}, {name}':24}{line(row, rows['float'])}"
+          for network, rows in networks.items()
+          for name, row in rows.items()
+          if line is _prediction_line or name != "float"
+        ),
+      ]
+    )
+    for title, line in zip(titles, (_prediction_line, _cost_line), strict=True)
+  )
+
+
+def _prediction_line(row: Any, _: Any) -> str:
+  same = ""
+  if "reference_same" in row:
+    same = f"{100 * row['reference_same']:.2f} of {row['reference_images']}"
+  integer = row["kernels"].get("QLinearConv", 0)
+  total = integer + row["kernels"].get("Conv", 0)
+  return (
+    f"{row['images']:>7}{100 * row['top1']:>9.2f}"
+    f"{100 * row['onnxruntime_top1']:>16.2f}"
+    f"{100 * row['onnxruntime_same']:>8.2f}{same:>21}"
+    f"{f'{integer} of {total}':>22}"
+  )
+
+
+def _cost_line(row: Any, plain: Any) -> str:
+  def over(kind: str) -> str:
+    return f"{100 * (row[kind] / row[f'promised_{kind}'] - 1):+.1f} %"
+
+  smaller = plain["file_bytes"] / row["file_bytes"]
+  return (
+    f"{row['file_bytes'] / 1e3:>9.0f}{smaller:>15.2f}"
+    f"{over('stored_weight_bytes'):>9}{over('stored_bytes'):>9}"
+    f"{row['packed_file_bytes'] / 1e3:>12.0f}"
+    f"{over('packed_weight_bytes'):>9}{over('packed_file_bytes'):>9}"
+    f"{ratio(plain['ms']['1'], row['ms']['1']):>22}"
+    f"{ratio(plain['ms']['32'], row['ms']['32']):>18}"
+  )
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+  """Divide medians; in brackets the quartiles of the ratio by round."""
+  median = statistics.median(slow) / statistics.median(fast)
+  rounds = [a / b for a, b in zip(slow, fast, strict=True)]
+  low, _, high = statistics.quantiles(rounds, n=4)
+  return f"{median:.2f} ({low:.2f}-{high:.2f})"
+
+
+def main(_: list[str]) -> None:
+  """Train, export and compare each network."""
+  logging.set_verbosity(logging.INFO)
+  output = pathlib.Path(_OUTPUT.value)
+  networks = {}
+  for network in _NETWORKS.value:
+    found = train(network, output / network)
+    networks[network] = measure(network, found, output / network)
+    text = json.dumps(
+      {
+        "budget": _BUDGET.value,
+        "float_steps": _FLOAT.value,
+        "search_steps": _SEARCH.value,
+        "steps": _STEPS.value,
+        "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+        "onnxruntime": f"{onnxruntime.__version__}, one thread",
+        "networks": networks,
+      },
+      indent=2,
+    )
+    files.write_text_atomic(output / "agreement.json", text + "\n")
+  print(format_table(networks))
+
+
+if __name__ == "__main__":
+  app.run(main)
