@@ -71,6 +71,9 @@ _KERNEL_TYPES = (
   onnx.TensorProto.INT4,
   onnx.TensorProto.INT8,
 )
+# What onnxruntime makes of layers.
+_INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat")
+_FLOAT_KERNELS = ("Conv", "Gemm", "MatMul")
 # Images of a timed run -> how many runs.
 _TIMED = {1: 200, 32: 30}
 
@@ -266,7 +269,7 @@ def format_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
   """
   titles = [
     f"{'':24}{'images':>7}{'top-1 %':>9}{'in onnxruntime':>16}{'same %':>8}"
-    f"{'reference, same %':>21}{'integer convolutions':>22}",
+    f"{'reference, same %':>21}{'integer products':>19}",
     f"{'':24}{'ONNX, KB':>9}{'x below float':>15}{'weights':>9}{'all':>9}"
     f"{'packed, KB':>12}{'weights':>9}{'all':>9}{'batch 1: x as fast':>22}"
     f"{'batch 32':>18}",
@@ -291,13 +294,15 @@ def _prediction_line(row: Any, _: Any) -> str:
   same = ""
   if "reference_same" in row:
     same = f"{100 * row['reference_same']:.2f} of {row['reference_images']}"
-  integer = row["kernels"].get("QLinearConv", 0)
-  total = integer + row["kernels"].get("Conv", 0)
+  integer, other = (
+    sum(row["kernels"].get(kind, 0) for kind in kinds)
+    for kinds in (_INTEGER_KERNELS, _FLOAT_KERNELS)
+  )
   return (
     f"{row['images']:>7}{100 * row['top1']:>9.2f}"
     f"{100 * row['onnxruntime_top1']:>16.2f}"
     f"{100 * row['onnxruntime_same']:>8.2f}{same:>21}"
-    f"{f'{integer} of {total}':>22}"
+    f"{f'{integer} of {integer + other}':>19}"
   )
 
 
