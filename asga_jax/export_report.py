@@ -28,9 +28,8 @@ from asga_jax.deploy import timing
 
 # Of the rows that stand beside those of the files.
 REFERENCE, BASELINE = "in JAX", "float ONNX"
-# Images of a timed run -> runs before it that are not timed. The first of them
-# finds the caches as another program left them, which made one of two equal
-# files twice as slow as the other.
+# Images of a timed run -> untimed runs before it. Without them one of two equal
+# files was twice as slow as the other.
 BATCHES = {1: 3, 32: 1}
 REPEATS = 30
 _WARM_UP = 1
@@ -222,7 +221,7 @@ def _time(
   test = data.parts["test"].images
   images = _prepare(data, np.resize(test[:size], (size, *test.shape[1:])))
   calls = [lambda run=run: run(images) for run in runs.values()]
-  each = BATCHES[size] + 1
-  repeated = [call for call in calls for _ in range(each)]
-  times = timing.median_ms(repeated, repeats, warm_up=_WARM_UP)
-  return dict(zip(runs, times[each - 1 :: each], strict=True))
+  times = timing.median_ms(
+    calls, repeats, warm_up=_WARM_UP, before=BATCHES[size]
+  )
+  return dict(zip(runs, times, strict=True))

@@ -13,12 +13,12 @@ python benchmarks/agreement.py --output=runs/agreement
 """
 
 import collections
+import functools
 import json
 import pathlib
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +31,7 @@ from flax import nnx
 
 from asga_jax import data as data_lib
 from asga_jax import (
+  export_formats,
   files,
   finetune_run,
   search_config,
@@ -46,6 +47,7 @@ from asga_jax.deploy import (
   onnx_layer,
   packing,
   reference,
+  timing,
 )
 
 _OUTPUT = flags.DEFINE_string("output", "runs/agreement", "Where results go.")
@@ -63,8 +65,6 @@ _STEMS = {"resnet20": "small", "resnet18": "small", "mobilenet_v2": "imagenet"}
 _BATCH_SIZES = {"resnet18": 32}
 # Of predictions.
 _PART = 250
-# Sums of ResNet-18 at 8 bits leave float32, and int32 is slow on a CPU.
-_REFERENCE_IMAGES = {"resnet18": 250}
 _CONTAINERS = (2, 4, 8)
 _KERNEL_TYPES = (
   onnx.TensorProto.INT2,
@@ -140,14 +140,14 @@ def measure(
   test = {"image": dataset.test_images, "label": dataset.test_labels}
   images = np.asarray(prepare(jax.random.key(0), test)["image"])
   rows: dict[str, dict[str, Any]] = {}
-  sessions = {}
+  sessions: dict[str, Any] = {}
   for name, run in runs.items():
     path = folder / f"{name.replace(' ', '_')}.onnx"
     made = onnx_export.export_onnx(
       run.model, images.shape[1:], path, policy=run.policy, name=network
     )
     session = sessions[name] = onnx_layer.open_session(made)
-    in_jax = in_parts(_compiled(run.model), images)
+    in_jax = in_parts(export_formats.run_in_jax(run.model), images)
     got = in_parts(
       lambda part, session=session: session.run(None, {"image": part})[0],
       images,
@@ -166,18 +166,19 @@ def measure(
       exact = reference.integer_forward(
         run.model, folds=folds, arithmetic="float32"
       )
-      count = _REFERENCE_IMAGES.get(network, len(images))
-      same = in_parts(_compiled(exact), images[:count]) == in_jax[:count]
+      same = in_parts(export_formats.run_in_jax(exact), images) == in_jax
       rows[name] |= {
-        "reference_images": count,
         "reference_same": float(np.mean(same)),
         **_contained(made, run.policy),
         **_packed(run.model, run.policy, path.with_suffix(".safetensors")),
       }
     logging.info("%s, %s: %s", network, name, rows[name])
   for size, repeats in _TIMED.items():
-    for name, times in _time(sessions, images[:size], repeats).items():
-      rows[name].setdefault("ms", {})[str(size)] = times
+    fed = {"image": images[:size]}
+    calls = [functools.partial(x.run, None, fed) for x in sessions.values()]
+    every = timing.times_ms(calls, repeats, warm_up=0, before=1)
+    for row, times in zip(rows.values(), every, strict=True):
+      row.setdefault("ms", {})[str(size)] = times
   return rows
 
 
@@ -185,14 +186,6 @@ def in_parts(run: Any, images: np.ndarray) -> np.ndarray:
   """Give the classes that a network takes images for."""
   parts = [images[i : i + _PART] for i in range(0, len(images), _PART)]
   return np.concatenate([np.asarray(run(part)).argmax(1) for part in parts])
-
-
-def _compiled(model: nnx.Module) -> Any:
-  copy = nnx.clone(model)
-  copy.eval()
-  graphdef, state = nnx.split(copy)
-  run = jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x))
-  return lambda images: run(state, images)
 
 
 def _kernels(made: onnx.ModelProto) -> dict[str, int]:
@@ -240,26 +233,6 @@ def _packed(
   }
 
 
-def _time(
-  sessions: Mapping[str, onnxruntime.InferenceSession],
-  images: np.ndarray,
-  repeats: int,
-) -> dict[str, list[float]]:
-  """Run sessions in turns; gives the times of each, in ms, by round.
-
-  Each runs once before it is timed: the first run finds the caches as another
-  session left them.
-  """
-  found: dict[str, list[float]] = {name: [] for name in sessions}
-  for _ in range(repeats):
-    for name, session in sessions.items():
-      session.run(None, {"image": images})
-      start = time.perf_counter()
-      session.run(None, {"image": images})
-      found[name].append(1e3 * (time.perf_counter() - start))
-  return found
-
-
 def format_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
   """Lay out predictions, then sizes and latencies, a line a policy.
 
@@ -291,9 +264,7 @@ def format_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _prediction_line(row: Any, _: Any) -> str:
-  same = ""
-  if "reference_same" in row:
-    same = f"{100 * row['reference_same']:.2f} of {row['reference_images']}"
+  same = f"{100 * row['reference_same']:.2f}" if "reference_same" in row else ""
   integer, other = (
     sum(row["kernels"].get(kind, 0) for kind in kinds)
     for kinds in (_INTEGER_KERNELS, _FLOAT_KERNELS)

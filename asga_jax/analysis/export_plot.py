@@ -72,14 +72,7 @@ def _draw_sizes(axes: mpl_axes.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
   _label(axes, rows)
   # Room for the words behind the longest bar.
   axes.set(xlabel="MB", xlim=(0, 1.6 * max(sizes, default=1)))
-  axes.set_title("size and top-1", loc="left", fontsize=10)
-  axes.legend(
-    loc="lower right",
-    bbox_to_anchor=(1, 0.98),
-    ncols=2,
-    fontsize=8,
-    frameon=False,
-  )
+  _head(axes, "size and top-1")
 
 
 def _draw_latencies(
@@ -114,7 +107,11 @@ def _draw_latencies(
     xscale="log",
     xlim=(0.8 * shortest, 3 * longest),
   )
-  axes.set_title("latency", loc="left", fontsize=10)
+  _head(axes, "latency")
+
+
+def _head(axes: mpl_axes.Axes, title: str) -> None:
+  axes.set_title(title, loc="left", fontsize=10)
   axes.legend(
     loc="lower right",
     bbox_to_anchor=(1, 0.98),

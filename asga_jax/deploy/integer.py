@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -104,11 +105,14 @@ class IntegerLayer:
     codes = self.codes.astype(np.float32) + np.float32(self.offset)
     return self.weight_step * codes
 
-  def largest_accumulator(self) -> int:
+  def largest_accumulator(self, kernel: np.ndarray | None = None) -> int:
     """Bound the absolute value of every sum of products of integers.
 
     Partial sums in any order keep to it as well: it is the largest activation
     code times the largest sum of absolute integers that make one output.
+
+    Args:
+      kernel: whole numbers in place of `integers`.
 
     Raises:
       ValueError: a layer that is not all integers, or a product of activations,
@@ -122,9 +126,41 @@ class IntegerLayer:
     summed = tuple(
       axis for axis in range(self.codes.ndim) if axis not in self.outputs
     )
-    sums = np.abs(self.integers.astype(np.int64)).sum(axis=summed)
+    kernel = self.integers if kernel is None else kernel
+    sums = np.abs(kernel.astype(np.int64)).sum(axis=summed)
     largest = max(abs(self.activation.lower), abs(self.activation.upper))
     return int(sums.max(initial=0)) * largest
+
+
+def input_codes(grid: Grid, x: jax.Array) -> jax.Array:
+  """Round an activation to its codes, as the fake-quantized network does.
+
+  Args:
+    grid: not float.
+    x: any shape.
+
+  Returns:
+    The codes, whole numbers in float32 (or a wider type of x).
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  step = jnp.asarray(grid.step, wide.dtype)
+  return jnp.round(jnp.clip(wide * (1 / step), grid.lower, grid.upper))
+
+
+def halves(
+  kernel: layer_kinds.Array,
+) -> tuple[layer_kinds.Array, layer_kinds.Array]:
+  """Split whole numbers into multiples of 16 and the rest, -8 to 8.
+
+  Args:
+    kernel: any shape.
+
+  Returns:
+    The parts, float32; they add up to the kernel.
+  """
+  wide = kernel.astype(np.float32)
+  high = 16 * (wide / 16).round()
+  return high, wide - high
 
 
 def integer_layers(model: nnx.Module) -> dict[str, IntegerLayer]:

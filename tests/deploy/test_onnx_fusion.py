@@ -17,7 +17,6 @@ from asga_jax.deploy import (
   onnx_export,
   onnx_fusion,
   onnx_layer,
-  reference,
 )
 from asga_jax.quantization import calibration
 
@@ -190,7 +189,7 @@ def test_pointwise_convolutions_add_up_integers(bits, tmp_path):
   made = onnx_export.export_onnx(model, images.shape[1:])
   assert _kernels(made, tmp_path)["MatMulIntegerToFloat"] == 1
   layer = integer.integer_layers(model)["layer"]
-  codes = np.asarray(reference.input_codes(layer.activation, images), int)
+  codes = np.asarray(integer.input_codes(layer.activation, images), int)
   sums = codes @ layer.codes[0, 0].astype(int)
   step = layer.weight_step.reshape(-1) * layer.activation.step.astype(float)
   want = sums * step + layer.bias

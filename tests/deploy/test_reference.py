@@ -138,10 +138,14 @@ def _by_hand(path, layer, x, w):
 
 
 @pytest.mark.parametrize(
-  ("name", "arithmetic"), [("fixed", "int32"), ("doubled", "float32")]
+  ("name", "arithmetic"),
+  [("fixed", "int32"), ("doubled", "float32"), ("doubled", "halves")],
 )
-def test_each_layer_by_hand(name, arithmetic, request):
+def test_each_layer_by_hand(name, arithmetic, request, monkeypatch):
   model = request.getfixturevalue(name)
+  if arithmetic == "halves":
+    monkeypatch.setattr(reference, "_exact_arithmetic", lambda _: "halves")
+    arithmetic = "float32"
   found = integer.integer_layers(model)
   seen = []
   made = reference.integer_forward(
@@ -342,10 +346,32 @@ def test_unknown_arithmetic_and_sums_that_are_too_large(fixed, monkeypatch):
     reference.integer_forward(fixed)
 
 
-def test_sums_too_large_for_float32_are_taken_in_int32(fixed, monkeypatch):
-  monkeypatch.setitem(reference._LIMITS, "float32", 2)
+def test_halves_sum_exactly_what_float32_cannot():
+  random = np.random.default_rng(0)
+  codes = random.integers(200, 256, (4, 4608))
+  kernel = random.integers(100, 128, (4608, 3)).astype(np.int8)
+  exact = codes @ kernel.astype(np.int64)
+  assert exact.min() > 2**24
+  inputs = jnp.asarray(codes, jnp.float32)
+
+  def float_sum(*parts):
+    return sum(np.asarray(inputs @ part, np.int64) for part in parts)
+
+  assert (float_sum(jnp.asarray(kernel, jnp.float32)) != exact).any()
+  np.testing.assert_array_equal(float_sum(*integer.halves(kernel)), exact)
+
+
+@pytest.mark.parametrize(
+  ("limit", "used"), [("own", "float32"), ("less", "halves"), (2, "int32")]
+)
+def test_sums_too_large_for_float32(fixed, monkeypatch, limit, used):
+  found = integer.integer_layers(fixed)
+  path = max(KERNELS, key=lambda path: np.abs(found[path].integers).max())
+  largest = found[path].largest_accumulator()
+  limit = {"own": largest + 1, "less": largest}.get(limit, limit)
+  monkeypatch.setitem(reference._LIMITS, "float32", limit)
   made = reference.integer_forward(fixed, arithmetic="float32")
-  assert _module(made, "head").arithmetic == "int32"
+  assert _module(made, path).arithmetic == used
 
 
 @pytest.fixture(scope="module")
