@@ -102,7 +102,7 @@ def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
       range(len(names)),
       "o",
       color=f"C{seed}",
-      label=f"seed {seed}",
+      label=f"seed {flags.FLAGS.first_seed + seed}",
       alpha=0.8,
     )
   axes.set_yticks(range(len(names)), names)
@@ -121,7 +121,8 @@ def main(_: list[str]) -> None:
   output.mkdir(parents=True, exist_ok=True)
   dataset = data_lib.load("fashion_mnist_8k")
   seeds: list[dict[str, Any]] = []
-  for seed in range(flags.FLAGS.seeds):
+  first = flags.FLAGS.first_seed
+  for seed in range(first, first + flags.FLAGS.seeds):
     rows = {}
     for name in ASCENTS:
       rows[name] = one_run(name, seed, dataset)
@@ -130,6 +131,7 @@ def main(_: list[str]) -> None:
     text = json.dumps(
       {
         "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+        "first_seed": first,
         "seeds": seeds,
       },
       indent=2,

@@ -41,7 +41,9 @@ from asga_jax.training import compile_cache, loop
 
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BITS = flags.DEFINE_integer("bits", 3, "The budget: what these bits cost.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
+# The first-order score became the default by what seeds 0 to 2 showed.
+_FIRST_SEED = flags.DEFINE_integer("first_seed", 3, "The first seed.")
+_SEEDS = flags.DEFINE_integer("seeds", 6, "How many seeds.")
 _RANDOM = flags.DEFINE_integer("random", 1, "Random policies a seed.")
 _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 200, "Of each search.")
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 300, "Of each training.")
@@ -198,6 +200,19 @@ def format_table(seeds: list[dict[str, Any]]) -> str:
     lines.append(
       f"{name:24}{mean:>18}{min(found):>8.2f}{max(found):>8.2f}{shares:>12}"
     )
+  lines.append("first order above others, seed by seed")
+  for name in ("searched (log p)", "uniform", "random"):
+    above = [
+      rows["searched (first order)"][0]["accuracy"]
+      - statistics.mean(run["accuracy"] for run in rows[name])
+      for rows in seeds
+    ]
+    spread = statistics.stdev(above) if len(above) > 1 else 0.0
+    mean = f"{statistics.mean(above):+.2f} ± {spread:.2f}"
+    lines.append(
+      f"  {name:22}{mean:>18}{min(above):>+8.2f}{max(above):>+8.2f}"
+      f"{sum(x > 0 for x in above):>5} of {len(above)}"
+    )
   return "\n".join(lines)
 
 
@@ -212,7 +227,7 @@ def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:
         found,
         [row + 0.12 * (seed - (len(seeds) - 1) / 2)] * len(found),
         color=f"C{seed}",
-        label=f"seed {seed}" if not row else None,
+        label=f"seed {_FIRST_SEED.value + seed}" if not row else None,
       )
   axes.set_yticks(range(len(METHODS)), list(reversed(METHODS)))
   axes.set_xlabel("test accuracy after training alike, %")
@@ -230,7 +245,7 @@ def main(_: list[str]) -> None:
   output.mkdir(parents=True, exist_ok=True)
   dataset = data_lib.load("fashion_mnist_8k")
   seeds = []
-  for seed in range(_SEEDS.value):
+  for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     seeds.append(one_seed(seed, dataset))
     text = json.dumps(
       {
@@ -238,6 +253,7 @@ def main(_: list[str]) -> None:
         "search_steps": _SEARCH_STEPS.value,
         "train_steps": _TRAIN_STEPS.value,
         "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+        "first_seed": _FIRST_SEED.value,
         "seeds": seeds,
       },
       indent=2,

@@ -2,9 +2,10 @@
 
 A plain step is forward, backward and SGD of the float network in nothing but
 JAX, with the same convolutions and compiler options. Each row is compiled once,
-without the persistent cache; then all rows take turns, a step each, and ratios
-are those of the medians. What others make (optax, qwix) keeps XLA's own
-options. Prints a table, and writes it with a picture to --output.
+without the persistent cache; then all rows take turns, a step to warm up and a
+timed one each, and ratios are those of the medians. What others make (optax,
+qwix) keeps XLA's own options. Prints a table, and writes it with a picture to
+--output.
 
 python benchmarks/steps.py --output=runs/steps
 """
@@ -109,13 +110,20 @@ def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
       continue
     logging.info("%s, %s: %s", case.name, name, found[name])
   times: dict[str, list[float]] = {name: [] for name in running}
+
+  def run(row: Any, steps: int) -> None:
+    for _ in range(steps):
+      row[1], others = row[0](row[1], *row[2])
+    jax.block_until_ready((row[1], others))
+
   # The first two rounds warm up.
   for count in range(rounds + 2):
     for name, row in running.items():
+      # In a loop a step finds the memory that the step before it had; here
+      # that was another row's, and perhaps smaller.
+      run(row, 1)
       started = time.perf_counter()
-      for _ in range(row[3]):
-        row[1], others = row[0](row[1], *row[2])
-      jax.block_until_ready((row[1], others))
+      run(row, row[3])
       if count >= 2:
         times[name].append((time.perf_counter() - started) / row[3])
   base = found["plain"]

@@ -1,26 +1,27 @@
 """Where the wall time of a search goes: to the first step, in steps, elsewhere.
 
 Runs launch/search.py as a user does, with an empty cache of compiled programs
-until its first step and then with a full one to its end. Then profiles the
-loop of a search in one process: steps, batches, figures, progress, checkpoints.
+and again with the cache that this leaves. Then profiles the loop of a search in
+one process: steps, batches, figures, progress, checkpoints.
 Prints a table, and writes it to --output.
 
 python benchmarks/wall.py --output=runs/wall
 """
 
-import cProfile
+import contextlib
+import functools
 import json
 import os
 import pathlib
-import pstats
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 from absl import app, flags, logging
@@ -29,17 +30,16 @@ from ml_collections import config_flags
 from asga_jax import data as data_lib
 from asga_jax import files, search_loop, search_run
 from asga_jax.data import batches as batches_lib
-from asga_jax.training import ahead, checkpoints, sharding
+from asga_jax.training import ahead, checkpoints, metrics_log, sharding
 
-# Parts of the loop by the functions that they are, each called by no other.
-PARTS = {
-  "the compiled step": ("wall.py", "waiting_step"),
-  "making batches": ("batches.py", "batch_at"),
-  "placing them": ("sharding.py", "place_batch"),
-  "fetching figures": ("metrics_log.py", "flush"),
-  "writing figures": ("metrics_log.py", "write"),
-  "progress": ("metrics_log.py", "update"),
-  "checkpoints": ("checkpoints.py", "save"),
+# What a loop does beside its steps, by the functions that do it.
+PARTS: dict[str, tuple[Any, str]] = {
+  "making batches": (batches_lib, "batch_at"),
+  "placing them": (sharding, "place_batch"),
+  "fetching figures": (metrics_log.MetricsBuffer, "flush"),
+  "writing figures": (metrics_log.MetricsWriter, "write"),
+  "progress": (metrics_log.Progress, "update"),
+  "checkpoints": (checkpoints.Checkpoints, "save"),
 }
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,17 +52,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Loops of each kind.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of such a loop.")
 
 
-def run_command(arguments: list[str], cache: str, *, stop: bool) -> dict:
+def run_command(arguments: list[str], cache: str) -> dict[str, float]:
   """Run launch/search.py and take the times at which it says what it does.
 
   Args:
     arguments: its flags.
     cache: the directory of compiled programs.
-    stop: whether to kill it after its first step.
 
   Returns:
-    Seconds from the command to its first step, to its last and to its end
-    (with `stop`, those to its first step alone), and what it says of compiling.
+    Seconds from the command to its first step, to its last and to its end, and
+    what it says of compiling.
   """
   command = [sys.executable, str(ROOT / "launch" / "search.py"), *arguments]
   environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
@@ -89,18 +88,40 @@ def run_command(arguments: list[str], cache: str, *, stop: bool) -> dict:
         }
       elif step and "first_step" not in found:
         found["first_step"] = now
-        if stop:
-          process.send_signal(signal.SIGKILL)
       if step and step[1] == step[2]:
         found["last_step"] = now
   found["end"] = time.perf_counter() - started
-  if "first_step" not in found or (process.returncode and not stop):
+  if process.returncode:
     raise RuntimeError(f"{command} failed: {''.join(said[-5:])}")
   return found
 
 
+def _timed(
+  function: Callable[..., Any], spent: dict[str, float], part: str
+) -> Callable[..., Any]:
+  @functools.wraps(function)
+  def timed(*args: Any, **kwargs: Any) -> Any:
+    started = time.perf_counter()
+    try:
+      return function(*args, **kwargs)
+    finally:
+      spent[part] += time.perf_counter() - started
+
+  return timed
+
+
+@contextlib.contextmanager
+def timed_parts(spent: dict[str, float]) -> Iterator[None]:
+  """Add up what `PARTS` take; a profiler of every call takes longer itself."""
+  with contextlib.ExitStack() as stack:
+    for part, (owner, name) in PARTS.items():
+      function = _timed(getattr(owner, name), spent, part)
+      stack.enter_context(mock.patch.object(owner, name, function))
+    yield
+
+
 def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
-  """Say where the time of a search's loop goes, from profiles of it.
+  """Say where the time of a search's loop goes.
 
   The loop waits for every step to end, so that what it does beside steps has
   times of its own; without that waiting some of it would be hidden.
@@ -126,35 +147,32 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   def waiting_step(*args: Any) -> Any:
     return jax.block_until_ready(compiled(*args))
 
-  made = made._replace(step=waiting_step)
   found = []
   # The first round warms up.
   for _ in range(rounds + 1):
     state = sharding.place_replicated(made.state, made.mesh)
     jax.block_until_ready(state)
-    profile = cProfile.Profile()
+    spent = dict.fromkeys(("the compiled step", *PARTS), 0.0)
+    timed_step = _timed(waiting_step, spent, "the compiled step")
     with (
       tempfile.TemporaryDirectory() as directory,
       checkpoints.Checkpoints(f"{directory}/checkpoints") as kept,
+      timed_parts(spent),
     ):
-      profile.enable()
+      started = time.perf_counter()
       search_loop.train(
-        config, made, state, splits, pathlib.Path(directory), None, kept.save
+        config,
+        made._replace(step=timed_step),
+        state,
+        splits,
+        pathlib.Path(directory),
+        None,
+        kept.save,
       )
-      profile.disable()
-    found.append(_read_profile(pstats.Stats(profile)))
+      whole = time.perf_counter() - started
+    spent["the rest"] = whole - sum(spent.values())
+    found.append({**spent, "whole loop": whole})
   return found[1:]
-
-
-def _read_profile(stats: pstats.Stats) -> dict[str, float]:
-  """Sum the time of each part of a loop."""
-  spent = {
-    (pathlib.Path(file).name, function): entry[3]
-    for (file, _, function), entry in stats.stats.items()  # type: ignore[attr-defined]
-  }
-  found = {part: spent[key] for part, key in PARTS.items()}
-  found["the rest"] = spent["search_loop.py", "train"] - sum(found.values())
-  return {**found, "whole loop": spent["search_loop.py", "train"]}
 
 
 def format_table(found: dict[str, Any]) -> str:
@@ -162,21 +180,25 @@ def format_table(found: dict[str, Any]) -> str:
   cold, warm, loops = found["cold"], found["warm"], found["loops"]
   steps = found["steps"]
   a_step = statistics.median(x["the compiled step"] for x in loops)
-  outside = 1 - steps * a_step / found["loop_steps"] / warm["end"]
+  outside = {
+    kind: 1 - steps * a_step / found["loop_steps"] / run["end"]
+    for kind, run in (("cold", cold), ("warm", warm))
+  }
   rows = [
-    ("command to first step, empty cache", cold["first_step"]),
-    ("  of it tracing", cold["trace"]),
-    ("  of it compiling", cold["compile"]),
-    ("command to first step, full cache", warm["first_step"]),
-    ("  of it tracing", warm["trace"]),
-    ("  of it loading the compiled step", warm["compile"]),
-    (f"steps 2 to {steps}", warm["last_step"] - warm["first_step"]),
-    ("evaluation, plots, result", warm["end"] - warm["last_step"]),
-    ("whole run, full cache", warm["end"]),
+    ("command to first step", "first_step", None),
+    ("  of it tracing", "trace", None),
+    ("  of it compiling or loading the step", "compile", None),
+    (f"steps 2 to {steps}", "last_step", "first_step"),
+    ("evaluation, plots, result", "end", "last_step"),
+    ("whole run", "end", None),
   ]
-  lines = [f"{name:42}{seconds:>8.1f} s" for name, seconds in rows]
+  lines = [f"{'':42}empty cache  full cache"]
+  for name, until, since in rows:
+    spent = [x[until] - (x[since] if since else 0) for x in (cold, warm)]
+    lines.append(f"{name:42}{spent[0]:>9.1f} s{spent[1]:>10.1f} s")
   lines += [
-    f"{'outside the step, of the whole run':42}{100 * outside:>8.1f} %",
+    f"{'outside the step, of the whole run':42}{100 * outside['cold']:>9.1f} %"
+    f"{100 * outside['warm']:>10.1f} %",
     "",
     f"loop of {found['loop_steps']} steps ({len(loops)} loops)    median s"
     "   % of the loop",
@@ -206,7 +228,7 @@ def main(_: list[str]) -> None:
     cache = f"{directory}/compiled"
     for kind in ("cold", "warm"):
       arguments = [f"--config={name}", f"--workdir={directory}/{kind}"]
-      found[kind] = run_command(arguments, cache, stop=kind == "cold")
+      found[kind] = run_command(arguments, cache)
       logging.info("%s: %s", kind, found[kind])
   found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
   files.write_text_atomic(

@@ -367,3 +367,13 @@ logging.info("said by the caller")
   errors = run(code, tmp_path).communicate()[1].strip()
   assert len(errors.splitlines()) == 1, errors
   assert errors.endswith("said by the caller")
+
+
+def test_threads_take_turns_as_before_after_a_save(tmp_path):
+  before = sys.getswitchinterval()
+  with checkpoints.Checkpoints(tmp_path / "c") as kept:
+    kept.save(1, {"a": jnp.ones(3)})
+    assert sys.getswitchinterval() == before
+    with pytest.raises(TypeError, match="str"):
+      kept.save(2, {"a": "no array"})
+  assert sys.getswitchinterval() == before
