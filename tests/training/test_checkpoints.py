@@ -369,11 +369,19 @@ logging.info("said by the caller")
   assert errors.endswith("said by the caller")
 
 
-def test_threads_take_turns_as_before_after_a_save(tmp_path):
+def test_threads_take_turns_as_before_after_a_save(tmp_path, monkeypatch):
   before = sys.getswitchinterval()
+  during = []
+
+  def fail(*_, **__):
+    during.append(sys.getswitchinterval())
+    raise OSError("disk full")
+
   with checkpoints.Checkpoints(tmp_path / "c") as kept:
     kept.save(1, {"a": jnp.ones(3)})
     assert sys.getswitchinterval() == before
-    with pytest.raises(TypeError, match="str"):
-      kept.save(2, {"a": "no array"})
+    monkeypatch.setattr(kept._manager, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+      kept.save(2, {"a": jnp.ones(3)})
+  assert during[0] < before
   assert sys.getswitchinterval() == before
