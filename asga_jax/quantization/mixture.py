@@ -16,7 +16,7 @@ from asga_jax.quantization import quantizers
 
 # Elements that a sweep on a CPU adds up lane by lane before it reduces: large
 # enough to vectorise, small enough for the second-level cache.
-CPU_CHUNK = 32768
+CPU_CHUNK = 16384
 
 
 class Grids(NamedTuple):
@@ -148,6 +148,18 @@ def _chunks(rows: int, columns: int) -> tuple[int, int]:
   return (divisor, 0) if 4 * divisor > most else (most, -rows % most)
 
 
+def _folded(sums: jax.Array) -> jax.Array:
+  """Add up halves of the rows, of shape (candidates, rows, columns).
+
+  XLA adds halves up in vectors, but reduces an element at a time.
+  """
+  columns = sums.shape[2]
+  while sums.shape[1] % 2 == 0 and sums.shape[1] * columns > CPU_CHUNK // 8:
+    half = sums.shape[1] // 2
+    sums = sums[:, :half] + sums[:, half:]
+  return sums
+
+
 def _mixture_backward(offset, step_gradient, residuals, g):
   x, steps, probabilities, grids = residuals
   # Codes and sums in a narrower type would be wrong, not just rough.
@@ -195,6 +207,7 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     # XLA reduces many outputs on a CPU an element at a time; adding lanes up
     # in one scan first is about ten times faster.
     sums, dx = jax.lax.scan(sweep, (zeros, zeros), (x_lanes, g_lanes))
+    sums = jax.tree.map(_folded, sums)
   quantized_sums = jnp.sum(sums[0], axis=(1, 2))
   step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
   weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))

@@ -33,6 +33,7 @@ def convolve(
     Shape [N, *out_spatial, C], dtype of lhs.
   """
   accumulated = jnp.promote_types(lhs.dtype, jnp.float32)
+  rhs, pads = _trimmed(lhs, rhs, strides, pads, dilation)
   out = _depthwise(
     lhs.astype(accumulated),
     _stored(rhs.astype(accumulated)),
@@ -41,6 +42,29 @@ def convolve(
     dilation,
   )
   return out.astype(lhs.dtype)
+
+
+def _trimmed(
+  lhs: jax.Array, rhs: jax.Array, strides: _Ints, pads: _Pads, dilation: _Ints
+) -> tuple[jax.Array, _Pads]:
+  """Cut off the outer positions of a kernel that meet nothing but padding."""
+  index, trimmed = [], []
+  for size, window, stride, (low, high), step in zip(
+    lhs.shape[1:-1], rhs.shape, strides, pads, dilation, strict=False
+  ):
+    outputs = (low + size + high - step * (window - 1) - 1) // stride + 1
+    met = [
+      position
+      for position in range(window)
+      if any(
+        0 <= stride * output + step * position - low < size
+        for output in range(outputs)
+      )
+    ] or [0]
+    index.append(slice(met[0], met[-1] + 1))
+    after = window - 1 - met[-1]
+    trimmed.append((low - step * met[0], high - step * after))
+  return rhs[tuple(index)], tuple(trimmed)
 
 
 def _stored(rhs: jax.Array) -> jax.Array:
@@ -67,6 +91,9 @@ def _taps(
     jnp.zeros((), lhs.dtype),
     ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)),
   )
+  # Else XLA makes of the middle slice the tensor itself, and computes what made
+  # it, such as a mixture, once more for it.
+  padded = lax.optimization_barrier(padded)
   batch, *spatial, channels = padded.shape
   sizes = [
     (size - d * (w - 1) - 1) // s

@@ -73,6 +73,19 @@ def _uses_convolution(lhs, rhs, **settings):
     ),
     ({"window_strides": (1, 1), "padding": "SAME"}, {"window": (5, 2)}),
     ({"window_strides": (2, 2), "padding": "SAME"}, {"height": 1, "width": 1}),
+    # Some positions of the kernel meet nothing but padding.
+    (
+      {"window_strides": (1, 1), "padding": ((3, 3), (2, 0))},
+      {"height": 2, "width": 1, "window": (5, 3)},
+    ),
+    (
+      {
+        "window_strides": (2, 1),
+        "padding": ((4, 5), (3, 4)),
+        "rhs_dilation": (4, 2),
+      },
+      {"height": 3, "width": 2},
+    ),
   ],
   ids=str,
 )
