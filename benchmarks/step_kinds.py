@@ -58,6 +58,8 @@ class Step(NamedTuple):
   batches: tuple[Any, ...]
   # Steps that are timed together, where they take turns in what they do.
   together: int = 1
+  # Steps that one call makes.
+  steps: int = 1
   # Whether XLA is given this project's options: not what others make.
   own_options: bool = True
 
@@ -155,6 +157,17 @@ def searched(
   count = 2 if settings.get("mode") == "bilevel" else 1
   together = settings.get("sharpness", {}).get("ascent_every", 1)
   return Step(found.step, found.state, (batch,) * count, together)
+
+
+def scanned(case: Case, convolution: Callable[..., Any], *, steps: int) -> Step:
+  """Make several steps of a search, on batches in memory, in one `jit`."""
+  one = searched(case, convolution)
+  batches = jax.tree.map(lambda x: jnp.stack([x] * steps), one.batches)
+
+  def step(state, *batches):
+    return jax.lax.scan(lambda s, x: one.function(s, *x), state, batches)
+
+  return Step(jax.jit(step, donate_argnums=0), one.state, batches, steps=steps)
 
 
 def trained(

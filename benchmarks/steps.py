@@ -53,13 +53,20 @@ ROWS: dict[str, Callable[..., kinds.Step]] = {
   "ASGA, ascent every 4th": functools.partial(
     kinds.searched, sharpness={"ascent_every": 4}
   ),
+  "ASGA, 5 in one jit": functools.partial(kinds.scanned, steps=5),
   "ASGA bilevel": functools.partial(kinds.searched, mode="bilevel"),
 }
 # Networks that take long to compile are measured in fewer rows.
 FEW = ("plain", "fixed 4 bits", "ASGA search", "ASGA, ascent previous")
 ROWS_OF = {
-  "mobilenetv2": (*FEW, "ASGA, 8 candidates", "ASGA bilevel"),
+  "mobilenetv2": (
+    *FEW,
+    "ASGA, 8 candidates",
+    "ASGA, 5 in one jit",
+    "ASGA bilevel",
+  ),
   "mobilenetv2_224": FEW,
+  "resnet18": tuple(name for name in ROWS if name != "ASGA, 5 in one jit"),
   "resnet20": FEW,
   "resnet50": FEW,
   "vit_ti": FEW,
@@ -78,7 +85,12 @@ _ROUNDS = flags.DEFINE_integer("rounds", 20, "Warm steps of each row.")
 
 
 def compile_row(name: str, case: kinds.Case) -> tuple[dict[str, Any], Any]:
-  """Compile one row; gives its figures and (compiled step, state, batches)."""
+  """Compile one row.
+
+  Returns:
+    Its figures, and [compiled step, state, batches, calls that are timed
+    together, steps that these make].
+  """
   step = ROWS[name](case, lowering.conv_general_dilated)
   started = time.perf_counter()
   lowered = step.function.lower(step.state, *step.batches)
@@ -93,7 +105,8 @@ def compile_row(name: str, case: kinds.Case) -> tuple[dict[str, Any], Any]:
     "temporary_mb": memory.temp_size_in_bytes / 1e6,
     "gflop": compiled.cost_analysis().get("flops", 0) / 1e9,
   }
-  return figures, [compiled, step.state, step.batches, step.together]
+  made = (step.together, step.together * step.steps)
+  return figures, [compiled, step.state, step.batches, *made]
 
 
 def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
@@ -111,8 +124,8 @@ def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
     logging.info("%s, %s: %s", case.name, name, found[name])
   times: dict[str, list[float]] = {name: [] for name in running}
 
-  def run(row: Any, steps: int) -> None:
-    for _ in range(steps):
+  def run(row: Any, calls: int) -> None:
+    for _ in range(calls):
       row[1], others = row[0](row[1], *row[2])
     jax.block_until_ready((row[1], others))
 
@@ -125,7 +138,7 @@ def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
       started = time.perf_counter()
       run(row, row[3])
       if count >= 2:
-        times[name].append((time.perf_counter() - started) / row[3])
+        times[name].append((time.perf_counter() - started) / row[4])
   base = found["plain"]
   for name, seconds in times.items():
     quartiles = statistics.quantiles(seconds, n=4)

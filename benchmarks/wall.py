@@ -42,6 +42,7 @@ PARTS: dict[str, tuple[Any, str]] = {
   "checkpoints": (checkpoints.Checkpoints, "save"),
 }
 
+STEP = "the compiled step"
 ROOT = pathlib.Path(__file__).parents[1]
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -111,6 +112,30 @@ def _timed(
 
 
 @contextlib.contextmanager
+def timed_step(
+  step: Callable[..., Any], spent: dict[str, float]
+) -> Iterator[Callable[..., Any]]:
+  """Give a step that the loop waits for, from its call to its last figure.
+
+  The loop goes on in between as it always does: it releases the old state.
+  """
+  begun: list[float] = []
+  add = metrics_log.MetricsBuffer.add
+
+  def begin(*args: Any) -> Any:
+    begun.append(time.perf_counter())
+    return step(*args)
+
+  def add_when_done(self: Any, number: int, figures: dict[str, Any]) -> None:
+    jax.block_until_ready(figures)
+    spent[STEP] += time.perf_counter() - begun.pop()
+    add(self, number, figures)
+
+  with mock.patch.object(metrics_log.MetricsBuffer, "add", add_when_done):
+    yield begin
+
+
+@contextlib.contextmanager
 def timed_parts(spent: dict[str, float]) -> Iterator[None]:
   """Add up what `PARTS` take; a profiler of every call takes longer itself."""
   with contextlib.ExitStack() as stack:
@@ -123,8 +148,9 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
 def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   """Say where the time of a search's loop goes.
 
-  The loop waits for every step to end, so that what it does beside steps has
-  times of its own; without that waiting some of it would be hidden.
+  The loop waits for every step to end before it goes on to the next batch, so
+  that what it does beside steps has times of its own; without that waiting most
+  of it would be hidden.
 
   Args:
     config: of the search.
@@ -144,25 +170,22 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   batch = sharding.place_batch(raw, made.mesh)
   compiled = ahead.compile_step(made.step, made.state, batch)
 
-  def waiting_step(*args: Any) -> Any:
-    return jax.block_until_ready(compiled(*args))
-
   found = []
   # The first round warms up.
   for _ in range(rounds + 1):
     state = sharding.place_replicated(made.state, made.mesh)
     jax.block_until_ready(state)
-    spent = dict.fromkeys(("the compiled step", *PARTS), 0.0)
-    timed_step = _timed(waiting_step, spent, "the compiled step")
+    spent = dict.fromkeys((STEP, *PARTS), 0.0)
     with (
       tempfile.TemporaryDirectory() as directory,
       checkpoints.Checkpoints(f"{directory}/checkpoints") as kept,
+      timed_step(compiled, spent) as step,
       timed_parts(spent),
     ):
       started = time.perf_counter()
       search_loop.train(
         config,
-        made._replace(step=timed_step),
+        made._replace(step=step),
         state,
         splits,
         pathlib.Path(directory),
@@ -179,7 +202,7 @@ def format_table(found: dict[str, Any]) -> str:
   """Lay out the times."""
   cold, warm, loops = found["cold"], found["warm"], found["loops"]
   steps = found["steps"]
-  a_step = statistics.median(x["the compiled step"] for x in loops)
+  a_step = statistics.median(x[STEP] for x in loops)
   outside = {
     kind: 1 - steps * a_step / found["loop_steps"] / run["end"]
     for kind, run in (("cold", cold), ("warm", warm))

@@ -253,8 +253,8 @@ def _grid(path: str, choice: bit_choice.BitChoice) -> Grid:
     )
   if bits == FLOAT_BITS:
     return Grid(bits, step, 0, 0)
-  lower, upper = (int(x[...][0]) for x in (choice.lower, choice.upper))
-  return Grid(bits, step, lower, upper)
+  grids = choice.grids()
+  return Grid(bits, step, int(grids.lower[0]), int(grids.upper[0]))
 
 
 def _codes(layer: Any) -> np.ndarray:
@@ -271,8 +271,9 @@ def _codes(layer: Any) -> np.ndarray:
     np.asarray(choice.quantizer.transform(jnp.asarray(kernel))), layer.outputs
   )
   scaled = matrix * (1 / _step(choice)) - np.float32(choice.quantizer.offset)
-  lower, upper = (np.asarray(x[...])[0] for x in (choice.lower, choice.upper))
-  codes = np.rint(np.clip(scaled, lower, upper)).astype(np.int8)
+  grids = choice.grids()
+  bounds = float(grids.lower[0]), float(grids.upper[0])
+  codes = np.rint(np.clip(scaled, *bounds)).astype(np.int8)
   whole = layer_kinds.from_matrix(codes, kernel.shape, layer.outputs)
   return np.ascontiguousarray(whole)
 

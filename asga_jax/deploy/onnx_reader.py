@@ -175,7 +175,8 @@ def _quantize_activation(
   base, *clipped = onnx_ops.unclipped(value)
   tensor = builder.tensor(base)
   step = np.float32(np.maximum(choice.steps(1)[0], quantizers.SMALLEST_STEP))
-  lower, upper = (float(x[0]) for x in (choice.lower[...], choice.upper[...]))
+  grids = choice.grids()
+  lower, upper = float(grids.lower[0]), float(grids.upper[0])
   zero = -int(lower)
   low, high = (
     int(np.clip(np.rint(np.float32(bound) / step), lower, upper)) + zero

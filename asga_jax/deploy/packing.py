@@ -239,7 +239,7 @@ def _grids(model: nnx.Module) -> dict[str, Any]:
 def _grid(choice: bit_choice.BitChoice) -> list[Any]:
   """Give the quantizer, whether it is per channel, and the sign."""
   quantizer = choice.quantizer
-  signed = bool(choice.lower[...][0] < 0)
+  signed = bool(choice.grids().lower[0] < 0)
   return [type(quantizer).__name__, quantizer.per_channel, signed]
 
 

@@ -25,7 +25,16 @@ class Temperature(nnx.Variable):
 
 
 class GridData(nnx.Variable):
-  """What is data, yet not trained: candidate bits and signedness."""
+  """What is data, yet not trained: bits, lowest and highest codes.
+
+  Shape (3, candidates), float32: one array, since a step passes on each.
+  """
+
+
+def read_grids(data: jax.Array) -> mixture_lib.Grids:
+  """Read the candidates' grids from `GridData`, shape (3, candidates)."""
+  bits, lower, upper = data
+  return mixture_lib.Grids(lower, upper, bits == quantizers.FLOAT_BITS)
 
 
 def probabilities(logits: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -55,7 +64,7 @@ def mix(
   x: jax.Array,
   parameter: jax.Array,
   weights: jax.Array,
-  grids: mixture_lib.Grids,
+  grid_data: jax.Array,
 ) -> jax.Array:
   """Quantize a tensor to the mixture of its candidates.
 
@@ -64,12 +73,13 @@ def mix(
     x: the tensor.
     parameter: of the quantizer, shape (candidates,) or (candidates, channels).
     weights: the candidates' probabilities, shape (candidates,).
-    grids: the candidates' grids.
+    grid_data: of the candidates, shape (3, candidates).
 
   Returns:
     The mixture, shape and dtype of x.
   """
   quantizer = form.quantizer
+  grids = read_grids(grid_data)
   mixed = functools.partial(
     mixture_lib.mixture,
     steps=quantizer.step(parameter, grids.upper, form.elements),
@@ -84,6 +94,13 @@ def mix(
   kept = jnp.where(grids.is_float, weights, 0)
   quantized = mixed(transformed, probabilities=weights - kept)
   return quantized + kept.sum().astype(x.dtype) * x
+
+
+def _grid_data(
+  bits: jax.Array, signed: bool, quantizer: quantizers.Quantizer
+) -> jax.Array:
+  levels = quantizers.levels(bits, jnp.asarray(signed), quantizer.narrow)
+  return jnp.stack([bits.astype(jnp.float32), *levels])
 
 
 class BitChoice(nnx.Module):
@@ -118,10 +135,7 @@ class BitChoice(nnx.Module):
     # Whether `logits` holds probabilities: within a training step, which
     # computes those of all tensors at once.
     self.holds_probabilities = False
-    self.bits = GridData(jnp.asarray(bits, jnp.int32))
-    self.lower = GridData(jnp.zeros(len(bits)))
-    self.upper = GridData(jnp.zeros(len(bits)))
-    self.set_signed(signed)
+    self.grid = GridData(_grid_data(jnp.asarray(bits), signed, quantizer))
     self.temperature = temperature
     self.logits = BitLogits(jnp.zeros(len(bits))) if logits is None else logits
     self.parameter = QuantizerParameter(
@@ -130,19 +144,18 @@ class BitChoice(nnx.Module):
 
   def candidates(self) -> tuple[int, ...]:
     """Give the candidates as integers; not under a trace."""
-    return tuple(np.asarray(self.bits[...]).tolist())
+    return tuple(np.asarray(self.grid[...])[0].astype(int).tolist())
 
   def set_signed(self, signed: bool) -> None:
     """Set the codes to those of a signed or an unsigned grid."""
-    self.lower[...], self.upper[...] = quantizers.levels(
-      self.bits[...], jnp.asarray(signed), self.quantizer.narrow
-    )
+    bits = self.grid[...][0]
+    self.grid[...] = _grid_data(bits, signed, self.quantizer)
 
   def keep(self, index: int) -> None:
     """Drop all candidates but one."""
-    for name in ("bits", "lower", "upper", "parameter"):
-      variable = getattr(self, name)
-      setattr(self, name, type(variable)(variable[...][index : index + 1]))
+    kept = slice(index, index + 1)
+    self.grid = GridData(self.grid[...][:, kept])
+    self.parameter = QuantizerParameter(self.parameter[...][kept])
     self.logits = BitLogits(jnp.zeros(1))
 
   def take_from(self, other: "BitChoice") -> bool:
@@ -158,21 +171,21 @@ class BitChoice(nnx.Module):
     if bits not in other.candidates() or self.quantizer != other.quantizer:
       return False
     index = other.candidates().index(bits)
-    for name in ("lower", "upper", "parameter"):
-      found = getattr(other, name)[...][index : index + 1]
-      if found.shape != getattr(self, name).shape:
-        return False
-      getattr(self, name)[...] = found
+    kept = slice(index, index + 1)
+    parameter = other.parameter[...][kept]
+    if parameter.shape != self.parameter.shape:
+      return False
+    self.parameter[...] = parameter
+    self.grid[...] = other.grid[...][:, kept]
     return True
 
   def grids(self) -> mixture_lib.Grids:
     """Give the grids of the candidates."""
-    is_float = self.bits[...] == quantizers.FLOAT_BITS
-    return mixture_lib.Grids(self.lower[...], self.upper[...], is_float)
+    return read_grids(self.grid[...])
 
   def steps(self, count: int) -> jax.Array:
     """Give the steps, for a tensor of `count` elements that share one."""
-    return self.quantizer.step(self.parameter[...], self.upper[...], count)
+    return self.quantizer.step(self.parameter[...], self.grids().upper, count)
 
   def probabilities(self) -> jax.Array:
     """Give the probabilities of the candidates, shape (candidates,)."""
@@ -185,7 +198,7 @@ class BitChoice(nnx.Module):
     grids = self.grids()
     # Picked by sums over few scalars, which fuse with what follows.
     best = jnp.argmax(self.probabilities())
-    chosen = jnp.arange(self.upper.size) == best
+    chosen = jnp.arange(grids.upper.size) == best
 
     def pick(values):
       terms = [jnp.where(c, v, 0) for c, v in zip(chosen, values, strict=True)]
@@ -213,5 +226,5 @@ class BitChoice(nnx.Module):
       x,
       self.parameter[...],
       self.probabilities(),
-      self.grids(),
+      self.grid[...],
     )

@@ -105,7 +105,7 @@ class _Quantized:
       (operand, choice.parameter[...], choice.probabilities())
       for operand, choice in zip((inputs, kernel), choices, strict=True)
     ]
-    return product(variables, [choice.grids() for choice in choices])
+    return product(variables, [choice.grid[...] for choice in choices])
 
 
 class QuantConv(_Quantized, nnx.Conv):

@@ -1,8 +1,9 @@
 """The loop in a work directory: metrics, progress, checkpoints, event files."""
 
 import contextlib
+import gc
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -30,6 +31,20 @@ def open_events(
   """Start event files with the steps that the metrics file holds."""
   records = metrics_log.read_metrics(directory / "metrics.jsonl")
   return tensorboard_log.TensorBoardWriter(directory / "tensorboard", records)
+
+
+@contextlib.contextmanager
+def _frozen_objects() -> Iterator[None]:
+  """Spare the garbage collector what there is, for the time of the loop.
+
+  Tracing leaves millions of objects, and looking through them stops a loop for
+  as long as several steps.
+  """
+  gc.freeze()
+  try:
+    yield
+  finally:
+    gc.unfreeze()
 
 
 def train(
@@ -64,6 +79,7 @@ def train(
     DivergedError: the loss is not finite.
   """
   with (
+    _frozen_objects(),
     metrics_log.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,

@@ -43,9 +43,7 @@ def test_variables(per_channel):
   choice = _choice(per_channel=per_channel)
   state = nnx.to_flat_state(nnx.as_pure(nnx.state(choice)))
   assert {path[0]: leaf.shape for path, leaf in state} == {
-    "bits": (3,),
-    "lower": (3,),
-    "upper": (3,),
+    "grid": (3, 3),
     "temperature": (),
     "logits": (3,),
     "parameter": (3, 3) if per_channel else (3,),
