@@ -163,9 +163,11 @@ def scanned(case: Case, convolution: Callable[..., Any], *, steps: int) -> Step:
   """Make several steps of a search, on batches in memory, in one `jit`."""
   one = searched(case, convolution)
   batches = jax.tree.map(lambda x: jnp.stack([x] * steps), one.batches)
+  # Options of the compiler are for an outermost `jit` alone.
+  function = one.function.__wrapped__
 
   def step(state, *batches):
-    return jax.lax.scan(lambda s, x: one.function(s, *x), state, batches)
+    return jax.lax.scan(lambda s, x: function(s, *x), state, batches)
 
   return Step(jax.jit(step, donate_argnums=0), one.state, batches, steps=steps)
 

@@ -1,11 +1,15 @@
 """The benchmarks run, on the smallest cases, and print what they say."""
 
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from asga_jax.training import lowering
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -35,6 +39,21 @@ def test_steps(tmp_path):
   assert rows["ASGA search"]["gflop"] > 1.9 * rows["plain"]["gflop"]
   assert all(f"{name:24}" in printed for name in rows)
   assert (tmp_path / "steps.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_steps_in_one_jit_equal_those_of_a_loop(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+  kinds = importlib.import_module("step_kinds")
+  case = kinds.Case("resnet8", "small", 32, 4)
+  settings = (case, lowering.conv_general_dilated)
+  one, many = kinds.searched(*settings), kinds.scanned(*settings, steps=3)
+  state, losses = one.state, []
+  for _ in range(3):
+    state, figures = one.function(state, *one.batches)
+    losses.append(float(figures["loss"]))
+  _, figures = many.function(many.state, *many.batches)
+  np.testing.assert_allclose(figures["loss"], losses, rtol=1e-5)
 
 
 @pytest.mark.slow
