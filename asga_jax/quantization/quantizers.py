@@ -56,7 +56,7 @@ def levels(
   """Give the lowest and the highest integer code of a bit-width.
 
   Args:
-    bits: bit-widths, int32, any shape.
+    bits: bit-widths, int32 or float32, any shape.
     signed: whether codes may be negative, bool, shape ().
     narrow: whether the lowest code of a signed grid is minus the highest.
 

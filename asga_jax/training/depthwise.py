@@ -33,10 +33,12 @@ def convolve(
     Shape [N, *out_spatial, C], dtype of lhs.
   """
   accumulated = jnp.promote_types(lhs.dtype, jnp.float32)
+  # Stored whole: the loop of a kernel of one row would be no loop.
+  rhs = _stored(rhs.astype(accumulated))
   rhs, pads = _trimmed(lhs, rhs, strides, pads, dilation)
   out = _depthwise(
     lhs.astype(accumulated),
-    _stored(rhs.astype(accumulated)),
+    rhs,
     strides,
     pads,
     dilation,
@@ -91,8 +93,8 @@ def _taps(
     jnp.zeros((), lhs.dtype),
     ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)),
   )
-  # Else XLA makes of the middle slice the tensor itself, and computes what made
-  # it, such as a mixture, once more for it.
+  # No border to fusion, but else XLA makes of the middle slice the tensor
+  # itself, and computes what made it, such as a mixture, once more for it.
   padded = lax.optimization_barrier(padded)
   batch, *spatial, channels = padded.shape
   sizes = [

@@ -155,11 +155,17 @@ def _dense_backward(strides, pads, dilation, residuals, grad):
     dilation,
     strides,
   )
-  if max(*rhs.shape[:-2], *strides) == 1 and not any(sum(pads, ())):
+  ones = (*rhs.shape[:-2], *strides)
+  if all(n == 1 for n in ones) and not any(sum(pads, ())):
     # XLA would copy both tensors to transpose them for what stands below.
     axes = tuple(range(lhs.ndim - 1))
-    product = lax.dot_general(lhs, grad, ((axes, axes), ((), ())))
-    return lhs_grad, product.reshape(rhs.shape)
+    product = lax.dot_general(
+      lhs,
+      grad,
+      ((axes, axes), ((), ())),
+      preferred_element_type=jnp.promote_types(lhs.dtype, jnp.float32),
+    )
+    return lhs_grad, product.reshape(rhs.shape).astype(rhs.dtype)
   # Channels take the place of the batch, the batch that of the channels.
   rhs_grad = _convolve(
     jnp.swapaxes(lhs, 0, -1),

@@ -40,6 +40,9 @@ def _frozen_objects() -> Iterator[None]:
   Tracing leaves millions of objects, and looking through them stops a loop for
   as long as several steps.
   """
+  if gc.get_freeze_count():  # The caller's own; they would be thawed below.
+    yield
+    return
   gc.freeze()
   try:
     yield

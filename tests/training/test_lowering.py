@@ -304,6 +304,31 @@ def test_narrow_types_are_summed_in_float32():
   np.testing.assert_array_equal(out, wide.astype(jnp.bfloat16))
 
 
+def test_gradients_of_narrow_1x1_kernels_are_summed_in_float32():
+  keys = jax.random.split(jax.random.key(2), 3)
+  lhs = jax.random.uniform(keys[0], (64, 16, 16, 4), jnp.bfloat16)
+  rhs = jax.random.normal(keys[1], (1, 1, 4, 3), jnp.bfloat16)
+  grad = jax.random.uniform(keys[2], (64, 16, 16, 3), jnp.bfloat16)
+
+  def slope(lhs, rhs, grad):
+    def convolve(rhs):
+      return lowering.conv_general_dilated(
+        lhs, rhs, (1, 1), "SAME", dimension_numbers=_NHWC
+      )
+
+    return jax.vjp(convolve, rhs)[1](grad)[0]
+
+  found = jax.jit(slope)(lhs, rhs, grad)
+  assert found.dtype == jnp.bfloat16
+  exact = np.einsum(
+    "nhwc,nhwo->co", np.asarray(lhs, np.float64), np.asarray(grad, np.float64)
+  )
+  # Half a unit in the last of bfloat16's eight places, and a little.
+  np.testing.assert_allclose(
+    np.asarray(found[0, 0], np.float64), exact, rtol=1.1 * 2**-9
+  )
+
+
 def test_a_sharded_batch_is_not_gathered():
   if jax.device_count() < 2:
     pytest.skip("one device; XLA_FLAGS=--xla_force_host_platform_device_count")
