@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from asga_jax import outline
-from asga_jax.quantization import quantizers
+from asga_jax import outline, reductions
+from asga_jax.quantization import mixture_kernel, quantizers
 
 # Elements that a sweep on a CPU adds up lane by lane before it reduces: large
 # enough to vectorise, small enough for the second-level cache.
@@ -148,24 +148,18 @@ def _chunks(rows: int, columns: int) -> tuple[int, int]:
   return (divisor, 0) if 4 * divisor > most else (most, -rows % most)
 
 
-def _folded(sums: jax.Array) -> jax.Array:
-  """Add up halves of the rows, of shape (candidates, rows, columns).
-
-  XLA adds halves up in vectors, but reduces an element at a time.
-  """
-  columns = sums.shape[2]
-  while sums.shape[1] % 2 == 0 and sums.shape[1] * columns > CPU_CHUNK // 8:
-    half = sums.shape[1] // 2
-    sums = sums[:, :half] + sums[:, half:]
-  return sums
-
-
 def _mixture_backward(offset, step_gradient, residuals, g):
   x, steps, probabilities, grids = residuals
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
 
   scales = _scales(steps.astype(wide))
+  if mixture_kernel.runs(x, steps):
+    table = jnp.stack([*scales, *grids, probabilities])
+    found = mixture_kernel.gradients(
+      x, g, table, offset=offset, step_gradient=step_gradient
+    )
+    return _gradients(residuals, *found)
 
   def contributions(x, g, step, inverse, lower, upper, is_float):
     """Give what one candidate adds to the two sums, element by element."""
@@ -207,12 +201,20 @@ def _mixture_backward(offset, step_gradient, residuals, g):
     # XLA reduces many outputs on a CPU an element at a time; adding lanes up
     # in one scan first is about ten times faster.
     sums, dx = jax.lax.scan(sweep, (zeros, zeros), (x_lanes, g_lanes))
-    sums = jax.tree.map(_folded, sums)
+    few = reductions.FEW // columns
+    sums = jax.tree.map(lambda x: reductions.add_halves(x, 1, few), sums)
   quantized_sums = jnp.sum(sums[0], axis=(1, 2))
   step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
+  dx = dx.reshape(-1)[: x.size].reshape(x.shape)
+  return _gradients(residuals, dx, quantized_sums, step_sums)
+
+
+def _gradients(residuals, dx, quantized_sums, step_sums):
+  """Make gradients of what was added up over the tensor."""
+  _, steps, probabilities, _ = residuals
   weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))
   return (
-    dx.reshape(-1)[: x.size].reshape(x.shape),
+    dx,
     (step_sums * weights).astype(steps.dtype),
     quantized_sums.astype(probabilities.dtype),
     None,

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax import reductions
+
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
@@ -97,9 +99,9 @@ def inner_product(left: PyTree, right: PyTree) -> jax.Array:
   """
   dtype = wide_dtype(*jax.tree.leaves(left), *jax.tree.leaves(right))
   products = jax.tree.map(
-    lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), left, right
+    lambda a, b: a.astype(dtype) * b.astype(dtype), left, right
   )
-  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+  return reductions.total(jax.tree.leaves(products))
 
 
 def global_norm(tree: PyTree) -> jax.Array:

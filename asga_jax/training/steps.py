@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import outline, sharpness
+from asga_jax import outline, reductions, sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import bit_choice, layers
 from asga_jax.sharpness import perturbation
@@ -110,19 +110,18 @@ def changed_codes(
   """
   before = layers.kernel_layers(state_lib.merge_model(graphdef, params, rest))
   after = layers.kernel_layers(state_lib.merge_model(graphdef, displaced, rest))
-  changed = jnp.zeros((), jnp.float32)
-  total = 0
+  sizes = {path: layer.kernel.size for path, layer in before.items()}
+  shares = [jnp.zeros((), jnp.float32)]
   for path, layer in before.items():
-    size = layer.kernel.size
-    stride = max(1, size // SAMPLED_CODES)
+    stride = max(1, sizes[path] // SAMPLED_CODES)
     codes = [
       found.weight.codes(found.kernel_matrix()[::stride])
       for found in (layer, after[path])
     ]
-    different = codes[0] != codes[1]
-    changed += size * jnp.mean(different.astype(jnp.float32))
-    total += size
-  return changed / max(total, 1)
+    # What one element of the sample stands for, where its code has changed.
+    share = sizes[path] / sum(sizes.values()) / codes[0].size
+    shares.append(jnp.where(codes[0] != codes[1], share, 0.0))
+  return reductions.total(shares)
 
 
 def stacked_probabilities(
