@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 # Elements that are left to be reduced.
 FEW = 2048
+# Elements of an array whose halves are added up by themselves.
+MANY = 8192
 
 
 def add_halves(x: jax.Array, axis: int, until: int) -> jax.Array:
@@ -42,5 +44,9 @@ def total(arrays: Sequence[jax.Array]) -> jax.Array:
   """
   if jax.default_backend() != "cpu":
     return jnp.sum(jnp.stack([jnp.sum(x) for x in arrays]))
-  flat = [add_halves(x.reshape(math.prod(x.shape)), 0, FEW) for x in arrays]
-  return jnp.sum(jnp.concatenate(flat))
+  flat = [x.reshape(math.prod(x.shape)) for x in arrays]
+  # Small ones are not worth kernels of their own.
+  flat = [add_halves(x, 0, FEW) if x.size > MANY else x for x in flat]
+  padding = -sum(x.size for x in flat) % 64
+  whole = jnp.concatenate([*flat, jnp.zeros(padding, flat[0].dtype)])
+  return jnp.sum(add_halves(whole, 0, FEW))

@@ -180,5 +180,15 @@ def make_policy(
 
 
 def versions() -> dict[str, str]:
-  """Give the versions of the packages that a search rests on."""
-  return {name: metadata.version(name) for name in VERSIONED}
+  """Give the versions of the packages that a search rests on.
+
+  One that is on the path without being installed has the version 'unknown'.
+  """
+  return {name: _version(name) for name in VERSIONED}
+
+
+def _version(name: str) -> str:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return "unknown"

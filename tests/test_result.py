@@ -200,6 +200,14 @@ def test_versions_are_those_installed():
   assert set(result_lib.versions()) >= {"jax", "flax", "optax", "asga-jax"}
 
 
+def test_a_package_that_is_not_installed_does_not_end_a_search(monkeypatch):
+  monkeypatch.setattr(result_lib, "VERSIONED", ("jax", "no-such-package"))
+  assert result_lib.versions() == {
+    "jax": metadata.version("jax"),
+    "no-such-package": "unknown",
+  }
+
+
 def test_a_format_of_other_containers_takes_the_place_of_the_default(
   random_result,
 ):

@@ -99,8 +99,8 @@ def mix(
 def _grid_data(
   bits: jax.Array, signed: bool, quantizer: quantizers.Quantizer
 ) -> jax.Array:
-  levels = quantizers.levels(bits, jnp.asarray(signed), quantizer.narrow)
-  return jnp.stack([bits.astype(jnp.float32), *levels])
+  grids = mixture_lib.make_grids(bits, jnp.asarray(signed), quantizer.narrow)
+  return jnp.stack([bits.astype(jnp.float32), grids.lower, grids.upper])
 
 
 class BitChoice(nnx.Module):
@@ -195,20 +195,14 @@ class BitChoice(nnx.Module):
 
   def codes(self, x: jax.Array) -> jax.Array:
     """Give the integer codes at the most likely candidate; 0 for float."""
-    grids = self.grids()
-    # Picked by sums over few scalars, which fuse with what follows.
     best = jnp.argmax(self.probabilities())
-    chosen = jnp.arange(grids.upper.size) == best
-
-    def pick(values):
-      terms = [jnp.where(c, v, 0) for c, v in zip(chosen, values, strict=True)]
-      return functools.reduce(jnp.maximum, terms)
-
-    step = jnp.maximum(pick(self.steps(1)), quantizers.SMALLEST_STEP)
+    step, lower, upper, is_float = (
+      jax.lax.dynamic_index_in_dim(values, best, keepdims=False)
+      for values in (self.steps(1), *self.grids())
+    )
+    step = jnp.maximum(step, quantizers.SMALLEST_STEP)
     scaled = self.quantizer.transform(x) / step - self.quantizer.offset
-    upper = pick(grids.upper)
-    codes = jnp.round(jnp.clip(scaled, -pick(-grids.lower), upper))
-    return jnp.where(pick(grids.is_float), 0, codes)
+    return jnp.where(is_float, 0, jnp.round(jnp.clip(scaled, lower, upper)))
 
   def __call__(self, x: jax.Array, count: int) -> jax.Array:
     """Quantize a tensor to the mixture of its candidates.

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-# Elements and warps of one program of the kernel: the fastest of five pairs on an
-# H200. Adding up lanes over several blocks before they are summed takes more
-# registers than there are.
+# Elements and warps of one program of the kernel: the fastest of five pairs on
+# an H200. Adding up lanes over several blocks before they are summed takes
+# more registers than there are.
 BLOCK = 2048
 WARPS = 4
 # Below, the launch of any kernel takes longer than what it does.

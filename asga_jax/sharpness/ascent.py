@@ -109,12 +109,14 @@ def advance(
     decay: weight of the past, in [0, 1).
   """
   past, structure = jax.tree.flatten(ascent.direction)
-  new = [
-    decay * old + (1 - decay) * grad.astype(old.dtype)
-    for old, grad in zip(
-      past, perturbation.select(grads, leaf_mask), strict=True
-    )
-  ]
+  taken = perturbation.select(grads, leaf_mask)
+  new = [grad.astype(old.dtype) for old, grad in zip(past, taken, strict=True)]
+  # A past of no weight is not read, so that what is not finite there ends.
+  if decay:
+    new = [
+      decay * old + (1 - decay) * grad
+      for old, grad in zip(past, new, strict=True)
+    ]
   norm = perturbation.global_norm(new).astype(ascent.norm.dtype)
   return ascent._replace(
     direction=jax.tree.unflatten(structure, new), norm=norm

@@ -129,6 +129,16 @@ def test_zero_gradients_move_nothing_and_give_no_nan(ascent):
   np.testing.assert_array_equal(sharpness.ascent_point(state, params), params)
 
 
+def test_a_past_of_no_weight_is_forgotten_even_if_not_finite():
+  tx = sharpness.preset("asga", ascent="previous")
+  params, state = jnp.ones(2), tx.init(jnp.ones(2))
+  for slope in (np.inf, 3.0):
+    grads = jnp.full(2, slope)
+    _, state = tx.update(grads, state, params, value=jnp.ones(()))
+  np.testing.assert_array_equal(state.ascent.direction, [3.0, 3.0])
+  np.testing.assert_allclose(state.ascent.norm, 3 * np.sqrt(2), rtol=1e-6)
+
+
 def test_bfloat16_parameters_keep_their_dtype_and_a_float32_direction():
   params = jnp.ones(3, jnp.bfloat16)
   tx = sharpness.asga(ascent="previous")
