@@ -28,6 +28,7 @@ lint: .venv/ready
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/wall.py
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python benchmarks/ascents.py

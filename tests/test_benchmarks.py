@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -128,3 +129,14 @@ def test_agreement_counts_tensors(monkeypatch, script_flags):
   left = {"a": [2, 3], "b": [4, 8]}
   assert ascents.agreement(left, left) == 100
   assert ascents.agreement(left, {"a": [2, 4], "b": [8, 4]}) == 25
+
+
+def test_mixture():
+  printed = _run("mixture.py", "--size=4x8x8x16", "--rounds=3").splitlines()
+  assert printed[0].startswith("4x8x8x16 float32 on ")
+  rows = {int(line.split()[0]): line.split()[1:] for line in printed[2:]}
+  assert list(rows) == [1, 2, 6, 8]
+  for cells in rows.values():
+    # Forward and backward; the kernel is for GPUs.
+    assert len(cells) == 4 if jax.default_backend() == "cpu" else 6
+    assert all(float(cell) > 0 for cell in cells[::2])
