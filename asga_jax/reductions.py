@@ -4,7 +4,6 @@ XLA's CPU backend reduces an element at a time, but adds two arrays in vectors:
 halves that are added up first leave it little to reduce.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -20,12 +19,12 @@ def add_halves(x: jax.Array, axis: int, until: int) -> jax.Array:
   """Add up halves of an axis as long as it is even and longer than `until`.
 
   Args:
-    x: any array.
+    x: float32 or float64, any shape.
     axis: which one.
     until: the length to stop at.
 
   Returns:
-    An array whose sum along the axis is that of x.
+    An array whose sum along the axis is that of x; its dtype.
   """
   while x.shape[axis] % 2 == 0 and x.shape[axis] > until:
     first, second = jnp.split(x, 2, axis)
@@ -34,19 +33,23 @@ def add_halves(x: jax.Array, axis: int, until: int) -> jax.Array:
 
 
 def total(arrays: Sequence[jax.Array]) -> jax.Array:
-  """Sum all elements of all arrays, in their common dtype.
+  """Sum all elements of all arrays.
 
   Args:
-    arrays: at least one, of any shapes.
+    arrays: at least one, float32 or float64, of any shapes.
 
   Returns:
-    Shape ().
+    Shape (), in their common dtype.
   """
-  if jax.default_backend() != "cpu":
+  # Where an array may be split over devices, putting it in a row with others
+  # would gather it.
+  if jax.default_backend() != "cpu" or jax.device_count() > 1:
     return jnp.sum(jnp.stack([jnp.sum(x) for x in arrays]))
-  flat = [x.reshape(math.prod(x.shape)) for x in arrays]
   # Small ones are not worth kernels of their own.
-  flat = [add_halves(x, 0, FEW) if x.size > MANY else x for x in flat]
+  flat = [
+    add_halves(x.ravel(), 0, FEW) if x.size > MANY else x.ravel()
+    for x in arrays
+  ]
   padding = -sum(x.size for x in flat) % 64
   whole = jnp.concatenate([*flat, jnp.zeros(padding, flat[0].dtype)])
   return jnp.sum(add_halves(whole, 0, FEW))

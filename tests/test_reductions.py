@@ -14,14 +14,23 @@ from asga_jax import reductions
 SHAPES = ((4096, 3), (5003,), (3, 3, 1030), (), (0, 5), (1, 1), (8192,))
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_total_is_the_exact_sum(platform):
+@pytest.mark.parametrize(
+  ("platform", "devices"), [("cpu", 1), ("cpu", 8), ("gpu", 1)]
+)
+def test_total_is_the_exact_sum(platform, devices):
   rng = np.random.default_rng(0)
   arrays = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
   exact = math.fsum(float(x) for array in arrays for x in array.ravel())
   scale = math.fsum(abs(float(x)) for array in arrays for x in array.ravel())
-  with mock.patch.object(jax, "default_backend", return_value=platform):
-    found = jax.jit(reductions.total)([jnp.asarray(x) for x in arrays])
+  with mock.patch.multiple(
+    jax, default_backend=lambda: platform, device_count=lambda: devices
+  ):
+    # A function of its own: jax keeps what it traced of another one.
+    traced = jax.jit(lambda arrays: reductions.total(arrays)).trace(arrays)
+  # An array that is split over devices would be gathered by that.
+  halves = platform == "cpu" and devices == 1
+  assert ("split" in str(traced.jaxpr)) == halves
+  found = traced.lower().compile()(arrays)
   assert found.shape == ()
   assert found.dtype == jnp.float32
   assert abs(float(found) - exact) < 1e-6 * scale

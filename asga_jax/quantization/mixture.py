@@ -148,18 +148,27 @@ def _chunks(rows: int, columns: int) -> tuple[int, int]:
   return (divisor, 0) if 4 * divisor > most else (most, -rows % most)
 
 
-def _mixture_backward(offset, step_gradient, residuals, g):
-  x, steps, probabilities, grids = residuals
+def _by_kernel(
+  x, g, steps, probabilities, grids, *, offset, step_gradient, **settings
+):
+  """Give the tensor's gradient and the sums of the candidates, on a GPU."""
+  scales = _scales(steps.astype(jnp.float32))
+  found = mixture_kernel.gradients(
+    x,
+    g,
+    jnp.stack([*scales, *grids, probabilities]),
+    offset=offset,
+    step_gradient=step_gradient,
+    **settings,
+  )
+  return found.dx, found.quantized, found.steps
+
+
+def _by_sweep(x, g, steps, probabilities, grids, *, offset, step_gradient):
+  """Give the tensor's gradient and the sums of the candidates, by XLA."""
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
-
   scales = _scales(steps.astype(wide))
-  if mixture_kernel.runs(x, steps):
-    table = jnp.stack([*scales, *grids, probabilities])
-    found = mixture_kernel.gradients(
-      x, g, table, offset=offset, step_gradient=step_gradient
-    )
-    return _gradients(residuals, *found)
 
   def contributions(x, g, step, inverse, lower, upper, is_float):
     """Give what one candidate adds to the two sums, element by element."""
@@ -206,12 +215,24 @@ def _mixture_backward(offset, step_gradient, residuals, g):
   quantized_sums = jnp.sum(sums[0], axis=(1, 2))
   step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
   dx = dx.reshape(-1)[: x.size].reshape(x.shape)
-  return _gradients(residuals, dx, quantized_sums, step_sums)
+  return dx, quantized_sums, step_sums
 
 
-def _gradients(residuals, dx, quantized_sums, step_sums):
-  """Make gradients of what was added up over the tensor."""
-  _, steps, probabilities, _ = residuals
+def _mixture_backward(offset, step_gradient, residuals, g):
+  x, steps, probabilities, grids = residuals
+  by_kernel, by_sweep = (
+    functools.partial(form, offset=offset, step_gradient=step_gradient)
+    for form in (_by_kernel, _by_sweep)
+  )
+  operands = (x, g, steps, probabilities, grids)
+  if mixture_kernel.runs(x, steps):
+    # A host with a GPU may compile for its CPU as well.
+    found = jax.lax.platform_dependent(
+      *operands, cuda=by_kernel, default=by_sweep
+    )
+  else:
+    found = by_sweep(*operands)
+  dx, quantized_sums, step_sums = found
   weights = probabilities.reshape((-1,) + (1,) * (steps.ndim - 1))
   return (
     dx,

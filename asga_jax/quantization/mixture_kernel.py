@@ -2,7 +2,7 @@
 
 XLA makes the gradient of the tensor and the sums of the candidates by several
 kernels, which read the tensors once for every few candidates. This one reads
-them once, whatever the number of candidates.
+them once, whatever the number of candidates. It has no gradient itself.
 """
 
 import functools
@@ -14,8 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 # Elements and warps of one program of the kernel: the fastest of five pairs on
-# an H200. Adding up lanes over several blocks before they are summed takes
-# more registers than there are.
+# an H200. Programs of several blocks, summed once at their end, were slower.
 BLOCK = 2048
 WARPS = 4
 # Below, the launch of any kernel takes longer than what it does.
@@ -31,14 +30,18 @@ class Gradients(NamedTuple):
 
 
 def runs(x: jax.Array, steps: jax.Array) -> bool:
-  """Say whether the kernel is to serve a tensor, on the devices at hand.
+  """Say whether the kernel can serve a tensor, on the devices at hand.
 
-  It does on a single CUDA device of compute capability 8.0 or higher; a tensor
+  They have to be one CUDA device of compute capability 8.0 or higher: a tensor
   that is split over several is left to XLA.
 
   Args:
     x: the tensor.
-    steps: of the candidates; one a candidate, not one a channel.
+    steps: of the candidates.
+
+  Returns:
+    True for float32, bfloat16 or float16 of `SMALLEST` to 2^31 - 1 elements,
+    where there is one step a candidate, not one a channel.
   """
   return (
     steps.ndim == 1
@@ -69,18 +72,22 @@ def _round(x: jax.Array) -> jax.Array:
   return rounded
 
 
+def _iota(size: int) -> jax.Array:
+  return jax.lax.iota(jnp.int32, size)
+
+
 def _kernel(
   x_ref, g_ref, table_ref, dx_ref, sums_ref, *, offset, full, candidates, round_
 ):
   program = pl.program_id(0)
   start = program * BLOCK
   here = pl.ds(start, BLOCK)
-  inside_tensor = start + jnp.arange(BLOCK) < x_ref.shape[0]
+  inside_tensor = start + _iota(BLOCK) < x_ref.shape[0]
   x, g = (
     triton.load(ref.at[here], mask=inside_tensor, other=0).astype(jnp.float32)
     for ref in (x_ref, g_ref)
   )
-  lane = jnp.arange(sums_ref.shape[1])
+  lane = _iota(sums_ref.shape[1])
   sums = jnp.zeros(lane.shape, jnp.float32)
   slope = jnp.zeros_like(x)
   for index in range(candidates):
@@ -116,16 +123,16 @@ def gradients(
   """Compute the gradient of the tensor and the sums over it.
 
   Args:
-    x: the tensor, any shape.
-    g: the gradient of its mixture, as x.
-    table: float32, shape (6, candidates): steps, their inverses, lowest and
-      highest codes, 1 for a float candidate and else 0, probabilities.
+    x: the tensor, any shape, float32 or narrower.
+    g: the gradient of its mixture, shape and dtype of x.
+    table: shape (6, candidates): steps, their inverses, lowest and highest
+      codes, 1 for a float candidate and else 0, probabilities.
     offset: added to every code.
     step_gradient: 'full' or 'clip', see `quantizers.fake_quantize`.
     interpret: whether to run it without a GPU, for tests.
 
   Returns:
-    Gradient and sums.
+    Gradient and sums. Lowering it for another platform than CUDA is an error.
   """
   candidates = table.shape[1]
   programs = pl.cdiv(x.size, BLOCK)
@@ -149,7 +156,7 @@ def gradients(
     else triton.CompilerParams(num_warps=WARPS),
     interpret=interpret,
     name="mixture_backward",
-  )(x.reshape(-1), g.reshape(-1), table)
+  )(x.ravel(), g.ravel(), table.astype(jnp.float32))
   totals = partial.sum(axis=0)
   return Gradients(
     dx.reshape(x.shape),

@@ -111,7 +111,6 @@ def advance(
   past, structure = jax.tree.flatten(ascent.direction)
   taken = perturbation.select(grads, leaf_mask)
   new = [grad.astype(old.dtype) for old, grad in zip(past, taken, strict=True)]
-  # A past of no weight is not read, so that what is not finite there ends.
   if decay:
     new = [
       decay * old + (1 - decay) * grad

@@ -111,6 +111,7 @@ def changed_codes(
   before = layers.kernel_layers(state_lib.merge_model(graphdef, params, rest))
   after = layers.kernel_layers(state_lib.merge_model(graphdef, displaced, rest))
   sizes = {path: layer.kernel.size for path, layer in before.items()}
+  whole = sum(sizes.values())
   shares = [jnp.zeros((), jnp.float32)]
   for path, layer in before.items():
     stride = max(1, sizes[path] // SAMPLED_CODES)
@@ -119,8 +120,8 @@ def changed_codes(
       for found in (layer, after[path])
     ]
     # What one element of the sample stands for, where its code has changed.
-    share = sizes[path] / sum(sizes.values()) / codes[0].size
-    shares.append(jnp.where(codes[0] != codes[1], share, 0.0))
+    share = jnp.float32(sizes[path] / max(whole * codes[0].size, 1))
+    shares.append(jnp.where(codes[0] != codes[1], share, 0))
   return reductions.total(shares)
 
 

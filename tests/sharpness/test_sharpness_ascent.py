@@ -129,7 +129,7 @@ def test_zero_gradients_move_nothing_and_give_no_nan(ascent):
   np.testing.assert_array_equal(sharpness.ascent_point(state, params), params)
 
 
-def test_a_past_of_no_weight_is_forgotten_even_if_not_finite():
+def test_a_past_of_no_weight_is_not_read():
   tx = sharpness.preset("asga", ascent="previous")
   params, state = jnp.ones(2), tx.init(jnp.ones(2))
   for slope in (np.inf, 3.0):
