@@ -9,11 +9,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import outline, reductions, sharpness
+from asga_jax import outline, sharpness
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import bit_choice, layers
+from asga_jax.quantization import bit_choice
 from asga_jax.sharpness import perturbation
-from asga_jax.training import lowering, sharding
+from asga_jax.training import code_changes, lowering, sharding
 from asga_jax.training import state as state_lib
 
 Batch = Mapping[str, jax.Array]
@@ -23,8 +23,6 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 # From a key and a raw batch to what the loss function takes.
 PrepareFn = Callable[[jax.Array, Any], Any]
 Schedule = Callable[[jax.Array], jax.Array]
-# How many codes of a kernel tell what share of them a perturbation changes.
-SAMPLED_CODES = 4096
 
 
 class StepParts(NamedTuple):
@@ -90,39 +88,6 @@ def _checked(result: Any) -> tuple[jax.Array, Metrics]:
         "number, such as a mean over the batch."
       )
   return result
-
-
-def changed_codes(
-  graphdef: nnx.GraphDef,
-  rest: nnx.State,
-  params: state_lib.Params,
-  displaced: state_lib.Params,
-) -> jax.Array:
-  """Estimate the share of integer weight codes that a perturbation changes.
-
-  Each kernel counts at its most likely candidate, by its size; of a large one
-  evenly spread rows of about `SAMPLED_CODES` elements are looked at. At few
-  bits a small perturbation may change no code at all, and then sharpness cannot
-  speak.
-
-  Returns:
-    Shape (), float32, in [0, 1]; 0 for a network without quantized layers.
-  """
-  before = layers.kernel_layers(state_lib.merge_model(graphdef, params, rest))
-  after = layers.kernel_layers(state_lib.merge_model(graphdef, displaced, rest))
-  sizes = {path: layer.kernel.size for path, layer in before.items()}
-  whole = sum(sizes.values())
-  shares = [jnp.zeros((), jnp.float32)]
-  for path, layer in before.items():
-    stride = max(1, sizes[path] // SAMPLED_CODES)
-    codes = [
-      found.weight.codes(found.kernel_matrix()[::stride])
-      for found in (layer, after[path])
-    ]
-    # What one element of the sample stands for, where its code has changed.
-    share = jnp.float32(sizes[path] / max(whole * codes[0].size, 1))
-    shares.append(jnp.where(codes[0] != codes[1], share, 0))
-  return reductions.total(shares)
 
 
 def stacked_probabilities(
@@ -218,7 +183,7 @@ def search_step(
         perturbation.resolve_mask(state_lib.PERTURBED, params),
       )
     if displaced or len(passes) > 1:
-      figures["codes_changed"] = changed_codes(
+      figures["codes_changed"] = code_changes.changed_codes(
         parts.graphdef, rest, params, point
       )
     combined = combined._replace(logits=parts.layout.stack(combined.logits))

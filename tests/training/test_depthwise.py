@@ -27,6 +27,17 @@ def _uses_convolution(function, *args):
   return "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
 
 
+def _convolve(lhs, rhs, function=lowering.conv_general_dilated):
+  return function(
+    lhs,
+    rhs,
+    (2, 2),
+    "SAME",
+    dimension_numbers=_NHWC,
+    feature_group_count=6,
+  )
+
+
 def _both(settings, lhs, rhs):
   """Value and gradients of a cubic of the output, by the two functions."""
   results = []
@@ -97,15 +108,7 @@ def test_curvature_equals_that_of_lax():
 
   def hessian_product(function):
     def loss(rhs):
-      out = function(
-        lhs,
-        rhs,
-        (2, 2),
-        "SAME",
-        dimension_numbers=_NHWC,
-        feature_group_count=6,
-      )
-      return jnp.sum(out**4)
+      return jnp.sum(_convolve(lhs, rhs, function) ** 4)
 
     return jax.jit(
       lambda rhs: jax.jvp(jax.grad(loss), (rhs,), (jnp.cos(rhs),))[1]
@@ -146,19 +149,9 @@ def test_narrow_types_are_summed_in_float32():
   lhs, rhs = _arrays()
   narrow = (lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16))
 
-  def convolve(lhs, rhs):
-    return lowering.conv_general_dilated(
-      lhs,
-      rhs,
-      (1, 1),
-      "SAME",
-      dimension_numbers=_NHWC,
-      feature_group_count=6,
-    )
-
-  out = convolve(*narrow)
+  out = _convolve(*narrow)
   assert out.dtype == jnp.bfloat16
-  wide = convolve(*(array.astype(jnp.float32) for array in narrow))
+  wide = _convolve(*(array.astype(jnp.float32) for array in narrow))
   np.testing.assert_array_equal(out, wide.astype(jnp.bfloat16))
 
 
@@ -171,15 +164,7 @@ def test_a_sharded_batch_is_not_gathered():
   lhs, rhs = _arrays()
 
   def loss(lhs, rhs):
-    out = lowering.conv_general_dilated(
-      lhs,
-      rhs,
-      (1, 1),
-      "SAME",
-      dimension_numbers=_NHWC,
-      feature_group_count=6,
-    )
-    return jnp.sum(out**2)
+    return jnp.sum(_convolve(lhs, rhs) ** 2)
 
   step = jax.jit(jax.grad(loss, argnums=(0, 1)))
   args = (jax.device_put(lhs, sharding), rhs)

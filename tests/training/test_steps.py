@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice, layers
+from asga_jax.quantization import bit_choice
 from asga_jax.training import sharding, steps
 from asga_jax.training import state as state_lib
 
@@ -277,35 +277,6 @@ def test_the_state_is_donated(tiny_search, tiny_batches):
   tiny_search.step(state, batch)
   assert given
   assert all(leaf.is_deleted() for leaf in given)
-
-
-def test_changed_codes_counts_codes_of_the_likeliest_candidate(perceptron):
-  graphdef, params, rest = state_lib.split_model(perceptron)
-  logits = jax.tree.map(
-    lambda leaf: jnp.arange(leaf.size, dtype=leaf.dtype), params.logits
-  )
-  params = params._replace(logits=logits)
-  moved = jax.tree.map(lambda leaf: leaf + 0.02, params.weights)
-
-  @jax.jit
-  def changed_codes(displaced):
-    return steps.changed_codes(graphdef, rest, params, displaced)
-
-  share = changed_codes(params._replace(weights=moved))
-  changed = total = 0
-  for layer in layers.quantized_layers(perceptron).values():
-    # The last of the candidates: 4 bits, of the narrow symmetric range.
-    step = np.asarray(layer.weight.steps(1))[-1]
-    kernel = np.asarray(layer.kernel[...])
-    codes = [
-      np.round(np.clip(k / step, -7, 7)) for k in (kernel, kernel + 0.02)
-    ]
-    changed += int((codes[0] != codes[1]).sum())
-    total += kernel.size
-    assert layer.weight.candidates() == (2, 4)
-  assert 0 < changed / total < 1
-  assert float(share) == pytest.approx(changed / total, abs=1e-6)
-  assert changed_codes(params) == 0
 
 
 def test_stacked_probabilities_are_those_of_each_tensor():
