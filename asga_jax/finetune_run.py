@@ -171,8 +171,8 @@ def start(
   """
   mesh = sharding.data_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
-  batches_lib.steps_per_epoch(split, config.batch_size)
-  batches_lib.steps_per_epoch(split, config.eval_batch_size)
+  batches_lib.steps_per_epoch(len(split), config.batch_size)
+  batches_lib.steps_per_epoch(len(split), config.eval_batch_size)
   raw = batches_lib.batch_at(
     split, 0, batch_size=config.batch_size, seed=config.finetune.seed
   )

@@ -15,8 +15,8 @@ from asga_jax import allocation, search_space
 from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.quantization import surgery
-from asga_jax.training import loop, setup, steps
+from asga_jax.quantization import calibration, surgery
+from asga_jax.training import loop, setup, sharding, steps
 from asga_jax.training import state as state_lib
 
 MODES = ("joint", "bilevel")
@@ -161,6 +161,32 @@ def start_search(
     costs=costs,
     input_shape=input_shape,
   )
+
+
+def calibrate(search: Search, inputs: Any) -> Search:
+  """Start a search over from the ranges of real inputs.
+
+  For a model that was made searchable by the shape of its input alone; weights
+  and all that is not quantizers' stay.
+
+  Args:
+    search: from `start_search`, before its first step.
+    inputs: a batch of inputs.
+
+  Returns:
+    The same search with another state.
+
+  Raises:
+    ValueError: inputs that the model cannot be run on.
+  """
+  params = search.state.params
+  unstacked = params._replace(logits=search.parts.layout.unstack(params.logits))
+  model = state_lib.merge_model(search.graphdef, unstacked, search.state.rest)
+  _, fresh, rest = state_lib.split_model(calibration.calibrate(model, inputs))
+  state = search.state._replace(
+    params=params._replace(quantizers=fresh.quantizers), rest=rest
+  )
+  return search._replace(state=sharding.place_replicated(state, search.mesh))
 
 
 def temperature_schedule(settings: SearchSettings) -> steps.Schedule:

@@ -18,18 +18,28 @@ SHOWN = ("loss", "accuracy", "gap", "radius", "expected_use")
 
 
 def batches(
-  config: ml_collections.ConfigDict, splits: data_lib.Splits, first: int
+  config: ml_collections.ConfigDict,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  first: int,
 ) -> Iterator[Any]:
   """Yield raw batches from a step on: pairs with held-out ones if bilevel.
 
   Args:
     config: of the search.
-    splits: of the proxy.
+    dataset: the proxy.
+    splits: its parts.
     first: how many steps were done.
 
   Yields:
-    Batches of this process, as `data.batches.batch_at` gives them.
+    Batches of this process, as `data.batches.batch_at` gives them, with the
+    proxy's statistics.
   """
+
+  def batch_at(split: data_lib.Split, step: int) -> dict[str, Any]:
+    batch = batches_lib.batch_at(split, step, **place)
+    return batches_lib.with_statistics(batch, dataset)
+
   place: dict[str, Any] = {
     "batch_size": config.batch_size,
     "seed": config.search.seed,
@@ -37,9 +47,9 @@ def batches(
     "process_count": jax.process_count(),
   }
   for step in range(first, config.search.steps):
-    batch = batches_lib.batch_at(splits.train, step, **place)
+    batch = batch_at(splits.train, step)
     if config.search.mode == "bilevel":
-      yield batch, batches_lib.batch_at(splits.heldout, step, **place)
+      yield batch, batch_at(splits.heldout, step)
     else:
       yield batch
 
@@ -48,6 +58,7 @@ def train(
   config: ml_collections.ConfigDict,
   made: search.Search,
   state: state_lib.TrainState,
+  dataset: data_lib.Dataset,
   splits: data_lib.Splits,
   directory: pathlib.Path,
   first: int | None,
@@ -59,7 +70,7 @@ def train(
   return recorded_loop.train(
     made.step,
     state,
-    batches(config, splits, first or 0),
+    batches(config, dataset, splits, first or 0),
     made.mesh,
     recorded_loop.Plan(
       label="search",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -124,7 +125,7 @@ def make_deployed(
 def make_searchable(
   config: ml_collections.ConfigDict,
   num_classes: int,
-  example_images: np.ndarray | jax.Array,
+  example_images: np.ndarray | jax.Array | jax.ShapeDtypeStruct,
   *,
   trained: bool = True,
 ) -> nnx.Module:
@@ -133,7 +134,8 @@ def make_searchable(
   Args:
     config: of the search.
     num_classes: of the proxy.
-    example_images: preprocessed, shape (batch, size, size, 3), float32.
+    example_images: preprocessed, shape (batch, size, size, 3), float32; or
+      their shape alone, see `quantization.surgery.make_searchable`.
     trained: see `make_network`.
 
   Returns:
@@ -158,7 +160,7 @@ def make_searchable(
 
 def make_prepare(
   config: ml_collections.ConfigDict,
-  dataset: data_lib.Dataset,
+  dataset: data_lib.Dataset | data_lib.DatasetInfo,
   *,
   train: bool,
 ) -> steps.PrepareFn:
@@ -166,17 +168,16 @@ def make_prepare(
 
   Args:
     config: of the search.
-    dataset: gives mean, deviation and whether images may be mirrored.
+    dataset: says whether images may be mirrored, and gives mean and deviation;
+      its info alone does for batches that carry them, see
+      `data.batches.with_statistics`.
     train: whether to augment.
 
   Returns:
     A function of (key, {'image': uint8, 'label': int32, ...}).
   """
   normalise = functools.partial(
-    augmentation.preprocess,
-    mean=dataset.mean,
-    std=dataset.std,
-    size=config.data.image_size,
+    augmentation.preprocess, size=config.data.image_size
   )
 
   def prepare(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
@@ -185,7 +186,11 @@ def make_prepare(
       images = augmentation.augment(
         key, images, pad=config.data.pad, flip=dataset.flip
       )
-    return {**batch, "image": normalise(images)}
+    known: Any = batch
+    if isinstance(dataset, data_lib.Dataset):
+      known = {"mean": dataset.mean, "std": dataset.std}
+    images = normalise(images, mean=known["mean"], std=known["std"])
+    return {**batch, "image": images}
 
   return prepare
 
@@ -193,3 +198,8 @@ def make_prepare(
 def example_shape(config: ml_collections.ConfigDict) -> Sequence[int]:
   """Give the shape of one preprocessed image of the proxy."""
   return (config.data.image_size, config.data.image_size, 3)
+
+
+def blank_images(config: ml_collections.ConfigDict) -> jax.ShapeDtypeStruct:
+  """Stand for preprocessed images where there are none; ranges come later."""
+  return jax.ShapeDtypeStruct((1, *example_shape(config)), jnp.float32)

@@ -4,8 +4,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 from absl import logging
 
@@ -19,6 +17,7 @@ from asga_jax import (
   search_config,
   search_loop,
   search_parts,
+  search_start,
   search_summary,
 )
 from asga_jax import policy as policy_lib
@@ -35,7 +34,6 @@ from asga_jax.training import (
   loop,
   metrics_log,
   recorded_loop,
-  sharding,
   tensorboard_log,
   workdir,
 )
@@ -88,15 +86,19 @@ def run(
     return _read(directory)
   # Not used yet: whoever misses a table is to know before data is fetched.
   search_parts.make_costs(config)
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
-  bilevel = config.search.mode == "bilevel"
-  splits = data_lib.split_proxy(
-    dataset,
-    heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
-    seed=config.search.seed,
-  )
-  begun = checkpoints.latest_step(directory / "checkpoints") is not None
-  made = start(config, dataset, splits, trained=not begun)
+  source = {"name": config.data.name, "data_dir": config.data.dir or None}
+  info = data_lib.describe(**source)
+  begun = checkpoints.latest_step(directory / "checkpoints")
+  made = search_start.build(config, info, trained=begun is None)
+  compiling = None
+  if (begun or 0) < config.search.steps:
+    shapes = batches_lib.batch_shapes(info, config.batch_size)
+    pair = (shapes,) * (2 if config.search.mode == "bilevel" else 1)
+    compiling = ahead.start_compiling(made.step, made.state, *pair)
+  # What needs the images themselves, while the compiler works.
+  dataset = data_lib.load(**source)
+  splits = search_start.split(config, dataset)
+  made = search_start.calibrate(config, made, dataset, splits)
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(path, config)
   _keep_latency_table(config, directory)
@@ -111,11 +113,8 @@ def run(
     first, state = restored
     logging.info("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
-  if (first or 0) < config.search.steps:
-    example = next(search_loop.batches(config, splits, first or 0))
-    placed = sharding.place_batch(example, made.mesh)
-    batches = placed if config.search.mode == "bilevel" else (placed,)
-    made = made._replace(step=ahead.compile_step(made.step, state, *batches))
+  if compiling is not None:
+    made = made._replace(step=compiling.result())
   # Open to the end: the last checkpoint is written while the result is made.
   with checkpoints.Checkpoints(directory / "checkpoints") as kept:
 
@@ -126,6 +125,7 @@ def run(
       config,
       made,
       state,
+      dataset,
       splits,
       directory,
       first,
@@ -210,11 +210,12 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   folder = directory / "checkpoints"
   search_config.check_config(config)
   metadata = checkpoints.latest_metadata(folder)
-  shape = search_parts.example_shape(config)
-  # Weights, ranges and signedness come from the checkpoint, so any image will
-  # do, and no file of weights is needed.
+  # Weights, ranges and signedness come from the checkpoint.
   model = search_parts.make_searchable(
-    config, metadata["num_classes"], jnp.zeros((1, *shape)), trained=False
+    config,
+    metadata["num_classes"],
+    search_parts.blank_images(config),
+    trained=False,
   )
   made = search.start_search(
     model,
@@ -273,52 +274,6 @@ def _read(directory: pathlib.Path) -> Finished:
       "again from the last checkpoint"
     ) from error
   return Finished(policy_lib.load(directory / "policy.json"), summary)
-
-
-def start(
-  config: ml_collections.ConfigDict,
-  dataset: data_lib.Dataset,
-  splits: data_lib.Splits,
-  *,
-  trained: bool = True,
-) -> search.Search:
-  """Build a search that is ready for its first step.
-
-  Args:
-    config: of the search.
-    dataset: the proxy.
-    splits: its parts.
-    trained: whether to load the weights that the configuration names, if any.
-
-  Returns:
-    The search, calibrated on the first training batch.
-
-  Raises:
-    ValueError: bad values or weights, an infeasible budget, or a batch that
-      does not divide over the devices.
-  """
-  mesh = sharding.data_mesh()
-  sharding.check_batch_size(config.batch_size, mesh)
-  batches_lib.steps_per_epoch(splits.train, config.batch_size)
-  batches_lib.steps_per_epoch(splits.train, config.eval_batch_size)
-  if config.search.mode == "bilevel":
-    batches_lib.steps_per_epoch(splits.heldout, config.batch_size)
-  prepare = search_parts.make_prepare(config, dataset, train=False)
-  example = batches_lib.batch_at(
-    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
-  )
-  images = prepare(jax.random.key(0), {"image": jnp.asarray(example["image"])})
-  model = search_parts.make_searchable(
-    config, dataset.num_classes, images["image"], trained=trained
-  )
-  return search.start_search(
-    model,
-    budget=config.budget,
-    settings=search_config.make_settings(config),
-    costs=search_parts.make_costs(config),
-    prepare=search_parts.make_prepare(config, dataset, train=True),
-    mesh=mesh,
-  )
 
 
 def format_result(finished: Finished) -> str:

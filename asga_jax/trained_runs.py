@@ -5,7 +5,6 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
@@ -104,10 +103,10 @@ def _read_finetune(
   policy = None
   if not finetune_config.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
-    # Steps and signedness come from the file, so any image will do.
+    # Steps and signedness come from the file.
     network = conversion.quantize(
       network,
-      jnp.zeros((1, *search_parts.example_shape(config))),
+      search_parts.blank_images(config),
       policy,
       weight_quantizer=config.weight_quantizer,
       activation_quantizer=config.activation_quantizer,

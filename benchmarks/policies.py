@@ -29,8 +29,9 @@ from asga_jax import (
   finetune,
   search,
   search_config,
+  search_loop,
   search_parts,
-  search_run,
+  search_start,
 )
 from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
@@ -70,7 +71,7 @@ class Bench:
     self.config = make_config(seed, **sharpness)
     self.dataset = dataset
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
-    self.search = search_run.start(self.config, dataset, self.splits)
+    self.search = search_start.start(self.config, dataset, self.splits)
     self.start = search.trained_model(self.search, self.search.state)
     self.plain = search_parts.make_prepare(self.config, dataset, train=False)
 
@@ -90,7 +91,7 @@ class Bench:
     state = loop.run(
       self.search.step,
       self.search.state,
-      self.batches(steps),
+      search_loop.batches(self.config, self.dataset, self.splits, 0),
       steps,
       self.search.mesh,
     )

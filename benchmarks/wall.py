@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asga_jax import data as data_lib
-from asga_jax import files, search_loop, search_run
+from asga_jax import files, search_loop, search_start
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import ahead, checkpoints, metrics_log, sharding
 
@@ -163,10 +163,8 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
   config.search.steps = steps
-  made = search_run.start(config, dataset, splits)
-  raw = batches_lib.batch_at(
-    splits.train, 0, batch_size=config.batch_size, seed=0
-  )
+  made = search_start.start(config, dataset, splits)
+  raw = next(search_loop.batches(config, dataset, splits, 0))
   batch = sharding.place_batch(raw, made.mesh)
   compiled = ahead.compile_step(made.step, made.state, batch)
 
@@ -187,6 +185,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
         config,
         made._replace(step=step),
         state,
+        dataset,
         splits,
         pathlib.Path(directory),
         None,

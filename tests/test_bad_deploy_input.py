@@ -30,6 +30,7 @@ from asga_jax import (
   report,
   search_config,
   search_run,
+  search_start,
   trained_runs,
   weight_files,
 )
@@ -71,7 +72,7 @@ def searched(tmp_path_factory, tiny_model, make_tiny):
   config = search_config.of_search(make_tiny())
   dataset = data_lib.load("digits")
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
-  made = search_run.start(config, dataset, splits)
+  made = search_start.start(config, dataset, splits)
   _keep(directory, config, made.state, {"proxy": "digits", "num_classes": 10})
   found = search_run.finish(config, made, made.state, "digits")
   policy_lib.save(asga_jax.allocate(found), directory / "policy.json")

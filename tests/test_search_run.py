@@ -11,6 +11,7 @@ import sys
 import time
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -18,9 +19,10 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import search_config, search_parts, search_run
+from asga_jax import search_config, search_parts, search_run, search_start
 from asga_jax.analysis import run_warnings
 from asga_jax.cost import budget as budget_lib
+from asga_jax.data import batches as batches_lib
 from asga_jax.training import checkpoints, loop, metrics_log, tensorboard_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -104,7 +106,9 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
 
 def test_a_finished_run_prints_its_result_again(config, whole):
   before = _contents(whole)
-  with mock.patch.object(search_run, "start", side_effect=AssertionError):
+  with mock.patch.object(
+    search_run.search_start, "build", side_effect=AssertionError
+  ):
     finished = search_run.run(config, whole)
   assert _contents(whole) == before
   text = search_run.format_result(finished)
@@ -330,10 +334,63 @@ def test_a_file_in_the_place_of_the_directory_is_named(config, tmp_path):
   assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_state_is_that_of_a_network_made_with_the_images(config):
+  dataset = search_run.data_lib.load("digits")
+  splits = search_start.split(config, dataset)
+  made = search_start.start(config, dataset, splits)
+  raw = batches_lib.batch_at(
+    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
+  )
+  plain = search_parts.make_prepare(config, dataset, train=False)
+  images = plain(jax.random.key(0), raw)["image"]
+  model = search_parts.make_searchable(config, dataset.num_classes, images)
+  at_once = asga_jax.start_search(
+    model, budget=config.budget, settings=made.settings
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+    made.state._replace(key=0),
+    at_once.state._replace(key=0),
+  )
+  signs = [c[1].min() for c in jax.tree.leaves(made.state.rest) if c.ndim == 2]
+  assert {bool(sign < 0) for sign in signs} == {True, False}
+
+
+def test_the_step_is_compiled_while_data_are_read(config, tmp_path):
+  order = []
+  load, compiling = search_run.data_lib.load, search_run.ahead.start_compiling
+
+  def note(name, function):
+    def noted(*args, **kwargs):
+      order.append(name)
+      return function(*args, **kwargs)
+
+    return noted
+
+  with (
+    mock.patch.object(search_run.data_lib, "load", note("data", load)),
+    mock.patch.object(
+      search_run.ahead, "start_compiling", note("compile", compiling)
+    ),
+  ):
+    search_run.run(config, tmp_path / "run")
+  assert order == ["compile", "data"]
+
+
+def test_data_that_turn_out_bad_do_not_claim_the_directory(config, tmp_path):
+  error = search_run.data_lib.DataError("image 7 is not like the first")
+  with (
+    mock.patch.object(search_run.data_lib, "load", side_effect=error),
+    pytest.raises(search_run.data_lib.DataError, match="image 7"),
+  ):
+    search_run.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
   mesh = mock.Mock(size=3)
   with (
-    mock.patch.object(search_run.sharding, "data_mesh", return_value=mesh),
+    mock.patch.object(search_start.sharding, "data_mesh", return_value=mesh),
     pytest.raises(ValueError, match=r"batch_size=16 .* 3 devices"),
   ):
     search_run.run(config, tmp_path)
@@ -368,7 +425,7 @@ def test_prepared_images_are_normalised_and_augmented_only_in_training(
     "image": dataset.train_images[:4],
     "label": dataset.train_labels[:4],
   }
-  key = search_run.jax.random.key(0)
+  key = jax.random.key(0)
   plain = search_parts.make_prepare(config, dataset, train=False)(key, raw)
   expected = (raw["image"] / 255.0 - dataset.mean[0]) / dataset.std[0]
   np.testing.assert_allclose(

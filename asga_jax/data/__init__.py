@@ -6,6 +6,7 @@ from asga_jax.data import dataset, embedded, tfds_source
 
 DataError = dataset.DataError
 Dataset = dataset.Dataset
+DatasetInfo = dataset.DatasetInfo
 Split = dataset.Split
 Splits = dataset.Splits
 split_proxy = dataset.split_proxy
@@ -27,3 +28,20 @@ def load(
   if name in embedded.SOURCES:
     return embedded.SOURCES[name]()
   return tfds_source.load_tfds(name, data_dir=data_dir)
+
+
+def describe(
+  name: str, *, data_dir: str | os.PathLike | None = None
+) -> dataset.DatasetInfo:
+  """Tell what can be known of a data set without reading its images.
+
+  Args:
+    name: see `load`.
+    data_dir: see `load`.
+
+  Raises:
+    DataError: see `load`; but images beyond the first are not looked at.
+  """
+  if name in embedded.SOURCES:
+    return embedded.SOURCES[name]().info
+  return tfds_source.describe_tfds(name, data_dir=data_dir)

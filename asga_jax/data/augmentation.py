@@ -46,8 +46,8 @@ def augment(
 def preprocess(
   images: jax.Array,
   *,
-  mean: Sequence[float],
-  std: Sequence[float],
+  mean: Sequence[float] | jax.Array,
+  std: Sequence[float] | jax.Array,
   size: int = 32,
   channels: int = 3,
 ) -> jax.Array:
@@ -59,8 +59,9 @@ def preprocess(
 
   Args:
     images: shape [B, H, W, C], dtype uint8.
-    mean: of each stored channel, of pixels / 255.
-    std: deviation of each stored channel, of pixels / 255.
+    mean: of each stored channel, of pixels / 255; or an array [B, C], if each
+      image brings its own.
+    std: deviation of each stored channel, of pixels / 255; as `mean`.
     size: height and width wanted, at least those of the images.
     channels: channels wanted: C, or any number where C is 1.
 
@@ -85,10 +86,14 @@ def preprocess(
     raise ValueError(
       f"channels is {channels}, and images have {stored}; expected {stored}"
     )
-  if len(mean) != stored or len(std) != stored:
+  statistics = [jnp.asarray(given, jnp.float32) for given in (mean, std)]
+  if any(
+    given.shape not in ((stored,), (len(images), stored))
+    for given in statistics
+  ):
     raise ValueError(
-      f"mean is {tuple(mean)} and std {tuple(std)}; expected {stored} numbers "
-      "each, one a stored channel"
+      f"mean is {mean} and std {std}; expected {stored} numbers each, one a "
+      f"stored channel, or such numbers for each of {len(images)} images"
     )
   factor = size // max(height, width)
   images = images.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -96,7 +101,6 @@ def preprocess(
   margins = [(gap // 2, gap - gap // 2) for gap in gaps]
   images = jnp.pad(images, ((0, 0), *margins, (0, 0)))
   scaled = images.astype(jnp.float32) / 255
-  scaled = (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(
-    std, jnp.float32
-  )
+  center, spread = (given.reshape(-1, 1, 1, stored) for given in statistics)
+  scaled = (scaled - center) / spread
   return scaled if stored == channels else scaled.repeat(channels, axis=3)

@@ -1,25 +1,30 @@
 """Batches by position, so that a resumed run sees what it would have seen."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from asga_jax.data import dataset as dataset_lib
 
 
-def steps_per_epoch(split: dataset_lib.Split, batch_size: int) -> int:
+def steps_per_epoch(images: int, batch_size: int) -> int:
   """Count the whole batches of one epoch; the remainder is left out.
 
+  Args:
+    images: of the split.
+    batch_size: of all processes together.
+
   Raises:
-    ValueError: if `batch_size` is not in [1, len(split)].
+    ValueError: if `batch_size` is not in [1, images].
   """
-  if not 1 <= batch_size <= len(split):
+  if not 1 <= batch_size <= images:
     raise ValueError(
-      f"batch_size is {batch_size}; expected 1 to {len(split)}, the number of "
+      f"batch_size is {batch_size}; expected 1 to {images}, the number of "
       "images of the split"
     )
-  return len(split) // batch_size
+  return images // batch_size
 
 
 def batch_at(
@@ -53,11 +58,52 @@ def batch_at(
   """
   if step < 0:
     raise ValueError(f"step is {step}; expected a number from 0")
-  epoch, position = divmod(step, steps_per_epoch(split, batch_size))
+  epoch, position = divmod(step, steps_per_epoch(len(split), batch_size))
   order = _permutation(len(split), seed, epoch)
   chosen = order[position * batch_size : (position + 1) * batch_size]
   mine = chosen[_share(batch_size, process_index, process_count)]
   return {"image": split.images[mine], "label": split.labels[mine]}
+
+
+def with_statistics(
+  batch: Mapping[str, np.ndarray], dataset: dataset_lib.Dataset
+) -> dict[str, np.ndarray]:
+  """Add what images are normalised by to a batch, once an image.
+
+  So it is split over devices as images are, and a step that takes it from its
+  batch can be compiled before any data are read.
+
+  Args:
+    batch: with "image", [B, H, W, C].
+    dataset: it is of.
+
+  Returns:
+    The batch with "mean" and "std", float32 [B, C].
+  """
+  count = len(batch["image"])
+  return {
+    **batch,
+    "mean": np.tile(np.asarray(dataset.mean, np.float32), (count, 1)),
+    "std": np.tile(np.asarray(dataset.std, np.float32), (count, 1)),
+  }
+
+
+def batch_shapes(
+  info: dataset_lib.DatasetInfo, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Tell what batches `with_statistics` look like, of all processes together.
+
+  Args:
+    info: of the data set.
+    batch_size: of all processes together.
+  """
+  channels = info.image_shape[2]
+  return {
+    "image": jax.ShapeDtypeStruct((batch_size, *info.image_shape), np.uint8),
+    "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
+    "mean": jax.ShapeDtypeStruct((batch_size, channels), np.float32),
+    "std": jax.ShapeDtypeStruct((batch_size, channels), np.float32),
+  }
 
 
 def eval_batches(

@@ -10,6 +10,23 @@ class DataError(ValueError):
   """A data set that is missing, unprepared or not of the expected form."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+  """What is known of a data set before its images are read."""
+
+  name: str
+  image_shape: tuple[int, int, int]  # [H, W, C] as stored
+  class_names: tuple[str, ...]
+  train_images: int  # how many
+  # Whether a mirrored image still shows its class: digits do not.
+  flip: bool = True
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
   """Labelled images in memory.
@@ -24,8 +41,7 @@ class Dataset:
   test_images: np.ndarray  # shape=(M, H, W, C), dtype=uint8
   test_labels: np.ndarray  # shape=(M,), dtype=int32
   class_names: tuple[str, ...]
-  # Whether a mirrored image still shows its class: digits do not.
-  flip: bool = True
+  flip: bool = True  # see `DatasetInfo`
   # The name the source gives to the part that only reports.
   test_split: str = "test"
 
@@ -66,6 +82,17 @@ class Dataset:
     """Shape [H, W, C] as stored, before `preprocess`."""
     height, width, channels = self.train_images.shape[1:]
     return height, width, channels
+
+  @property
+  def info(self) -> DatasetInfo:
+    """What was known before the images were read."""
+    return DatasetInfo(
+      name=self.name,
+      image_shape=self.image_shape,
+      class_names=self.class_names,
+      train_images=len(self.train_images),
+      flip=self.flip,
+    )
 
   @functools.cached_property
   def mean(self) -> tuple[float, ...]:

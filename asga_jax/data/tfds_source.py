@@ -33,6 +33,41 @@ def load_tfds(
     DataError: if it is not there, not readable without TensorFlow, or holds
       something else than images of one shape with one label each.
   """
+  builder, test_split = _open(name, data_dir)
+  train_images, train_labels = _read(name, builder, "train")
+  test_images, test_labels = _read(name, builder, test_split)
+  return dataset_lib.Dataset(
+    name=name,
+    train_images=train_images,
+    train_labels=train_labels,
+    test_images=test_images,
+    test_labels=test_labels,
+    class_names=tuple(builder.info.features["label"].names),
+    test_split=test_split,
+  )
+
+
+def describe_tfds(
+  name: str, *, data_dir: str | os.PathLike | None = None
+) -> dataset_lib.DatasetInfo:
+  """Tell what the metadata and the first image say; see `load_tfds`."""
+  builder, _ = _open(name, data_dir)
+  source = builder.as_data_source(split="train")
+  image: Any = source[0]["image"] if len(source) else np.empty(0)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+    # Which says what is wrong.
+    return load_tfds(name, data_dir=data_dir).info
+  height, width, channels = image.shape
+  return dataset_lib.DatasetInfo(
+    name=name,
+    image_shape=(height, width, channels),
+    class_names=tuple(builder.info.features["label"].names),
+    train_images=len(source),
+  )
+
+
+def _open(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, str]:
+  """Return the builder, checked, and the name of the test part."""
   path = _find(name, data_dir)
   # Seconds to import, and most runs read no TFDS data set.
   import tensorflow_datasets as tfds
@@ -52,17 +87,7 @@ def load_tfds(
         f"data set {name!r} in {path}: expected a split 'train' and a split "
         f"'test' or 'validation'; found {', '.join(builder.info.splits)}"
       )
-  train_images, train_labels = _read(name, builder, "train")
-  test_images, test_labels = _read(name, builder, test_split)
-  return dataset_lib.Dataset(
-    name=name,
-    train_images=train_images,
-    train_labels=train_labels,
-    test_images=test_images,
-    test_labels=test_labels,
-    class_names=tuple(builder.info.features["label"].names),
-    test_split=test_split,
-  )
+  return builder, test_split
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:

@@ -47,7 +47,7 @@ def sample_inputs(
   Args:
     model: any Flax NNX module, plain or searchable; its state is not changed,
       and its mode (batch norm) is kept.
-    inputs: a batch of inputs.
+    inputs: a batch of inputs; or its shape and dtype, for samples of zeros.
     method: the method to run.
 
   Returns:
@@ -87,7 +87,13 @@ def sample_inputs(
   # jit sorts the keys of a dict; this one keeps the order of the calls.
   readers: dict[str, str] = {}
   try:
-    found, seconds = run(state, inputs)
+    if isinstance(inputs, jax.ShapeDtypeStruct):
+      shapes = jax.eval_shape(run, state, inputs)
+      found, seconds = jax.tree.map(
+        lambda shape: np.zeros(shape.shape, shape.dtype), shapes
+      )
+    else:
+      found, seconds = run(state, inputs)
   except (TypeError, ValueError) as error:
     reason = str(error).rstrip(".")
     raise ValueError(
@@ -111,7 +117,7 @@ def _check_inputs(model: Any, inputs: Any, method: str) -> None:
       f"method={method!r}; expected the name of a method of model "
       f"({type(model).__name__})."
     )
-  if not isinstance(inputs, (np.ndarray, jax.Array)):
+  if not isinstance(inputs, (np.ndarray, jax.Array, jax.ShapeDtypeStruct)):
     raise ValueError(
       f"the example input is a {type(inputs).__name__}; {_ACCEPTED}"
     )
@@ -121,6 +127,8 @@ def _check_inputs(model: Any, inputs: Any, method: str) -> None:
     )
   if not (inputs.dtype == bool or jnp.issubdtype(inputs.dtype, jnp.number)):
     raise ValueError(f"the example input is of {inputs.dtype}; {_ACCEPTED}")
+  if isinstance(inputs, jax.ShapeDtypeStruct):
+    return
   if not bool(jnp.all(jnp.isfinite(inputs))):
     raise ValueError(
       "the example input holds values that are not finite; initial ranges are "

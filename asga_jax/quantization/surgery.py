@@ -41,7 +41,9 @@ def make_searchable(
   Args:
     model: any Flax NNX module with layers of `layer_kinds.KINDS`; neither it
       nor its variables are changed.
-    example_input: a batch of inputs; real ones give better initial ranges.
+    example_input: a batch of inputs; real ones give better initial ranges. Or
+      a `jax.ShapeDtypeStruct` of one: then all ranges have to be set later, by
+      `calibration.calibrate` or from a checkpoint.
     bits: the candidates of every searched tensor.
     rules: exceptions, see `rules.Rule`.
     end_bits: the bits of the first and the last layer called, not searched.
@@ -121,6 +123,8 @@ def make_searchable(
       # Of numpy: each shape would be a program to compile.
       kernel: Any = np.asarray(node.kernel[...])
       matrix = layer_kinds.to_matrix(kernel, kind.output_axes(node))
+      if isinstance(example_input, jax.ShapeDtypeStruct):
+        matrix = matrix[:1]  # Shapes are all that is wanted now.
       weight = (calibration.weight_sample(matrix, of_weights), of_weights, True)
     return layers.quantize_layer(
       node,

@@ -2,22 +2,28 @@
 
 import gc
 import time
+from concurrent import futures
 from typing import Any
 
 import jax
 from absl import logging
 
 
-def compile_step(step: Any, *args: Any) -> jax.stages.Compiled:
-  """Compile a jitted step for arguments like these, and log how long it took.
+def start_compiling(
+  step: Any, *args: Any
+) -> futures.Future[jax.stages.Compiled]:
+  """Trace a jitted step, and compile it while the caller goes on.
+
+  Both are logged with how long they took.
 
   Args:
     step: from `jax.jit`.
-    *args: arrays of the shapes, dtypes and shardings of every call to come;
-      they are not donated.
+    *args: arrays, or the shapes and dtypes, of every call to come; they are not
+      donated.
 
   Returns:
-    The compiled step. It raises TypeError for arguments of another kind.
+    The compiled step to come. It raises TypeError for arguments of another
+    kind.
   """
   logging.info(
     "compiling the step: a minute or two for a deep network on a CPU, seconds "
@@ -30,14 +36,27 @@ def compile_step(step: Any, *args: Any) -> jax.stages.Compiled:
   gc.disable()
   try:
     lowered = step.lower(*args)
-    traced = time.perf_counter()
-    compiled: jax.stages.Compiled = lowered.compile()
   finally:
     if collecting:
       gc.enable()
-  logging.info(
-    "traced in %.1f s, compiled in %.1f s",
-    traced - started,
-    time.perf_counter() - traced,
-  )
-  return compiled
+  traced = time.perf_counter()
+
+  def finish() -> jax.stages.Compiled:
+    compiled: jax.stages.Compiled = lowered.compile()
+    logging.info(
+      "traced in %.1f s, compiled in %.1f s",
+      traced - started,
+      time.perf_counter() - traced,
+    )
+    return compiled
+
+  executor = futures.ThreadPoolExecutor(1, "compile")
+  try:
+    return executor.submit(finish)
+  finally:
+    executor.shutdown(wait=False)
+
+
+def compile_step(step: Any, *args: Any) -> jax.stages.Compiled:
+  """Compile a jitted step, and wait for it; see `start_compiling`."""
+  return start_compiling(step, *args).result()

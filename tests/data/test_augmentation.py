@@ -118,6 +118,20 @@ def test_colours_keep_their_own_moments_and_odd_gaps_end_below():
   )
 
 
+def test_images_may_bring_their_own_moments():
+  images = _images((4, 6, 6, 3))
+  mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+  once = augmentation.preprocess(images, mean=mean, std=std)
+  each = augmentation.preprocess(
+    images,
+    mean=jnp.tile(jnp.asarray(mean), (4, 1)),
+    std=jnp.tile(jnp.asarray(std), (4, 1)),
+  )
+  np.testing.assert_array_equal(once, each)
+  with pytest.raises(ValueError, match="for each of 4 images"):
+    augmentation.preprocess(images, mean=jnp.zeros((5, 3)), std=std)
+
+
 @pytest.mark.parametrize(
   ("shape", "dtype", "settings", "message"),
   [

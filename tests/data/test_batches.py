@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asga_jax.data import batches
+from asga_jax.data import batches, embedded
 from asga_jax.data import dataset as dataset_lib
 
 
@@ -15,7 +15,7 @@ def _split(count):
 
 
 def _epoch(split, epoch, batch_size, seed):
-  steps = batches.steps_per_epoch(split, batch_size)
+  steps = batches.steps_per_epoch(len(split), batch_size)
   return np.concatenate(
     [
       batches.batch_at(
@@ -28,7 +28,7 @@ def _epoch(split, epoch, batch_size, seed):
 
 def test_an_epoch_goes_once_through_the_split():
   split = _split(12)
-  assert batches.steps_per_epoch(split, 4) == 3
+  assert batches.steps_per_epoch(len(split), 4) == 3
   first, second = (_epoch(split, epoch, 4, 0) for epoch in (0, 1))
   for seen in (first, second):
     np.testing.assert_array_equal(np.sort(seen), np.arange(12))
@@ -38,7 +38,7 @@ def test_an_epoch_goes_once_through_the_split():
 
 def test_the_incomplete_batch_is_left_out():
   split = _split(14)
-  assert batches.steps_per_epoch(split, 4) == 3
+  assert batches.steps_per_epoch(len(split), 4) == 3
   assert len(set(_epoch(split, 0, 4, 0))) == 12
 
 
@@ -60,6 +60,20 @@ def test_images_and_labels_go_together():
   assert batch["image"].dtype == np.uint8
   assert batch["label"].dtype == np.int32
   np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+
+
+def test_statistics_go_with_each_image_in_the_shapes_foretold():
+  dataset = embedded.digits()
+  split = dataset_lib.Split(dataset.train_images, dataset.train_labels)
+  raw = batches.batch_at(split, 0, batch_size=6, seed=0)
+  batch = batches.with_statistics(raw, dataset)
+  pixels = dataset.train_images / 255
+  np.testing.assert_allclose(batch["mean"], pixels.mean(), rtol=1e-6)
+  np.testing.assert_allclose(batch["std"], pixels.std(), rtol=1e-6)
+  foretold = batches.batch_shapes(dataset.info, 6)
+  assert {name: (x.shape, x.dtype) for name, x in foretold.items()} == {
+    name: (x.shape, x.dtype) for name, x in batch.items()
+  }
 
 
 def test_processes_share_a_batch_in_order():

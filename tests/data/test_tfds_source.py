@@ -76,6 +76,9 @@ def test_a_prepared_set_is_read_as_it_was_written(tmp_path, monkeypatch):
   np.testing.assert_array_equal(
     dataset.train_labels, dataset.train_images[:, 0, 0, 0] > 127
   )
+  info = data.describe("tiny_made", data_dir=tmp_path)
+  assert info == dataset.info
+  assert (info.train_images, info.image_shape) == (4, (4, 6, 3))
   monkeypatch.setenv("ASGA_DATA_DIR", str(tmp_path))
   again = data.load("tiny_made/1.0.0")
   np.testing.assert_array_equal(again.train_images, dataset.train_images)

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from asga_jax.quantization import calibration, layers, surgery
+from asga_jax.quantization import calibration, layers, quantizers, surgery
 
 
 def _init(key, shape, dtype):
@@ -117,6 +118,23 @@ def test_calibrate():
     np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
   for new, old in zip(_leaves(before), leaves, strict=True):
     np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("quantizer", sorted(quantizers.QUANTIZERS))
+def test_a_network_made_of_shapes_is_calibrated_later(quantizer):
+  model, x = _net(), _x()
+  settings = {
+    "weight_quantizer": quantizer,
+    "activation_quantizer": quantizer,
+    "tie_shared_inputs": True,
+  }
+  shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  blank = surgery.make_searchable(model, shape, **settings)
+  expected = surgery.make_searchable(model, x, **settings)
+  assert nnx.split(blank)[0] == nnx.split(expected)[0]
+  found = _leaves(calibration.calibrate(blank, x))
+  for new, old in zip(found, _leaves(expected), strict=True):
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
 
 
 def test_calibrate_takes_the_weights_as_they_are_now():
