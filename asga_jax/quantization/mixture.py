@@ -5,18 +5,13 @@ again, so that memory does not grow with the number of candidates.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from asga_jax import outline, reductions
-from asga_jax.quantization import mixture_kernel, quantizers
-
-# Elements that a sweep on a CPU adds up lane by lane before it reduces: large
-# enough to vectorise, small enough for the second-level cache.
-CPU_CHUNK = 16384
+from asga_jax import outline
+from asga_jax.quantization import candidate_sums, mixture_kernel, quantizers
 
 
 class Grids(NamedTuple):
@@ -104,7 +99,7 @@ def mixture(
     *scales, *grids, probabilities, strict=True
   ):
     lower, upper, is_float = grid
-    _, code, _ = _codes(wide, inverse, lower, upper, offset)
+    _, code, _ = candidate_sums.codes(wide, inverse, lower, upper, offset)
     quantized = jnp.where(is_float, wide, step * (code + offset))
     terms.append(probability * quantized)
   # Not from zero, so that a float tensor keeps its negative zeros.
@@ -121,31 +116,9 @@ def _scales(steps: jax.Array) -> tuple[jax.Array, jax.Array]:
   return steps, 1 / steps
 
 
-def _codes(x, inverse, lower, upper, offset):
-  """Give x in steps of one candidate, its codes and the inner mask."""
-  scaled = x * inverse - offset
-  code = jnp.round(jnp.clip(scaled, lower, upper))
-  inside = (scaled > lower) & (scaled < upper)
-  return scaled, code, inside
-
-
 def _mixture_forward(x, steps, probabilities, grids, offset, step_gradient):
   result = mixture(x, steps, probabilities, grids, offset, step_gradient)
   return result, (x, steps, probabilities, grids)
-
-
-def _chunks(rows: int, columns: int) -> tuple[int, int]:
-  """Choose in how many chunks of whole rows a CPU sweeps a matrix.
-
-  Returns:
-    The chunks, and how many rows to add so that they divide them.
-  """
-  most = min(rows, rows * columns // CPU_CHUNK)
-  if jax.default_backend() != "cpu" or most < 2:
-    return 1, 0
-  divisor = max(n for n in range(1, most + 1) if rows % n == 0)
-  # Adding rows copies the tensor; a few large chunks need far more memory.
-  return (divisor, 0) if 4 * divisor > most else (most, -rows % most)
 
 
 def _by_kernel(
@@ -169,53 +142,23 @@ def _by_sweep(x, g, steps, probabilities, grids, *, offset, step_gradient):
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
   scales = _scales(steps.astype(wide))
-
-  def contributions(x, g, step, inverse, lower, upper, is_float):
-    """Give what one candidate adds to the two sums, element by element."""
-    scaled, code, inside = _codes(x, inverse, lower, upper, offset)
-    quantized = jnp.where(is_float, x, step * (code + offset))
-    inner = code - scaled if step_gradient == "full" else 0.0
-    step_slope = jnp.where(inside, inner, code + offset)
-    return g * quantized, jnp.where(is_float, 0.0, g * step_slope)
-
-  def sweep(sums, tensors):
-    """Add one chunk to the sums, lane by lane, and give its gradient."""
-    x, g = (tensor.astype(wide) for tensor in tensors)
-    slope = jnp.zeros_like(x)
-    for inverse, *grid, probability in zip(
-      scales[1], *grids, probabilities, strict=True
-    ):
-      lower, upper, is_float = grid
-      inside = _codes(x, inverse, lower, upper, offset)[-1]
-      slope += jnp.where(inside | is_float, probability, 0.0)
-    added = jax.vmap(contributions, in_axes=(None, None, 0, 0, 0, 0, 0))(
-      x, g, *scales, *grids
-    )
-    sums = jax.tree.map(jnp.add, sums, added)
-    return sums, (g * slope).astype(tensors[0].dtype)
-
-  columns = x.shape[-1] if x.ndim else 1
-  chunks, padding = _chunks(math.prod(x.shape[:-1]), columns)
-
-  def lanes(tensor):
-    """Shape a tensor to chunks of rows, where zeros add nothing."""
-    rows = jnp.pad(tensor.reshape(-1, columns), ((0, padding), (0, 0)))
-    return rows.reshape(chunks, -1, columns)
-
-  x_lanes, g_lanes = lanes(x), lanes(g)
-  zeros = jnp.zeros((steps.shape[0], *x_lanes.shape[1:]), wide)
-  if chunks == 1:
-    sums, dx = sweep((zeros, zeros), (x_lanes[0], g_lanes[0]))
-  else:
-    # XLA reduces many outputs on a CPU an element at a time; adding lanes up
-    # in one scan first is about ten times faster.
-    sums, dx = jax.lax.scan(sweep, (zeros, zeros), (x_lanes, g_lanes))
-    few = reductions.FEW // columns
-    sums = jax.tree.map(lambda x: reductions.add_halves(x, 1, few), sums)
-  quantized_sums = jnp.sum(sums[0], axis=(1, 2))
-  step_sums = jnp.sum(sums[1], axis=1 if steps.ndim == 2 else (1, 2))
-  dx = dx.reshape(-1)[: x.size].reshape(x.shape)
-  return dx, quantized_sums, step_sums
+  x_wide, g_wide = x.astype(wide), g.astype(wide)
+  slope = jnp.zeros_like(x_wide)
+  for inverse, *grid, probability in zip(
+    scales[1], *grids, probabilities, strict=True
+  ):
+    lower, upper, is_float = grid
+    inside = candidate_sums.codes(x_wide, inverse, lower, upper, offset)[-1]
+    slope += jnp.where(inside | is_float, probability, 0.0)
+  dx = (g_wide * slope).astype(x.dtype)
+  quantized_sums, step_sums = candidate_sums.of(
+    x_wide, g_wide, scales[1], grids, offset=offset, step_gradient=step_gradient
+  )
+  is_float = grids.is_float.reshape((-1,) + (1,) * (steps.ndim - 1))
+  quantized_sums = jnp.where(is_float, 1.0, scales[0]) * quantized_sums
+  if steps.ndim == 2:
+    quantized_sums = jnp.sum(quantized_sums, axis=1)
+  return dx, quantized_sums, jnp.where(is_float, 0.0, step_sums)
 
 
 def _mixture_backward(offset, step_gradient, residuals, g):
