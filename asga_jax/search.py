@@ -179,13 +179,15 @@ def calibrate(search: Search, inputs: Any) -> Search:
   Raises:
     ValueError: inputs that the model cannot be run on.
   """
-  params = search.state.params
-  unstacked = params._replace(logits=search.parts.layout.unstack(params.logits))
-  model = state_lib.merge_model(search.graphdef, unstacked, search.state.rest)
-  _, fresh, rest = state_lib.split_model(calibration.calibrate(model, inputs))
-  state = search.state._replace(
-    params=params._replace(quantizers=fresh.quantizers), rest=rest
+  # This process's copies, since other processes have no part in this.
+  params, rest = jax.tree.map(
+    lambda x: x.addressable_data(0), (search.state.params, search.state.rest)
   )
+  params = params._replace(logits=search.parts.layout.unstack(params.logits))
+  model = state_lib.merge_model(search.graphdef, params, rest)
+  _, fresh, rest = state_lib.split_model(calibration.calibrate(model, inputs))
+  params = search.state.params._replace(quantizers=fresh.quantizers)
+  state = search.state._replace(params=params, rest=rest)
   return search._replace(state=sharding.place_replicated(state, search.mesh))
 
 

@@ -39,83 +39,97 @@ def of(
   """Sum over a tensor what its gradient makes of each candidate's codes.
 
   Args:
-    x: the tensor, float32 or float64.
+    x: the tensor, float.
     g: the gradient of the mixture, as x.
-    inverse: one over the steps, shape (candidates,), or (candidates, channels)
-      with the channels on the last axis of x.
+    inverse: one over the steps, float32 or float64, shape (candidates,), or
+      (candidates, channels) with the channels on the last axis of x.
     grids: the codes of each candidate, see `mixture.Grids`.
     offset: added to every code.
     step_gradient: see `mixture.mixture`.
 
   Returns:
     The sums of g times the code (for a float candidate: times x) and of g times
-    the slope in the step (for a float candidate: anything), both of the shape
-    of `inverse`.
+    the slope in the step (for a float candidate: anything), both of shape and
+    dtype of `inverse`.
   """
-  # A batch may be split over devices: to slice it would gather it.
-  whole = x.shape[0] if inverse.ndim == 1 < x.ndim and _split_over_cpus() else 1
+
+  def terms(x, g, inverse, lower, upper, is_float):
+    """Give what is summed; all have an axis of the candidates."""
+    x, g = x.astype(inverse.dtype), g.astype(inverse.dtype)
+    _, code, inside = codes(x, inverse, lower, upper, offset)
+    if offset:
+      code += offset
+    inner = code - x * inverse if step_gradient == "full" else 0.0
+    slope = jnp.where(inside, inner, code)
+    return g * jnp.where(is_float, x, code), g * slope
+
+  if jax.default_backend() == "cpu":
+    return _by_slices(terms, x, g, inverse, grids)
+
+  def beside(value):
+    """Give a candidates' array the axes of the tensor."""
+    between = (1,) * (x.ndim + 1 - value.ndim)
+    return value.reshape(value.shape[:1] + between + value.shape[1:])
+
+  found = terms(x[None], g[None], *map(beside, (inverse, *grids)))
+  axes = tuple(range(1, x.ndim + 2 - inverse.ndim))
+  first, second = (jnp.sum(term, axis=axes) for term in found)
+  return first, second
+
+
+def _by_slices(terms, x, g, inverse, grids):
+  """Sum slices of a tensor into one, and that in turn."""
+  # A batch that may be split over devices stays whole: to slice it would gather
+  # it.
+  split = inverse.ndim == 1 < x.ndim and jax.device_count() > 1
+  whole = x.shape[0] if split else 1
   columns = x.shape[-1] if x.ndim else 1
   if inverse.ndim == 1:
     columns = math.gcd(x.size // max(whole, 1), LANES)
   rows = x.size // max(whole * columns, 1)
-  # Beside the rows and the columns of the tensor.
-  beside = (-1, 1) if inverse.ndim == 1 else (-1, columns)
-  scale = inverse.reshape(beside)
-  lower, upper, is_float = (grid.reshape(-1, 1) for grid in grids)
-
-  def added(x, g):
-    """Give what rows add, (whole, rows, candidates, columns)."""
-    x, g = x[:, :, None], g[:, :, None]
-    _, code, inside = codes(x, scale, lower, upper, offset)
-    if offset:
-      code += offset
-    inner = code - x * scale if step_gradient == "full" else 0.0
-    slope = jnp.where(inside, inner, code)
-    # In one complex number, for one loop over both: XLA fuses the codes into
-    # each of two.
-    return jax.lax.complex(g * jnp.where(is_float, x, code), g * slope)
-
   turns, padding = _turns(rows, whole * columns)
-  parts = PARTS if turns else 1
+  count = turns * PARTS or 1
+  shape = (whole, count, (rows + padding) // count, columns)
 
   def slices(tensor):
     """Shape a tensor to slices of rows, where zeros add nothing."""
     matrix = tensor.reshape(whole, rows, columns)
-    matrix = jnp.pad(matrix, ((0, 0), (0, padding), (0, 0)))
-    return matrix.reshape(whole, max(turns, 1) * parts, -1, columns)
+    return jnp.pad(matrix, ((0, 0), (0, padding), (0, 0))).reshape(shape)
 
   xs, gs = slices(x), slices(g)
+  # Candidates beside the columns: a row is then read once for all of them.
+  scale = inverse.reshape(-1, inverse[0].size)
+  values = (scale, *(grid.reshape(-1, 1) for grid in grids))
+
+  def added(place):
+    """Give the terms of a slice, (whole, rows, candidates, columns)."""
+    pair = (
+      jax.lax.dynamic_index_in_dim(tensor, place, 1, keepdims=False)
+      for tensor in (xs, gs)
+    )
+    # As one complex number, for one loop over both: XLA would compute the codes
+    # again for the second.
+    return jax.lax.complex(
+      *terms(*(part[:, :, None] for part in pair), *values)
+    )
 
   def turn(index, sums):
-    for part in range(parts):
-      place = index + part * turns
-      pair = (
-        jax.lax.dynamic_index_in_dim(tensor, place, 1, keepdims=False)
-        for tensor in (xs, gs)
-      )
-      sums += added(*pair)
+    for part in range(PARTS):
+      sums += added(index + part * turns)
     return sums
 
+  sums = added(0)
   if turns:
-    kind = jnp.result_type(x.dtype, jnp.complex64)
-    zeros = jnp.zeros((whole, xs.shape[2], inverse.shape[0], columns), kind)
-    sums = jax.lax.fori_loop(0, turns, turn, zeros)
-  else:
-    sums = added(xs[:, 0], gs[:, 0])
+    sums = jax.lax.fori_loop(0, turns, turn, jnp.zeros_like(sums))
   both = jnp.stack([jnp.real(sums), jnp.imag(sums)])
-  if jax.default_backend() == "cpu":
-    few = max(1, reductions.FEW // max(whole * columns, 1))
-    both = reductions.add_halves(both, 2, few)
+  few = max(1, reductions.FEW // max(whole * columns, 1))
+  both = reductions.add_halves(both, 2, few)
   found = jnp.sum(both, axis=(1, 2) if inverse.ndim == 2 else (1, 2, 4))
   return found[0], found[1]
 
 
-def _split_over_cpus() -> bool:
-  return jax.default_backend() == "cpu" and jax.device_count() > 1
-
-
 def _turns(rows: int, columns: int) -> tuple[int, int]:
-  """Choose in how many turns of `PARTS` slices of rows a CPU goes.
+  """Choose in how many turns of `PARTS` slices of rows to go.
 
   Args:
     rows: how many.
@@ -125,7 +139,7 @@ def _turns(rows: int, columns: int) -> tuple[int, int]:
     The turns, 0 for none, and how many rows to add so that slices are equal.
   """
   most = min(rows, rows * columns // CPU_SLICE) // PARTS
-  if jax.default_backend() != "cpu" or not most:
+  if not most:
     return 0, 0
   fitting = [n for n in range(1, most + 1) if rows % (n * PARTS) == 0]
   # Adding rows copies the tensor; a few large slices need far more memory.

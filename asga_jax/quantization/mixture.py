@@ -142,7 +142,7 @@ def _by_sweep(x, g, steps, probabilities, grids, *, offset, step_gradient):
   # Codes and sums in a narrower type would be wrong, not just rough.
   wide = jnp.promote_types(x.dtype, jnp.float32)
   scales = _scales(steps.astype(wide))
-  x_wide, g_wide = x.astype(wide), g.astype(wide)
+  x_wide = x.astype(wide)
   slope = jnp.zeros_like(x_wide)
   for inverse, *grid, probability in zip(
     scales[1], *grids, probabilities, strict=True
@@ -150,9 +150,9 @@ def _by_sweep(x, g, steps, probabilities, grids, *, offset, step_gradient):
     lower, upper, is_float = grid
     inside = candidate_sums.codes(x_wide, inverse, lower, upper, offset)[-1]
     slope += jnp.where(inside | is_float, probability, 0.0)
-  dx = (g_wide * slope).astype(x.dtype)
+  dx = (g.astype(wide) * slope).astype(x.dtype)
   quantized_sums, step_sums = candidate_sums.of(
-    x_wide, g_wide, scales[1], grids, offset=offset, step_gradient=step_gradient
+    x, g, scales[1], grids, offset=offset, step_gradient=step_gradient
   )
   is_float = grids.is_float.reshape((-1,) + (1,) * (steps.ndim - 1))
   quantized_sums = jnp.where(is_float, 1.0, scales[0]) * quantized_sums
@@ -161,12 +161,20 @@ def _by_sweep(x, g, steps, probabilities, grids, *, offset, step_gradient):
   return dx, quantized_sums, jnp.where(is_float, 0.0, step_sums)
 
 
+@functools.cache
+def _outlined_sweep(offset, step_gradient):
+  """Keep the sweep out of line: else what makes g would run in each part."""
+  return outline.outlined(
+    functools.partial(_by_sweep, offset=offset, step_gradient=step_gradient)
+  )
+
+
 def _mixture_backward(offset, step_gradient, residuals, g):
   x, steps, probabilities, grids = residuals
-  by_kernel, by_sweep = (
-    functools.partial(form, offset=offset, step_gradient=step_gradient)
-    for form in (_by_kernel, _by_sweep)
+  by_kernel = functools.partial(
+    _by_kernel, offset=offset, step_gradient=step_gradient
   )
+  by_sweep = _outlined_sweep(offset, step_gradient)
   operands = (x, g, steps, probabilities, grids)
   if mixture_kernel.runs(x, steps):
     # A host with a GPU may compile for its CPU as well.

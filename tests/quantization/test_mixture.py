@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,22 @@ def test_the_large_tensors_do_take_several_slices(monkeypatch):
   assert candidate_sums._turns(12 * 337, 16) == (3, 0)
   assert candidate_sums._turns(1, 50_000) == (0, 0)
   assert candidate_sums._turns(0, 4) == (0, 0)
+
+
+@pytest.mark.parametrize("step_gradient", ["full", "clip"])
+@pytest.mark.parametrize(
+  ("shape", "channels"),
+  [((), None), ((0, 3), None), ((6, 5, 7), None), ((6, 5, 7), 7), ((9,), 9)],
+)
+def test_sums_do_not_depend_on_the_platform(shape, channels, step_gradient):
+  x, steps, _, g = _inputs(shape, channels)
+  settings = {"offset": 0.5, "step_gradient": step_gradient}
+  found = candidate_sums.of(x, g, 1 / steps, _grids(), **settings)
+  with mock.patch.object(jax, "default_backend", return_value="gpu"):
+    expected = candidate_sums.of(x, g, 1 / steps, _grids(), **settings)
+  for one, other in zip(found, expected, strict=True):
+    assert one.shape == other.shape == steps.shape
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_unsigned_with_exact_ties():
