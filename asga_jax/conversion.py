@@ -35,8 +35,7 @@ def searchable(
 
   Args:
     model: any Flax NNX module; it is not changed.
-    example_input: a batch of inputs, best of real ones; or its shape, see
-      `quantization.surgery.make_searchable`.
+    example_input: a batch of inputs, best of real ones.
     bits: the candidates, each in 2..8, or 32 for float.
     rules: exceptions, see `quantization.rules.Rule`.
     deployed: the network as it will be deployed (its own head) and the shape

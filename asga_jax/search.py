@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -163,7 +164,9 @@ def start_search(
   )
 
 
-def calibrate(search: Search, inputs: Any) -> Search:
+def calibrate(
+  search: Search, inputs: Any, *, method: str = "__call__"
+) -> Search:
   """Start a search over from the ranges of real inputs.
 
   For a model that was made searchable by the shape of its input alone; weights
@@ -171,7 +174,8 @@ def calibrate(search: Search, inputs: Any) -> Search:
 
   Args:
     search: from `start_search`, before its first step.
-    inputs: a batch of inputs.
+    inputs: a batch of inputs as the model takes them, so after `prepare`.
+    method: the method that is called on them.
 
   Returns:
     The same search with another state.
@@ -179,15 +183,27 @@ def calibrate(search: Search, inputs: Any) -> Search:
   Raises:
     ValueError: inputs that the model cannot be run on.
   """
+  old = search.state
   # This process's copies, since other processes have no part in this.
   params, rest = jax.tree.map(
-    lambda x: x.addressable_data(0), (search.state.params, search.state.rest)
+    lambda x: x.addressable_data(0), (old.params, old.rest)
   )
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model = state_lib.merge_model(search.graphdef, params, rest)
-  _, fresh, rest = state_lib.split_model(calibration.calibrate(model, inputs))
-  params = search.state.params._replace(quantizers=fresh.quantizers)
-  state = search.state._replace(params=params, rest=rest)
+  model = calibration.calibrate(model, inputs, method=method)
+  _, params, rest = state_lib.split_model(model)
+
+  def found(new, old):
+    """Give a value that is not bound to a device; keys stay as they were."""
+    random = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+    return old if random else np.asarray(new)
+
+  state = old._replace(
+    params=old.params._replace(
+      quantizers=jax.tree.map(found, params.quantizers, old.params.quantizers)
+    ),
+    rest=jax.tree.map(found, rest, old.rest),
+  )
   return search._replace(state=sharding.place_replicated(state, search.mesh))
 
 

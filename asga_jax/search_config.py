@@ -124,10 +124,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
       "expected the path of a file of weights"
     )
-  if config.search.mode == "bilevel" and config.data.heldout_fraction <= 0:
+  share = config.data.heldout_fraction
+  if config.search.mode == "bilevel" and not 0 < share < 1:
     raise config_lib.ConfigError(
-      f"config.data.heldout_fraction is {config.data.heldout_fraction}; a "
-      "bilevel search needs a share above 0"
+      f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
+      " above 0 and below 1"
     )
 
 

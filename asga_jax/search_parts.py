@@ -125,7 +125,7 @@ def make_deployed(
 def make_searchable(
   config: ml_collections.ConfigDict,
   num_classes: int,
-  example_images: np.ndarray | jax.Array | jax.ShapeDtypeStruct,
+  example_images: np.ndarray | jax.Array | None,
   *,
   trained: bool = True,
 ) -> nnx.Module:
@@ -134,8 +134,8 @@ def make_searchable(
   Args:
     config: of the search.
     num_classes: of the proxy.
-    example_images: preprocessed, shape (batch, size, size, 3), float32; or
-      their shape alone, see `quantization.surgery.make_searchable`.
+    example_images: preprocessed, shape (batch, size, size, 3), float32; None
+      where all ranges are set later.
     trained: see `make_network`.
 
   Returns:
@@ -146,7 +146,8 @@ def make_searchable(
   """
   return conversion.searchable(
     make_network(config, num_classes, seed=config.search.seed, trained=trained),
-    example_images,
+    blank_images(config) if example_images is None else example_images,
+    blank=example_images is None,
     bits=tuple(config.bits),
     rules=search_config.make_rules(config),
     deployed=make_deployed(config),

@@ -11,6 +11,7 @@ from asga_jax import data as data_lib
 from asga_jax import (
   every_budget,
   files,
+  kept_table,
   policy_table,
   report,
   search,
@@ -25,7 +26,6 @@ from asga_jax import result as result_lib
 from asga_jax.analysis import plots
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.cost import latency_table
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import (
   ahead,
@@ -88,29 +88,37 @@ def run(
   search_parts.make_costs(config)
   source = {"name": config.data.name, "data_dir": config.data.dir or None}
   info = data_lib.describe(**source)
-  begun = checkpoints.latest_step(directory / "checkpoints")
-  made = search_start.build(config, info, trained=begun is None)
+  begun = checkpoints.latest_step(directory / "checkpoints") is not None
+  made = search_start.build(config, info, trained=not begun)
+  restored = checkpoints.restore_latest(directory / "checkpoints", made.state)
+  first = None if restored is None else restored[0]
+  kept_table.check(config, directory)
   compiling = None
-  if (begun or 0) < config.search.steps:
+  if (first or 0) < config.search.steps:
     shapes = batches_lib.batch_shapes(info, config.batch_size)
     pair = (shapes,) * (2 if config.search.mode == "bilevel" else 1)
     compiling = ahead.start_compiling(made.step, made.state, *pair)
-  # What needs the images themselves, while the compiler works.
-  dataset = data_lib.load(**source)
-  splits = search_start.split(config, dataset)
-  made = search_start.calibrate(config, made, dataset, splits)
+  try:
+    # What needs the images themselves, while the compiler works.
+    dataset = data_lib.load(**source)
+    splits = search_start.split(config, dataset)
+    if restored is None:
+      made = search_start.calibrate(config, made, dataset, splits)
+  except BaseException:
+    if compiling is not None and not compiling.done():
+      logging.info("there is an error; the command ends when the compiler does")
+    raise
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(path, config)
-  _keep_latency_table(config, directory)
+  kept_table.keep(config, directory)
   space = made.space
   for line in costs_lib.format_uniform_bops(
     space.network, space.choices, 4
   ).splitlines():
     logging.info("%s", line)
-  state, first = made.state, None
-  restored = checkpoints.restore_latest(directory / "checkpoints", state)
+  state = made.state
   if restored is not None:
-    first, state = restored
+    _, state = restored
     logging.info("going on from the checkpoint of step %d", first)
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   if compiling is not None:
@@ -214,14 +222,16 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
   model = search_parts.make_searchable(
     config,
     metadata["num_classes"],
-    search_parts.blank_images(config),
+    None,
     trained=False,
   )
   made = search.start_search(
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
-    costs=search_parts.make_costs(config, _kept_table(config, directory)),
+    costs=search_parts.make_costs(
+      config, kept_table.kept_path(config, directory)
+    ),
   )
   restored = checkpoints.restore_latest(folder, made.state)
   assert restored is not None
@@ -234,33 +244,6 @@ def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
       config.search.steps,
     )
   return finish(config, made, state, metadata["proxy"])
-
-
-def _kept_table(
-  config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> pathlib.Path:
-  """Name the search's own copy of its latency table."""
-  suffix = pathlib.Path(config.latency_table).suffix
-  return directory / f"latency_table{suffix}"
-
-
-def _keep_latency_table(
-  config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> None:
-  """Copy the latency table, so that later exports count as the search did."""
-  if not config.latency_table:
-    return
-  table = latency_table.load(config.latency_table)
-  logging.info("latencies: %s", table.how or "of unknown origin")
-  kept = _kept_table(config, directory)
-  if not kept.exists():
-    latency_table.save(table, kept)
-  elif latency_table.load(kept) != table:
-    raise workdir.WorkdirError(
-      f"{config.latency_table} is not the latency table that the search in"
-      f" {directory} began with, {kept}: put that back, or choose another"
-      " --workdir"
-    )
 
 
 def _read(directory: pathlib.Path) -> Finished:

@@ -39,8 +39,9 @@ def build(
     The search, for `calibrate`. Its step takes batches `with_statistics`.
 
   Raises:
-    ValueError: bad values or weights, an infeasible budget, or a batch that
-      does not divide over the devices.
+    ValueError: bad values or weights, images that are larger than their size
+      in the network, an infeasible budget, or a batch that is larger than the
+      proxy or does not divide over the devices.
   """
   mesh = sharding.data_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
@@ -52,7 +53,7 @@ def build(
   model = search_parts.make_searchable(
     config,
     info.num_classes,
-    search_parts.blank_images(config),
+    None,
     trained=trained,
   )
   return search.start_search(
@@ -79,6 +80,9 @@ def calibrate(
     dataset: the proxy.
     splits: its parts.
 
+  Returns:
+    The search, ready for its first step.
+
   Raises:
     ValueError: a split that is smaller than a batch.
   """
@@ -99,6 +103,18 @@ def start(
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
 ) -> search.Search:
-  """Build a search that is ready for its first step; see `build`."""
+  """Build a search that is ready for its first step.
+
+  Args:
+    config: of the search.
+    dataset: the proxy.
+    splits: its parts.
+
+  Returns:
+    The search.
+
+  Raises:
+    ValueError: see `build` and `calibrate`.
+  """
   made = build(config, dataset.info)
   return calibrate(config, made, dataset, splits)

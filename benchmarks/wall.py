@@ -5,7 +5,7 @@ and again with the cache that this leaves. Then profiles the loop of a search in
 one process: steps, batches, figures, progress, checkpoints.
 Prints a table, and writes it to --output.
 
-python benchmarks/wall.py --output=runs/wall
+python benchmarks/wall.py --output=runs/wall [--config.data.name=cifar10]
 """
 
 import contextlib
@@ -35,6 +35,7 @@ from asga_jax.training import ahead, checkpoints, metrics_log, sharding
 # What a loop does beside its steps, by the functions that do it.
 PARTS: dict[str, tuple[Any, str]] = {
   "making batches": (batches_lib, "batch_at"),
+  "adding statistics": (batches_lib, "with_statistics"),
   "placing them": (sharding, "place_batch"),
   "fetching figures": (metrics_log.MetricsBuffer, "flush"),
   "writing figures": (metrics_log.MetricsWriter, "write"),
@@ -209,7 +210,7 @@ def format_table(found: dict[str, Any]) -> str:
   rows = [
     ("command to first step", "first_step", None),
     ("  of it tracing", "trace", None),
-    ("  of it compiling or loading the step", "compile", None),
+    ("  of it compiling, beside the data", "compile", None),
     (f"steps 2 to {steps}", "last_step", "first_step"),
     ("evaluation, plots, result", "end", "last_step"),
     ("whole run", "end", None),
@@ -250,6 +251,7 @@ def main(_: list[str]) -> None:
     cache = f"{directory}/compiled"
     for kind in ("cold", "warm"):
       arguments = [f"--config={name}", f"--workdir={directory}/{kind}"]
+      arguments += [flag for flag in sys.argv if flag.startswith("--config.")]
       found[kind] = run_command(arguments, cache)
       logging.info("%s: %s", kind, found[kind])
   found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)

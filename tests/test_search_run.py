@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -357,24 +358,48 @@ def test_the_state_is_that_of_a_network_made_with_the_images(config):
 
 
 def test_the_step_is_compiled_while_data_are_read(config, tmp_path):
-  order = []
-  load, compiling = search_run.data_lib.load, search_run.ahead.start_compiling
+  load, compiling = search_run.data_lib.load, jax.stages.Lowered.compile
+  loaded = threading.Event()
 
-  def note(name, function):
-    def noted(*args, **kwargs):
-      order.append(name)
-      return function(*args, **kwargs)
+  def load_then_tell(*args, **kwargs):
+    dataset = load(*args, **kwargs)
+    loaded.set()
+    return dataset
 
-    return noted
+  def compile_after_loading(self, *args, **kwargs):
+    assert loaded.wait(60), "who compiles waits for data"
+    return compiling(self, *args, **kwargs)
 
   with (
-    mock.patch.object(search_run.data_lib, "load", note("data", load)),
-    mock.patch.object(
-      search_run.ahead, "start_compiling", note("compile", compiling)
-    ),
+    mock.patch.object(search_run.data_lib, "load", load_then_tell),
+    mock.patch.object(jax.stages.Lowered, "compile", compile_after_loading),
   ):
     search_run.run(config, tmp_path / "run")
-  assert order == ["compile", "data"]
+  assert (tmp_path / "run" / "policy.json").exists()
+
+
+def test_an_error_of_the_compiler_ends_the_run(config, tmp_path):
+  error = RuntimeError("no memory for the program")
+  with (
+    mock.patch.object(jax.stages.Lowered, "compile", side_effect=error),
+    pytest.raises(RuntimeError, match="no memory"),
+  ):
+    search_run.run(config, tmp_path / "run")
+
+
+def test_a_bilevel_search_runs_and_tells_of_small_parts(config, tmp_path):
+  config.search.update(mode="bilevel", steps=2)
+  finished = search_run.run(config, tmp_path / "run")
+  assert finished.policy.provenance["mode"] == "bilevel"
+  records = metrics_log.read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert [record["step"] for record in records] == [1, 2]
+  config.data.heldout_fraction = 0.01
+  with pytest.raises(ValueError, match=r"batch_size is 16; expected 1 to \d+,"):
+    search_run.run(config, tmp_path / "small")
+  config.data.heldout_fraction = 1.0
+  with pytest.raises(ValueError, match=r"heldout_fraction is 1\.0; .*below 1"):
+    search_run.run(config, tmp_path / "all")
+  assert not (tmp_path / "small").exists()
 
 
 def test_data_that_turn_out_bad_do_not_claim_the_directory(config, tmp_path):

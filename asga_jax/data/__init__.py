@@ -35,6 +35,8 @@ def describe(
 ) -> dataset.DatasetInfo:
   """Tell what can be known of a data set without reading its images.
 
+  (Those that come with the package are read for it: they are small.)
+
   Args:
     name: see `load`.
     data_dir: see `load`.

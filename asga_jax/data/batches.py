@@ -96,6 +96,9 @@ def batch_shapes(
   Args:
     info: of the data set.
     batch_size: of all processes together.
+
+  Returns:
+    Shape and dtype of "image", "label", "mean" and "std".
   """
   channels = info.image_shape[2]
   return {

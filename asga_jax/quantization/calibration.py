@@ -40,15 +40,20 @@ class Samples(NamedTuple):
 
 
 def sample_inputs(
-  model: nnx.Module, inputs: Any, *, method: str = "__call__"
+  model: nnx.Module,
+  inputs: Any,
+  *,
+  method: str = "__call__",
+  blank: bool = False,
 ) -> Samples:
   """Run a network in float and sample what each layer reads.
 
   Args:
     model: any Flax NNX module, plain or searchable; its state is not changed,
       and its mode (batch norm) is kept.
-    inputs: a batch of inputs; or its shape and dtype, for samples of zeros.
+    inputs: a batch of inputs.
     method: the method to run.
+    blank: whether `inputs` is a `jax.ShapeDtypeStruct`, for samples of zeros.
 
   Returns:
     The samples of layers and of attention's products, in call order; a layer
@@ -59,7 +64,7 @@ def sample_inputs(
     ValueError: no network or no such method; inputs that are no array of finite
       numbers, have no batch axis, or that the network cannot be run on.
   """
-  _check_inputs(model, inputs, method)
+  _check_inputs(model, inputs, method, blank)
   graphdef, state = nnx.split(model)
 
   @jax.jit
@@ -87,7 +92,7 @@ def sample_inputs(
   # jit sorts the keys of a dict; this one keeps the order of the calls.
   readers: dict[str, str] = {}
   try:
-    if isinstance(inputs, jax.ShapeDtypeStruct):
+    if blank:
       shapes = jax.eval_shape(run, state, inputs)
       found, seconds = jax.tree.map(
         lambda shape: np.zeros(shape.shape, shape.dtype), shapes
@@ -107,7 +112,7 @@ def sample_inputs(
   )
 
 
-def _check_inputs(model: Any, inputs: Any, method: str) -> None:
+def _check_inputs(model: Any, inputs: Any, method: str, blank: bool) -> None:
   if not isinstance(model, nnx.Module):
     raise ValueError(
       f"model is a {type(model).__name__}; expected a Flax nnx.Module."
@@ -117,7 +122,8 @@ def _check_inputs(model: Any, inputs: Any, method: str) -> None:
       f"method={method!r}; expected the name of a method of model "
       f"({type(model).__name__})."
     )
-  if not isinstance(inputs, (np.ndarray, jax.Array, jax.ShapeDtypeStruct)):
+  kinds: Any = (jax.ShapeDtypeStruct,) if blank else (np.ndarray, jax.Array)
+  if not isinstance(inputs, kinds):
     raise ValueError(
       f"the example input is a {type(inputs).__name__}; {_ACCEPTED}"
     )
@@ -127,9 +133,7 @@ def _check_inputs(model: Any, inputs: Any, method: str) -> None:
     )
   if not (inputs.dtype == bool or jnp.issubdtype(inputs.dtype, jnp.number)):
     raise ValueError(f"the example input is of {inputs.dtype}; {_ACCEPTED}")
-  if isinstance(inputs, jax.ShapeDtypeStruct):
-    return
-  if not bool(jnp.all(jnp.isfinite(inputs))):
+  if not blank and not bool(jnp.all(jnp.isfinite(inputs))):
     raise ValueError(
       "the example input holds values that are not finite; initial ranges are "
       f"taken from them: {_ACCEPTED}"

@@ -17,10 +17,30 @@ PARTS = 4
 # Elements side by side that a vector loop goes through, where a tensor may be
 # cut anywhere.
 LANES = 256
+# Fewer than these, and adding elements to have `LANES` costs less.
+FEWEST_LANES = 16
 
 
-def codes(x, inverse, lower, upper, offset):
-  """Give x in steps of one candidate, its codes and the inner mask."""
+def codes(
+  x: jax.Array,
+  inverse: jax.Array,
+  lower: jax.Array,
+  upper: jax.Array,
+  offset: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Give a tensor in steps, its codes and which of these are not clipped.
+
+  Args:
+    x: the tensor, float32 or float64.
+    inverse: one over the steps; as all below, of a shape that broadcasts.
+    lower: the lowest code.
+    upper: the highest code.
+    offset: added to every code.
+
+  Returns:
+    x / step - offset and the codes without the offset, in the dtype of x; and
+    bool. All of the shape that the arguments broadcast to.
+  """
   scaled = x * inverse - offset
   code = jnp.round(jnp.clip(scaled, lower, upper))
   inside = (scaled > lower) & (scaled < upper)
@@ -39,7 +59,7 @@ def of(
   """Sum over a tensor what its gradient makes of each candidate's codes.
 
   Args:
-    x: the tensor, float.
+    x: the tensor, float, any shape.
     g: the gradient of the mixture, as x.
     inverse: one over the steps, float32 or float64, shape (candidates,), or
       (candidates, channels) with the channels on the last axis of x.
@@ -83,18 +103,22 @@ def _by_slices(terms, x, g, inverse, grids):
   # it.
   split = inverse.ndim == 1 < x.ndim and jax.device_count() > 1
   whole = x.shape[0] if split else 1
-  columns = x.shape[-1] if x.ndim else 1
+  size = x.size // max(whole, 1)
+  columns = inverse[0].size
   if inverse.ndim == 1:
-    columns = math.gcd(x.size // max(whole, 1), LANES)
-  rows = x.size // max(whole * columns, 1)
-  turns, padding = _turns(rows, whole * columns)
+    columns = max(1, min(LANES, CPU_SLICE // max(whole, 1)))
+    if math.gcd(size, columns) >= FEWEST_LANES:
+      columns = math.gcd(size, columns)
+  rows = -(-size // columns)
+  turns, height = _turns(rows, whole * columns)
   count = turns * PARTS or 1
-  shape = (whole, count, (rows + padding) // count, columns)
+  shape = (whole, count, height, columns)
 
   def slices(tensor):
     """Shape a tensor to slices of rows, where zeros add nothing."""
-    matrix = tensor.reshape(whole, rows, columns)
-    return jnp.pad(matrix, ((0, 0), (0, padding), (0, 0))).reshape(shape)
+    flat = tensor.reshape(whole, size)
+    missing = count * height * columns - size
+    return jnp.pad(flat, ((0, 0), (0, missing))).reshape(shape)
 
   xs, gs = slices(x), slices(g)
   # Candidates beside the columns: a row is then read once for all of them.
@@ -118,9 +142,12 @@ def _by_slices(terms, x, g, inverse, grids):
       sums += added(index + part * turns)
     return sums
 
-  sums = added(0)
   if turns:
-    sums = jax.lax.fori_loop(0, turns, turn, jnp.zeros_like(sums))
+    kind = jnp.result_type(inverse.dtype, jnp.complex64)
+    sums = jnp.zeros((whole, height, inverse.shape[0], columns), kind)
+    sums = jax.lax.fori_loop(0, turns, turn, sums)
+  else:
+    sums = added(0)
   both = jnp.stack([jnp.real(sums), jnp.imag(sums)])
   few = max(1, reductions.FEW // max(whole * columns, 1))
   both = reductions.add_halves(both, 2, few)
@@ -136,13 +163,15 @@ def _turns(rows: int, columns: int) -> tuple[int, int]:
     columns: elements of each.
 
   Returns:
-    The turns, 0 for none, and how many rows to add so that slices are equal.
+    The turns, 0 for none, and the rows of a slice; there may be more rows in
+    all slices than were asked for.
   """
   most = min(rows, rows * columns // CPU_SLICE) // PARTS
   if not most:
-    return 0, 0
+    return 0, rows
   fitting = [n for n in range(1, most + 1) if rows % (n * PARTS) == 0]
   # Adding rows copies the tensor; a few large slices need far more memory.
   if fitting and 4 * fitting[-1] > most:
-    return fitting[-1], 0
-  return most, -rows % (most * PARTS)
+    return fitting[-1], rows // (fitting[-1] * PARTS)
+  height = -(-rows // (most * PARTS))
+  return -(-rows // (height * PARTS)), height

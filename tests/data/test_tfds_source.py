@@ -58,6 +58,24 @@ def _prepare(root, parts, *, features=None, version="1.0.0"):
   return pathlib.Path(builder.data_dir)
 
 
+def test_what_a_wrong_first_image_has_is_told_without_the_others(tmp_path):
+  import tensorflow_datasets as tfds
+
+  features = {
+    "image": tfds.features.Image(shape=(None, None, 4)),
+    "label": tfds.features.ClassLabel(names=["dark", "light"]),
+  }
+  file = io.BytesIO()
+  PIL.Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(file, "png")
+  train, test = (
+    [{"image": io.BytesIO(file.getvalue()), "label": 0}] for _ in range(2)
+  )
+  _prepare(tmp_path, {"train": train, "test": test}, features=features)
+  for read in (data.describe, data.load):
+    with pytest.raises(data.DataError, match="1 or 3 channels"):
+      read("tiny_made", data_dir=tmp_path)
+
+
 def _rows(values):
   return [{"image": _picture(v), "label": int(v > 127)} for v in values]
 

@@ -129,7 +129,9 @@ def test_a_network_made_of_shapes_is_calibrated_later(quantizer):
     "tie_shared_inputs": True,
   }
   shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  blank = surgery.make_searchable(model, shape, **settings)
+  with pytest.raises(ValueError, match="is a ShapeDtypeStruct"):
+    surgery.make_searchable(model, shape, **settings)
+  blank = surgery.make_searchable(model, shape, blank=True, **settings)
   expected = surgery.make_searchable(model, x, **settings)
   assert nnx.split(blank)[0] == nnx.split(expected)[0]
   found = _leaves(calibration.calibrate(blank, x))
