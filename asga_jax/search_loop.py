@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
 from asga_jax import data as data_lib
 from asga_jax import search
 from asga_jax.data import batches as batches_lib
-from asga_jax.training import recorded_loop
+from asga_jax.training import recorded_loop, sharding
 from asga_jax.training import state as state_lib
 
 # Figures that the progress display shows.
@@ -22,6 +23,7 @@ def batches(
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
   first: int,
+  mesh: Mesh,
 ) -> Iterator[Any]:
   """Yield raw batches from a step on: pairs with held-out ones if bilevel.
 
@@ -30,15 +32,20 @@ def batches(
     dataset: the proxy.
     splits: its parts.
     first: how many steps were done.
+    mesh: where the batches go.
 
   Yields:
     Batches of this process, as `data.batches.batch_at` gives them, with the
-    proxy's statistics.
+    proxy's statistics on the mesh.
   """
+  share = config.batch_size // jax.process_count()
+  # Once for all steps.
+  statistics = sharding.place_batch(
+    batches_lib.statistics(dataset, share), mesh
+  )
 
   def batch_at(split: data_lib.Split, step: int) -> dict[str, Any]:
-    batch = batches_lib.batch_at(split, step, **place)
-    return batches_lib.with_statistics(batch, dataset)
+    return {**batches_lib.batch_at(split, step, **place), **statistics}
 
   place: dict[str, Any] = {
     "batch_size": config.batch_size,
@@ -70,7 +77,7 @@ def train(
   return recorded_loop.train(
     made.step,
     state,
-    batches(config, dataset, splits, first or 0),
+    batches(config, dataset, splits, first or 0, made.mesh),
     made.mesh,
     recorded_loop.Plan(
       label="search",

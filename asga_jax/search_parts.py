@@ -171,7 +171,7 @@ def make_prepare(
     config: of the search.
     dataset: says whether images may be mirrored, and gives mean and deviation;
       its info alone does for batches that carry them, see
-      `data.batches.with_statistics`.
+      `data.batches.statistics`.
     train: whether to augment.
 
   Returns:

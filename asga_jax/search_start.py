@@ -36,7 +36,8 @@ def build(
     trained: whether to load the weights that the configuration names, if any.
 
   Returns:
-    The search, for `calibrate`. Its step takes batches `with_statistics`.
+    The search, for `calibrate`. Its step takes batches of
+    `search_loop.batches`.
 
   Raises:
     ValueError: bad values or weights, images that are larger than their size

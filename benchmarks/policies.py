@@ -91,7 +91,9 @@ class Bench:
     state = loop.run(
       self.search.step,
       self.search.state,
-      search_loop.batches(self.config, self.dataset, self.splits, 0),
+      search_loop.batches(
+        self.config, self.dataset, self.splits, 0, self.search.mesh
+      ),
       steps,
       self.search.mesh,
     )

@@ -35,7 +35,6 @@ from asga_jax.training import ahead, checkpoints, metrics_log, sharding
 # What a loop does beside its steps, by the functions that do it.
 PARTS: dict[str, tuple[Any, str]] = {
   "making batches": (batches_lib, "batch_at"),
-  "adding statistics": (batches_lib, "with_statistics"),
   "placing them": (sharding, "place_batch"),
   "fetching figures": (metrics_log.MetricsBuffer, "flush"),
   "writing figures": (metrics_log.MetricsWriter, "write"),
@@ -165,7 +164,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
   config.search.steps = steps
   made = search_start.start(config, dataset, splits)
-  raw = next(search_loop.batches(config, dataset, splits, 0))
+  raw = next(search_loop.batches(config, dataset, splits, 0, made.mesh))
   batch = sharding.place_batch(raw, made.mesh)
   compiled = ahead.compile_step(made.step, made.state, batch)
 

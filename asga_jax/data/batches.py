@@ -1,7 +1,7 @@
 """Batches by position, so that a resumed run sees what it would have seen."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -65,24 +65,22 @@ def batch_at(
   return {"image": split.images[mine], "label": split.labels[mine]}
 
 
-def with_statistics(
-  batch: Mapping[str, np.ndarray], dataset: dataset_lib.Dataset
+def statistics(
+  dataset: dataset_lib.Dataset, count: int
 ) -> dict[str, np.ndarray]:
-  """Add what images are normalised by to a batch, once an image.
+  """Give what images are normalised by, once an image, to go with a batch.
 
   So it is split over devices as images are, and a step that takes it from its
   batch can be compiled before any data are read.
 
   Args:
-    batch: with "image", [B, H, W, C].
-    dataset: it is of.
+    dataset: the images are of.
+    count: of images in the batch, or in this process's share of it.
 
   Returns:
-    The batch with "mean" and "std", float32 [B, C].
+    "mean" and "std", float32 [count, C].
   """
-  count = len(batch["image"])
   return {
-    **batch,
     "mean": np.tile(np.asarray(dataset.mean, np.float32), (count, 1)),
     "std": np.tile(np.asarray(dataset.std, np.float32), (count, 1)),
   }
@@ -91,7 +89,7 @@ def with_statistics(
 def batch_shapes(
   info: dataset_lib.DatasetInfo, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Tell what batches `with_statistics` look like, of all processes together.
+  """Tell what batches with `statistics` look like, of all processes together.
 
   Args:
     info: of the data set.

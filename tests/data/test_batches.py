@@ -66,7 +66,7 @@ def test_statistics_go_with_each_image_in_the_shapes_foretold():
   dataset = embedded.digits()
   split = dataset_lib.Split(dataset.train_images, dataset.train_labels)
   raw = batches.batch_at(split, 0, batch_size=6, seed=0)
-  batch = batches.with_statistics(raw, dataset)
+  batch = {**raw, **batches.statistics(dataset, 6)}
   pixels = dataset.train_images / 255
   np.testing.assert_allclose(batch["mean"], pixels.mean(), rtol=1e-6)
   np.testing.assert_allclose(batch["std"], pixels.std(), rtol=1e-6)
