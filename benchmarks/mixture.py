@@ -22,7 +22,14 @@ from absl import app, flags
 from asga_jax.quantization import mixture, mixture_kernel
 from asga_jax.training import lowering
 
-CANDIDATES = ((4,), (2, 4), (2, 3, 4, 5, 6, 8), (2, 3, 4, 5, 6, 7, 8, 32))
+# Twelve are more than users may have: how time grows.
+CANDIDATES = (
+  (4,),
+  (2, 4),
+  (2, 3, 4, 5, 6, 8),
+  (2, 3, 4, 5, 6, 7, 8, 32),
+  (*range(2, 13), 32),
+)
 
 _SIZE = flags.DEFINE_string("size", "64x32x32x64", "Shape of the tensor.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Timed calls of each program.")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from asga_jax import conversion, finetune, models, search
+from asga_jax import conversion, finetune, models, policy, search
+from asga_jax.quantization import quantizers
 from asga_jax.training import sharding, steps
 
 CLASSES = 10
@@ -145,14 +147,18 @@ def searched(
   bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8),
   **settings: Any,
 ) -> Step:
-  """Make a step of a search."""
-  model = _searchable(case, convolution, bits)
-  found = search.start_search(
-    model,
-    budget=f"bops={max(bits[0], 4)}bit",
-    settings=search.SearchSettings(**settings),
-    mesh=sharding.data_mesh(jax.devices()[:1]),
-  )
+  """Make a step of a search, with bit-widths above 8 if they are asked for."""
+  known = tuple({*quantizers.BITS, *bits})
+  with (
+    mock.patch.object(quantizers, "BITS", known),
+    mock.patch.object(policy, "ACCEPTED_BITS", known),
+  ):
+    found = search.start_search(
+      _searchable(case, convolution, bits),
+      budget=f"bops={max(bits[0], 4)}bit",
+      settings=search.SearchSettings(**settings),
+      mesh=sharding.data_mesh(jax.devices()[:1]),
+    )
   batch = sharding.place_batch(case.data(), found.mesh)
   count = 2 if settings.get("mode") == "bilevel" else 1
   together = settings.get("sharpness", {}).get("ascent_every", 1)

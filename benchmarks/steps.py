@@ -50,6 +50,10 @@ ROWS: dict[str, Callable[..., kinds.Step]] = {
   "ASGA, 8 candidates": functools.partial(
     kinds.searched, bits=(2, 3, 4, 5, 6, 7, 8, 32)
   ),
+  # More than users may have: how time and memory grow.
+  "ASGA, 12 candidates": functools.partial(
+    kinds.searched, bits=(*range(2, 13), 32)
+  ),
   "ASGA, ascent previous": functools.partial(
     kinds.searched, sharpness={"ascent": "previous"}
   ),
