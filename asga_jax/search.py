@@ -222,7 +222,7 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Put a search's network together with what has been trained so far."""
   # Copies, since the next step donates the state.
-  params, rest = jax.tree.map(jnp.copy, (state.params, state.rest))
+  params, rest = sharding.copied((state.params, state.rest))
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))

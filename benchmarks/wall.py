@@ -1,15 +1,18 @@
 """Where the wall time of a search goes: to the first step, in steps, elsewhere.
 
 Runs launch/search.py as a user does, with an empty cache of compiled programs
-and again with the cache that this leaves. Then profiles the loop of a search in
-one process: steps, batches, figures, progress, checkpoints.
+and again with the cache that this leaves. Then profiles, in one process, a
+whole search with that cache, and the loop of a search: steps, batches, figures,
+progress, checkpoints.
 Prints a table, and writes it to --output.
 
 python benchmarks/wall.py --output=runs/wall [--config.data.name=cifar10]
 """
 
 import contextlib
+import copy
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -28,7 +31,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asga_jax import data as data_lib
-from asga_jax import files, search_loop, search_start
+from asga_jax import (
+  every_budget,
+  files,
+  search_loop,
+  search_run,
+  search_start,
+  search_summary,
+)
 from asga_jax.data import batches as batches_lib
 from asga_jax.training import ahead, checkpoints, metrics_log, sharding
 
@@ -42,7 +52,21 @@ PARTS: dict[str, tuple[Any, str]] = {
   "checkpoints": (checkpoints.Checkpoints, "save"),
 }
 
+# What a search does from its start to its end, by the functions that do it.
+WHOLE: dict[str, tuple[Any, str]] = {
+  "start: network, quantizers": (search_start, "build"),
+  "start: tracing the step": (ahead, "start_compiling"),
+  "start: calibrating, beside loading": (search_start, "calibrate"),
+  "steps": (search_loop, "train"),
+  "end: network, scores": (search_run, "finish"),
+  "end: plots": (search_run, "_plot"),
+  "end: Pareto curve": (every_budget, "pareto"),
+  "end: its file and plot": (every_budget, "write"),
+  "end: evaluating": (search_summary, "summarise"),
+}
+
 STEP = "the compiled step"
+LOADING = "start: waiting for the step"
 ROOT = pathlib.Path(__file__).parents[1]
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -136,13 +160,48 @@ def timed_step(
 
 
 @contextlib.contextmanager
-def timed_parts(spent: dict[str, float]) -> Iterator[None]:
-  """Add up what `PARTS` take; a profiler of every call takes longer itself."""
+def timed_parts(
+  parts: Mapping[str, tuple[Any, str]], spent: dict[str, float]
+) -> Iterator[None]:
+  """Add up what parts take; a profiler of every call takes longer itself."""
   with contextlib.ExitStack() as stack:
-    for part, (owner, name) in PARTS.items():
+    for part, (owner, name) in parts.items():
       function = _timed(getattr(owner, name), spent, part)
       stack.enter_context(mock.patch.object(owner, name, function))
     yield
+
+
+def profile_whole(config: Any, directory: str, cache: str) -> dict[str, float]:
+  """Say where the time of a whole search goes, with a full cache.
+
+  Args:
+    config: of the search.
+    directory: an empty one, its work directory.
+    cache: the directory of compiled programs, with those of such a search.
+
+  Returns:
+    Part -> seconds.
+  """
+  spent = dict.fromkeys((*WHOLE, LOADING), 0.0)
+  start_compiling = ahead.start_compiling
+
+  def start_and_time(*args: Any) -> Any:
+    compiling: Any = start_compiling(*args)
+    compiling.result = _timed(compiling.result, spent, LOADING)
+    return compiling
+
+  jax.config.update("jax_compilation_cache_dir", cache)
+  # As the command does.
+  gc.freeze()
+  gc.set_threshold(200_000)
+  with (
+    mock.patch.object(ahead, "start_compiling", start_and_time),
+    timed_parts(WHOLE, spent),
+  ):
+    started = time.perf_counter()
+    search_run.run(config, directory)
+    whole = time.perf_counter() - started
+  return {**spent, "the rest": whole - sum(spent.values())}
 
 
 def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
@@ -158,7 +217,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
     steps: of one loop.
 
   Returns:
-    For every loop part -> seconds, 'whole loop' among them.
+    For every loop part -> seconds.
   """
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
@@ -178,7 +237,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
       tempfile.TemporaryDirectory() as directory,
       checkpoints.Checkpoints(f"{directory}/checkpoints") as kept,
       timed_step(compiled, spent) as step,
-      timed_parts(spent),
+      timed_parts(PARTS, spent),
     ):
       started = time.perf_counter()
       search_loop.train(
@@ -193,7 +252,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
       )
       whole = time.perf_counter() - started
     spent["the rest"] = whole - sum(spent.values())
-    found.append({**spent, "whole loop": whole})
+    found.append(spent)
   return found[1:]
 
 
@@ -222,17 +281,29 @@ def format_table(found: dict[str, Any]) -> str:
     f"{'outside the step, of the whole run':42}{100 * outside['cold']:>9.1f} %"
     f"{100 * outside['warm']:>10.1f} %",
     "",
+    f"whole run of {steps} steps, full cache   seconds   % of the run",
+    *_format_parts([found["whole"]]),
+    "",
     f"loop of {found['loop_steps']} steps ({len(loops)} loops)    median s"
     "   % of the loop",
+    *_format_parts(loops),
   ]
-  for part in loops[0]:
-    shares = [100 * x[part] / x["whole loop"] for x in loops]
-    lines.append(
-      f"  {part:32}{statistics.median(x[part] for x in loops):>8.2f}"
-      f"{statistics.median(shares):>8.2f}  "
-      f"({min(shares):.2f} to {max(shares):.2f})"
-    )
   return "\n".join(lines)
+
+
+def _format_parts(runs: list[dict[str, float]]) -> Iterator[str]:
+  """Lay out seconds and shares of the parts of runs: median, and spread."""
+  totals = [sum(run.values()) for run in runs]
+  for part in (*runs[0], "the whole"):
+    spent = [run.get(part, sum(run.values())) for run in runs]
+    shares = [100 * x / y for x, y in zip(spent, totals, strict=True)]
+    line = (
+      f"  {part:36}{statistics.median(spent):>8.2f}"
+      f"{statistics.median(shares):>8.2f}"
+    )
+    if len(runs) > 1:
+      line += f"  ({min(shares):.2f} to {max(shares):.2f})"
+    yield line
 
 
 def main(_: list[str]) -> None:
@@ -253,6 +324,10 @@ def main(_: list[str]) -> None:
       arguments += [flag for flag in sys.argv if flag.startswith("--config.")]
       found[kind] = run_command(arguments, cache)
       logging.info("%s: %s", kind, found[kind])
+    # Of a search that has ended: it imports, reads and prints.
+    imports = run_command(arguments, cache)["end"]
+    whole = profile_whole(copy.deepcopy(config), f"{directory}/whole", cache)
+    found["whole"] = {"interpreter, imports": imports, **whole}
   found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
   files.write_text_atomic(
     output / "wall.json", json.dumps(found, indent=2) + "\n"

@@ -40,8 +40,10 @@ def main(argv: list[str]) -> None:
   """Run the training and print its result."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  # What was imported stays: no use in looking for garbage there.
+  # What was imported stays, and tracing makes millions of objects but hardly
+  # any garbage: little use in looking for it.
   gc.freeze()
+  gc.set_threshold(200_000)
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   config = finetune_config.of_finetune(_CONFIG.value)

@@ -77,10 +77,12 @@ def test_wall(tmp_path):
   assert warm["first_step"] < warm["last_step"] < warm["end"]
   assert "outside the step, of the whole run" in printed
   (loop,) = found["loops"]
-  whole = loop.pop("whole loop")
-  assert sum(loop.values()) == pytest.approx(whole)
-  assert loop["the compiled step"] > whole / 2
-  assert all(seconds >= 0 for seconds in loop.values())
+  assert loop["the compiled step"] > sum(loop.values()) / 2
+  # The parts of a whole search do not overlap, and leave little untold.
+  whole = found["whole"]
+  assert whole["the rest"] < sum(whole.values()) / 10
+  for parts in (loop, whole):
+    assert all(seconds >= 0 for seconds in parts.values())
 
 
 @pytest.mark.slow

@@ -222,12 +222,12 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   total = None
   for inputs in batches:
     new = _batch_statistics(graphdef, state, inputs)
-    total = new if total is None else jax.tree.map(jnp.add, total, new)
+    total = new if total is None else _added(total, new)
     seen += 1
   if total is not None:
-    for norm, (mean, var) in zip(norms, total, strict=True):
-      norm.mean[...] = mean / seen
-      norm.var[...] = var / seen
+    for norm, (mean, var) in zip(norms, _divided(total, seen), strict=True):
+      norm.mean[...] = mean
+      norm.var[...] = var
   return seen
 
 
@@ -237,6 +237,18 @@ def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
     for _, module in nnx.iter_modules(model)
     if isinstance(module, nnx.BatchNorm)
   ]
+
+
+# One program for all norms: one for each shape would take longer to load than
+# to run.
+@jax.jit
+def _added(total: Any, new: Any) -> Any:
+  return jax.tree.map(jnp.add, total, new)
+
+
+@jax.jit
+def _divided(total: Any, count: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 # The structure is an argument, so that the policies of a network share one

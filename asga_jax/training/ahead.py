@@ -39,6 +39,10 @@ def start_compiling(
   finally:
     if collecting:
       gc.enable()
+    # A command that froze what it imported wants these objects out of the
+    # collector's way as well.
+    if gc.get_freeze_count():
+      gc.freeze()
   traced = time.perf_counter()
 
   def finish() -> jax.stages.Compiled:

@@ -1,9 +1,8 @@
 """The loop in a work directory: metrics, progress, checkpoints, event files."""
 
 import contextlib
-import gc
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -31,23 +30,6 @@ def open_events(
   """Start event files with the steps that the metrics file holds."""
   records = metrics_log.read_metrics(directory / "metrics.jsonl")
   return tensorboard_log.TensorBoardWriter(directory / "tensorboard", records)
-
-
-@contextlib.contextmanager
-def _frozen_objects() -> Iterator[None]:
-  """Spare the garbage collector what there is, for the time of the loop.
-
-  Tracing leaves millions of objects, and looking through them stops a loop for
-  as long as several steps.
-  """
-  if gc.get_freeze_count():  # The caller's own; they would be thawed below.
-    yield
-    return
-  gc.freeze()
-  try:
-    yield
-  finally:
-    gc.unfreeze()
 
 
 def train(
@@ -82,7 +64,6 @@ def train(
     DivergedError: the loss is not finite.
   """
   with (
-    _frozen_objects(),
     metrics_log.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,

@@ -70,10 +70,10 @@ def place_replicated(tree: Any, mesh: Mesh) -> Any:
   The copies do not alias what they were made of, so that a step may donate
   them.
   """
-  return _copied(jax.device_put(tree, replicated(mesh)))
+  return copied(jax.device_put(tree, replicated(mesh)))
 
 
 @jax.jit
-def _copied(tree: Any) -> Any:
-  """Copy every leaf, by one program."""
+def copied(tree: Any) -> Any:
+  """Copy every leaf where it lies, all by one program."""
   return jax.tree.map(jax.numpy.copy, tree)
