@@ -182,7 +182,9 @@ def profile_whole(config: Any, directory: str, cache: str) -> dict[str, float]:
   Returns:
     Part -> seconds.
   """
-  spent = dict.fromkeys((*WHOLE, LOADING), 0.0)
+  order = [*WHOLE]
+  order.insert(order.index("steps"), LOADING)
+  spent = dict.fromkeys(order, 0.0)
   start_compiling = ahead.start_compiling
 
   def start_and_time(*args: Any) -> Any:
@@ -328,7 +330,7 @@ def main(_: list[str]) -> None:
     imports = run_command(arguments, cache)["end"]
     whole = profile_whole(copy.deepcopy(config), f"{directory}/whole", cache)
     found["whole"] = {"interpreter, imports": imports, **whole}
-  found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
+    found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
   files.write_text_atomic(
     output / "wall.json", json.dumps(found, indent=2) + "\n"
   )
