@@ -1,27 +1,30 @@
 """What a step of the search costs beside a plain training step.
 
 A plain step is forward, backward and SGD of the float network in nothing but
-JAX, with the same convolutions and compiler options. Each row is compiled once,
-without the persistent cache; then all rows take turns, a step to warm up and a
-timed one each, and ratios are those of the medians. What others make (optax,
-qwix) keeps XLA's own options. Prints a table, and writes it with a picture to
---output.
+JAX, with the same convolutions and compiler options. Each row is compiled with
+an empty cache, and then read from it; then all rows take turns, a step to warm
+up and a timed one each, and ratios are those of the medians. What others make
+(optax, qwix) keeps XLA's own options. Prints a table, and writes it with a
+picture to --output.
 
 python benchmarks/steps.py --output=runs/steps
 """
 
+import contextlib
 import functools
 import json
 import pathlib
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import step_kinds as kinds
 from absl import app, flags, logging
+from jax.experimental.compilation_cache import compilation_cache
 from matplotlib import figure as figure_lib
 
 from asga_jax import files
@@ -108,15 +111,38 @@ def compile_row(name: str, case: kinds.Case) -> tuple[dict[str, Any], Any]:
   options = lowering.compiler_options() if step.own_options else {}
   compiled = lowered.compile(compiler_options=options)
   done = time.perf_counter()
+  jax.clear_caches()  # Else it would be remembered, not read.
+  clear = time.perf_counter()
+  lowered.compile(compiler_options=options)
+  read = time.perf_counter()
   memory = compiled.memory_analysis()
   figures = {
     "trace_s": traced - started,
     "compile_s": done - traced,
+    "from_cache_s": read - clear,
     "temporary_mb": memory.temp_size_in_bytes / 1e6,
     "gflop": compiled.cost_analysis().get("flops", 0) / 1e9,
   }
   made = (step.together, step.together * step.steps)
   return figures, [compiled, step.state, step.batches, *made]
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+  """Keep compiled programs in a directory of their own, for the time being."""
+  current: Any = jax.config
+  before = current.jax_compilation_cache_dir
+  least = current.jax_persistent_cache_min_compile_time_secs
+  with tempfile.TemporaryDirectory() as directory:
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    try:
+      yield
+    finally:
+      jax.config.update("jax_compilation_cache_dir", before)
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+      compilation_cache.reset_cache()
 
 
 def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
@@ -168,7 +194,8 @@ def format_table(case: kinds.Case, found: dict[str, Any]) -> str:
   lines = [
     case.name,
     f"{'':24}{'time':>7}{'median ms':>11}{'quartiles':>14}{'memory':>8}"
-    f"{'MB':>7}{'GFLOP':>8}{'trace s':>9}{'compile s':>11}",
+    f"{'MB':>7}{'GFLOP':>8}{'trace s':>9}{'compile s':>11}"
+    f"{'cached s':>10}",
   ]
   for name, row in found.items():
     low, high = row["quartiles_ms"]
@@ -177,6 +204,7 @@ def format_table(case: kinds.Case, found: dict[str, Any]) -> str:
       f"{f'{low:.0f}-{high:.0f}':>14}{row['memory_ratio']:>7.2f}x"
       f"{row['temporary_mb']:>7.0f}{row['gflop']:>8.1f}"
       f"{row['trace_s']:>9.1f}{row['compile_s']:>11.1f}"
+      f"{row['from_cache_s']:>10.1f}"
     )
   return "\n".join(lines)
 
@@ -220,7 +248,8 @@ def main(_: list[str]) -> None:
   results = {}
   for name in _CASES.value:
     chosen = [row for row in rows if row in ROWS_OF.get(name, rows)]
-    results[name] = measure(CASES[name], chosen, _ROUNDS.value)
+    with empty_cache():
+      results[name] = measure(CASES[name], chosen, _ROUNDS.value)
     text = json.dumps(
       {
         "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",

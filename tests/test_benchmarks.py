@@ -38,6 +38,8 @@ def test_steps(tmp_path):
   # Two passes and the mixtures are more work than one pass without.
   assert rows["ASGA search"]["gflop"] > 1.9 * rows["plain"]["gflop"]
   assert all(f"{name:24}" in printed for name in rows)
+  search = rows["ASGA search"]
+  assert search["from_cache_s"] < search["compile_s"] / 2
   assert (tmp_path / "steps.png").stat().st_size > 10_000
 
 
