@@ -329,7 +329,7 @@ def main(_: list[str]) -> None:
     # Of a search that has ended: it imports, reads and prints.
     imports = run_command(arguments, cache)["end"]
     whole = profile_whole(copy.deepcopy(config), f"{directory}/whole", cache)
-    found["whole"] = {"interpreter, imports": imports, **whole}
+    found["whole"] = {"imports, printing": imports, **whole}
     found["loops"] = profile_loops(config, _ROUNDS.value, _STEPS.value)
   files.write_text_atomic(
     output / "wall.json", json.dumps(found, indent=2) + "\n"
