@@ -180,3 +180,17 @@ def make_tiny_config():
   config.checkpoint_every = 2
   config.flush_every = 2
   return config
+
+
+@pytest.fixture(scope="session")
+def contents():
+  """A function that reads all files below a directory."""
+
+  def read(directory):
+    return {
+      path.relative_to(directory): path.read_bytes()
+      for path in sorted(directory.rglob("*"))
+      if path.is_file()
+    }
+
+  return read

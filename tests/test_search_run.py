@@ -2,14 +2,7 @@
 
 import importlib.util
 import json
-import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from unittest import mock
 
 import jax
@@ -20,26 +13,10 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import search_config, search_parts, search_run, search_start
+from asga_jax import search_config, search_parts, search_run
 from asga_jax.analysis import run_warnings
 from asga_jax.cost import budget as budget_lib
-from asga_jax.data import batches as batches_lib
-from asga_jax.training import checkpoints, loop, metrics_log, tensorboard_log
-
-ROOT = pathlib.Path(__file__).parents[1]
-FLAGS = (
-  "--config=configs/resnet8.py",
-  "--config.data.name=digits",
-  "--config.data.image_size=8",
-  "--config.data.pad=1",
-  "--config.batch_size=16",
-  "--config.eval_batch_size=50",
-  "--config.report_batches=1",
-  "--config.batch_norm_batches=1",
-  "--config.checkpoint_every=3",
-  "--config.bits=(2,4)",
-)
-
+from asga_jax.training import checkpoints, metrics_log, tensorboard_log
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
@@ -59,14 +36,6 @@ def whole(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
 
 class KilledError(BaseException):
   """Stands for the end of the process: nothing catches it."""
-
-
-def _contents(directory):
-  return {
-    path.relative_to(directory): path.read_bytes()
-    for path in sorted(directory.rglob("*"))
-    if path.is_file()
-  }
 
 
 def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
@@ -105,13 +74,13 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
   assert policy["provenance"]["proxy"] == "digits"
 
 
-def test_a_finished_run_prints_its_result_again(config, whole):
-  before = _contents(whole)
+def test_a_finished_run_prints_its_result_again(config, whole, contents):
+  before = contents(whole)
   with mock.patch.object(
     search_run.search_start, "build", side_effect=AssertionError
   ):
     finished = search_run.run(config, whole)
-  assert _contents(whole) == before
+  assert contents(whole) == before
   text = search_run.format_result(finished)
   assert "middle" in text
   assert "policy accuracy" in text
@@ -257,12 +226,12 @@ def test_a_search_from_trained_weights_goes_on_without_their_file(
   assert not (tmp_path / "another").exists()
 
 
-def test_the_directory_of_another_run_is_left_alone(config, whole):
-  before = _contents(whole)
+def test_the_directory_of_another_run_is_left_alone(config, whole, contents):
+  before = contents(whole)
   config.search.seed = 7
   with pytest.raises(ValueError, match=r"search\.seed: 0 there, 7 now"):
     search_run.run(config, whole)
-  assert _contents(whole) == before
+  assert contents(whole) == before
 
 
 def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
@@ -271,120 +240,6 @@ def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
   (tmp_path / "config.json").write_text(config.to_json())
   with pytest.raises(ValueError, match="holds no checkpoint"):
     search_run.restore(tmp_path)
-
-
-@pytest.mark.parametrize(
-  ("key", "value", "named"),
-  [
-    ("search.preset", "asam", "asam"),
-    ("search.steps", 0, "steps=0"),
-    ("search.mode", "trilevel", "trilevel"),
-    ("model", "resnet9", "resnet9"),
-    ("bits", (), "bits"),
-    ("bits", (2, 2), "2"),
-    ("bits", (4, 9), "9"),
-    ("budget", "bops", "bops"),
-    ("budget", "bops=1", r"lowest reachable: \d"),
-    ("data.name", "cifar10", r"cifar10.*no_such_place"),
-    ("data.image_size", 4, "size is 4, and images are 8x8"),
-    ("rules", ({"pattern": "stage9", "weight_bits": 4},), "stage9"),
-    ("rules", ({"pattern": ".*", "bits": 4},), r"rules\[0\]"),
-    ("batch_size", 0, "batch_size is 0"),
-    ("weight_quantizer", "lsq9", "lsq9"),
-    ("weights.path", "nowhere.safetensors", r"nowhere\.safetensors"),
-    ("weights.name_map", "timm", r"weights\.path is empty.*'timm'"),
-  ],
-)
-def test_a_bad_value_is_an_error_before_the_first_step(
-  config, tmp_path, key, value, named
-):
-  if key == "data.name":
-    config.data.dir = str(tmp_path / "no_such_place")
-  config.update_from_flattened_dict({key: value})
-  with (
-    mock.patch.object(loop, "run", side_effect=AssertionError),
-    pytest.raises(ValueError, match=named),
-  ):
-    search_run.run(config, tmp_path / "run")
-  assert not (tmp_path / "run" / "policy.json").exists()
-  assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_an_unknown_key_is_named_with_the_closest(config, tmp_path):
-  with config.unlocked():
-    config.search.stepz = 3
-  with pytest.raises(ValueError, match=r"config\.search\.stepz .*steps"):
-    search_run.run(config, tmp_path / "run")
-  assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_read_only_directory_is_named(config, tmp_path):
-  tmp_path.chmod(0o500)
-  try:
-    with pytest.raises(ValueError, match="cannot be written to"):
-      search_run.run(config, tmp_path)
-  finally:
-    tmp_path.chmod(0o700)
-
-
-def test_a_file_in_the_place_of_the_directory_is_named(config, tmp_path):
-  (tmp_path / "file").write_text("mine")
-  with pytest.raises(ValueError, match="cannot be written to"):
-    search_run.run(config, tmp_path / "file")
-  assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_the_state_is_that_of_a_network_made_with_the_images(config):
-  dataset = search_run.data_lib.load("digits")
-  splits = search_start.split(config, dataset)
-  made = search_start.start(config, dataset, splits)
-  raw = batches_lib.batch_at(
-    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
-  )
-  plain = search_parts.make_prepare(config, dataset, train=False)
-  images = plain(jax.random.key(0), raw)["image"]
-  model = search_parts.make_searchable(config, dataset.num_classes, images)
-  at_once = asga_jax.start_search(
-    model, budget=config.budget, settings=made.settings
-  )
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-    made.state._replace(key=0),
-    at_once.state._replace(key=0),
-  )
-  signs = [c[1].min() for c in jax.tree.leaves(made.state.rest) if c.ndim == 2]
-  assert {bool(sign < 0) for sign in signs} == {True, False}
-
-
-def test_the_step_is_compiled_while_data_are_read(config, tmp_path):
-  load, compiling = search_run.data_lib.load, jax.stages.Lowered.compile
-  loaded = threading.Event()
-
-  def load_then_tell(*args, **kwargs):
-    dataset = load(*args, **kwargs)
-    loaded.set()
-    return dataset
-
-  def compile_after_loading(self, *args, **kwargs):
-    assert loaded.wait(60), "who compiles waits for data"
-    return compiling(self, *args, **kwargs)
-
-  with (
-    mock.patch.object(search_run.data_lib, "load", load_then_tell),
-    mock.patch.object(jax.stages.Lowered, "compile", compile_after_loading),
-  ):
-    search_run.run(config, tmp_path / "run")
-  assert (tmp_path / "run" / "policy.json").exists()
-
-
-def test_an_error_of_the_compiler_ends_the_run(config, tmp_path):
-  error = RuntimeError("no memory for the program")
-  with (
-    mock.patch.object(jax.stages.Lowered, "compile", side_effect=error),
-    pytest.raises(RuntimeError, match="no memory"),
-  ):
-    search_run.run(config, tmp_path / "run")
 
 
 def test_a_bilevel_search_runs_and_tells_of_small_parts(config, tmp_path):
@@ -400,37 +255,6 @@ def test_a_bilevel_search_runs_and_tells_of_small_parts(config, tmp_path):
   with pytest.raises(ValueError, match=r"heldout_fraction is 1\.0; .*below 1"):
     search_run.run(config, tmp_path / "all")
   assert not (tmp_path / "small").exists()
-
-
-def test_data_that_turn_out_bad_do_not_claim_the_directory(config, tmp_path):
-  error = search_run.data_lib.DataError("image 7 is not like the first")
-  with (
-    mock.patch.object(search_run.data_lib, "load", side_effect=error),
-    pytest.raises(search_run.data_lib.DataError, match="image 7"),
-  ):
-    search_run.run(config, tmp_path / "run")
-  assert not (tmp_path / "run").exists()
-
-
-def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
-  mesh = mock.Mock(size=3)
-  with (
-    mock.patch.object(search_start.sharding, "data_mesh", return_value=mesh),
-    pytest.raises(ValueError, match=r"batch_size=16 .* 3 devices"),
-  ):
-    search_run.run(config, tmp_path)
-
-
-def test_a_search_that_diverges_names_step_and_checkpoint(config, tmp_path):
-  config.search.preset = "sgd"
-  config.search.learning_rate = 1e30
-  config.flush_every = 1
-  with pytest.raises(loop.DivergedError, match=r"of step \d is .*checkpoint"):
-    search_run.run(config, tmp_path)
-  assert not (tmp_path / "policy.json").exists()
-  records = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
-  # The record of the bad step is kept, its figure as null.
-  assert None in records[-1].values()
 
 
 def test_rules_of_a_configuration_become_rules():
@@ -460,92 +284,3 @@ def test_prepared_images_are_normalised_and_augmented_only_in_training(
   assert trained["image"].shape == (4, 8, 8, 3)
   assert not jnp.allclose(trained["image"], plain["image"])
   np.testing.assert_array_equal(trained["label"], raw["label"])
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-  """A function that starts a script, with one cache of compiled programs."""
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-  def start(script, *arguments):
-    return subprocess.Popen(
-      [sys.executable, f"launch/{script}.py", *arguments],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-
-  return start
-
-
-def _output(process, code=0):
-  output, _ = process.communicate(timeout=600)
-  assert process.returncode == code, output
-  return output
-
-
-def test_bad_flags_end_with_a_message_and_an_exit_code(command, tmp_path):
-  workdir = tmp_path / "run"
-  search = ("search", *FLAGS, f"--workdir={workdir}")
-  unknown = command(*search, "--config.stepz=3")
-  malformed = command(*search, "--config.budget=bops=four")
-  missing = command("export", f"--workdir={tmp_path / 'nowhere'}")
-  output = _output(unknown, 1)
-  assert "config.stepz is unknown; did you mean" in output or (
-    "config.stepz is unknown; accepted" in output
-  )
-  assert "Traceback" not in output
-  output = _output(malformed, 1)
-  assert "bops=four" in output
-  assert "Traceback" not in output
-  output = _output(missing, 1)
-  assert "nowhere" in output
-  assert "Traceback" not in output
-  assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_killed_by_signal_nine_it_resumes_from_the_command_line(
-  command, tmp_path
-):
-  flags = (*FLAGS, "--config.search.steps=60", "--config.flush_every=1")
-  whole, cut = tmp_path / "whole", tmp_path / "cut"
-  _output(command("search", *flags, f"--workdir={whole}"))
-  killed = command("search", *flags, f"--workdir={cut}")
-  started = time.monotonic()
-  while (checkpoints.latest_step(cut / "checkpoints") or 0) < 6:
-    assert killed.poll() is None, killed.communicate()
-    assert time.monotonic() < started + 500
-    time.sleep(0.01)
-  killed.send_signal(signal.SIGKILL)
-  killed.communicate()
-  assert killed.returncode == -signal.SIGKILL
-  assert not (cut / "policy.json").exists()
-  output = _output(command("search", *flags, f"--workdir={cut}"))
-  assert "from the checkpoint of step" in output
-  policy = (whole / "policy.json").read_bytes()
-  assert (cut / "policy.json").read_bytes() == policy
-  records = metrics_log.read_metrics(cut / "metrics.jsonl")
-  assert [r["step"] for r in records] == list(range(1, 61))
-
-  before = _contents(cut)
-  output = _output(command("search", *flags, f"--workdir={cut}"))
-  assert "has ended" in output
-  assert "bops=4bit" in output
-  assert _contents(cut) == before
-
-  again = tmp_path / "again.json"
-  _output(command("export", f"--workdir={cut}", f"--output={again}"))
-  assert again.read_bytes() == policy
-  _output(command("export", f"--workdir={cut}", "--budget=bops=3bit"))
-  other = json.loads((cut / "policy-bops=3bit.json").read_text())
-  assert other["budget"] == "bops=3bit"
-  assert 0.9 < other["cost"]["budget_used"] <= 1
-  assert (cut / "policy.json").read_bytes() == policy
