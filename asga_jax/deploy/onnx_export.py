@@ -1,9 +1,11 @@
 """A network, float or fixed by a policy, as an ONNX model.
 
 A quantized operand is `QuantizeLinear`, `Clip` on the codes where these have
-fewer than 8 bits, and `DequantizeLinear`; a quantized kernel is stored in the
-narrowest of int2, int4 and int8 that holds its bits. Batch norm becomes part of
-the product before it: its scale of the steps, its shift of the bias.
+fewer than 8 bits, and `DequantizeLinear`, or the same by `Cast`, `Sub` and
+`Mul` where a runtime is to multiply in float (`onnx_fusion`); a quantized
+kernel is stored in the narrowest of int2, int4 and int8 that holds its bits.
+Batch norm becomes part of the product before it: its scale of the steps, its
+shift of the bias.
 """
 
 import json
@@ -49,8 +51,8 @@ def export_onnx(
   (batch, *input_shape), and writes `logits`. Its metadata hold the policy's
   JSON under "asga_jax.policy", and under "asga_jax.storage" a JSON object of
   layer path -> bits, bits in the file and bytes in the file of its weights.
-  Open it by `onnx_layer.open_session`: by default onnxruntime quantizes on its
-  own what the policy leaves float.
+  A plain `onnxruntime.InferenceSession(path)` opens it, at any level of graph
+  optimization.
 
   Args:
     model: any Flax NNX module of one input and one output: float, from

@@ -1,4 +1,13 @@
-"""Chooses which convolutions onnxruntime runs in integers, and which in float.
+"""Chooses which products onnxruntime runs in integers, and which in float.
+
+A session as anyone opens it takes every product of a `DequantizeLinear` for one
+that may run in integers: beside the products that are stored so, it quantizes
+float kernels and biases of a convolution or a `Gemm` between a
+`DequantizeLinear` and a `QuantizeLinear` on its own, and float inputs of a
+matrix product whose kernel is a `DequantizeLinear`. So this operation stands in
+front of products that are to run in integers alone. In front of all others the
+same numbers are made by `Cast`, `Sub` and `Mul`, which no optimizer reads as a
+quantization: for kernels once, as a model is loaded.
 
 `QLinearConv` adds up whole numbers, so its bias is a whole number of steps of
 the sum. That moves some codes by one. Where all codes have 8 bits and a sum has
@@ -23,13 +32,17 @@ in 16 bits: there, sums of 8-bit codes by 8-bit kernels may saturate. Those of
 fewer bits on either side cannot.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx
 from onnx import helper
 
 from asga_jax.deploy import onnx_graph
 
-_PRODUCTS = ("Conv", "ConvTranspose")
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul")
+# What moves codes and does not change them; a runtime moves quantization past.
+_MOVES = ("Reshape", "Transpose")
 # How far a bias may be moved, in steps of the codes that the result becomes;
 # about the share of a channel's codes that moves by one.
 BIAS_SHARE = 0.005
@@ -45,42 +58,64 @@ _LARGEST = 2**30
 
 
 def fit_to_runtime(graph: onnx_graph.Graph) -> None:
-  """Prepare each convolution for how its result is read; in place.
+  """Prepare each product for how its result is read; in place.
 
-  One of codes that nothing but codes are made of runs as `QLinearConv`: where
-  it has a bias, only if all of these have 8 bits, its sums have many products,
-  and a bias of whole steps of the sum moves no result by more than `BIAS_SHARE`
-  of a code. Elsewhere its kernel becomes float once, as a model is loaded, not
-  at every run.
+  A matrix product of codes runs in integers. A convolution of codes that
+  nothing but codes are made of runs as `QLinearConv`: where it has a bias, only
+  if all of these have 8 bits, its sums have many products, and a bias of whole
+  steps of the sum moves no result by more than `BIAS_SHARE` of a code. In all
+  others no operand is a `DequantizeLinear`.
   """
   graph.scope = ""
   users = graph.users()
   for name, node in list(graph.nodes.items()):
     if node.op_type not in _PRODUCTS:
       continue
-    kernel = graph.nodes.get(node.input[1])
-    if kernel is None or kernel.op_type != "DequantizeLinear":
-      continue
     graph.scope = name
-    source = graph.nodes.get(node.input[0])
-    fuses = (
-      node.op_type == "Conv"
-      and source is not None
-      and source.op_type == "DequantizeLinear"
-      and [user.op_type for user in users[name]] == ["QuantizeLinear"]
-    )
-    if fuses and len(node.input) > 2:
-      assert source is not None
-      result = users[name][0]
-      after = users[result.output[0]][0]
-      fuses = (
-        _has_8_bits(graph, _before(graph, source))
-        and _has_8_bits(graph, after)
-        and _is_fine(graph.constants[_stored(graph, kernel)])
-        and _round_bias(graph, node, source, kernel, result)
-      )
-    if not fuses:
-      node.input[1] = _unpacked(graph, kernel)
+    if node.op_type == "MatMul":
+      integer = all(_source(graph, operand) for operand in node.input)
+    else:
+      integer = _runs_as_qlinear_conv(graph, node, users)
+    if not integer:
+      for i in range(2):
+        node.input[i] = _in_float(graph, node.input[i])
+
+
+def _source(graph: onnx_graph.Graph, name: str) -> onnx.NodeProto | None:
+  """Find the `DequantizeLinear` that a tensor comes from, if it does."""
+  node = graph.nodes.get(name)
+  while node is not None and node.op_type in _MOVES:
+    node = graph.nodes.get(node.input[0])
+  return node if _is_code(node) else None
+
+
+def _is_code(node: onnx.NodeProto | None) -> bool:
+  return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _runs_as_qlinear_conv(
+  graph: onnx_graph.Graph,
+  node: onnx.NodeProto,
+  users: Mapping[str, Sequence[onnx.NodeProto]],
+) -> bool:
+  """Say whether a convolution may run in integers; rounds its bias if so."""
+  source, kernel = (graph.nodes.get(name) for name in node.input[:2])
+  readers = users[node.output[0]]
+  if node.op_type != "Conv" or not (_is_code(source) and _is_code(kernel)):
+    return False
+  if [reader.op_type for reader in readers] != ["QuantizeLinear"]:
+    return False
+  if len(node.input) == 2:
+    return True
+  assert source is not None
+  assert kernel is not None
+  (result,) = readers
+  return (
+    _has_8_bits(graph, _before(graph, source))
+    and _has_8_bits(graph, users[result.output[0]][0])
+    and _is_fine(graph.constants[_stored(graph, kernel)])
+    and _round_bias(graph, node, source, kernel, result)
+  )
 
 
 def _before(
@@ -138,11 +173,23 @@ def _round_bias(
   return True
 
 
-def _unpacked(graph: onnx_graph.Graph, kernel: onnx.NodeProto) -> str:
-  """Give a kernel in float by nodes that are run when a model is loaded."""
-  steps = graph.constants[kernel.input[1]]
-  stored = _stored(graph, kernel)
-  shape = [1] * graph.constants[stored].ndim
-  shape[helper.get_node_attr_value(kernel, "axis")] = -1
-  codes = graph.add("Cast", stored, to=onnx.TensorProto.FLOAT)
-  return graph.add("Mul", codes, graph.constant(steps.reshape(shape)))
+def _in_float(graph: onnx_graph.Graph, name: str) -> str:
+  """Give the same numbers by nodes that no optimizer takes for codes."""
+  if _source(graph, name) is None:
+    return name
+  node = graph.nodes[name]
+  if node.op_type in _MOVES:
+    moved = _in_float(graph, node.input[0])
+    settings = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+    return graph.add(node.op_type, moved, *node.input[1:], **settings)
+  is_kernel = bool(node.attribute)  # it has an axis
+  codes = _stored(graph, node) if is_kernel else node.input[0]
+  values = graph.add("Cast", codes, to=onnx.TensorProto.FLOAT)
+  step = graph.constants[node.input[1]]
+  if is_kernel:
+    shape = [1] * graph.constants[codes].ndim
+    shape[helper.get_node_attr_value(node, "axis")] = -1
+    step = step.reshape(shape)
+  elif np.any(zero := graph.constants[node.input[2]]):
+    values = graph.add("Sub", values, graph.constant(zero, np.float32))
+  return graph.add("Mul", values, graph.constant(step))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -155,9 +156,10 @@ def make_model(
 
   Weights below 32 bits are stored in their container with one step an output
   channel, and cast to int8, which a runtime does once, when it loads the model:
-  kernels for 8-bit integers are what there is. Activations below 32 bits are
-  uint8 codes with the policy's number of levels; `x` in [-1, 1), and `y` within
-  six of its deviations for `x` of even distribution.
+  kernels for 8-bit integers are what there is, or to float where the input is
+  float. Activations below 32 bits are uint8 codes with the policy's number of
+  levels; `x` in [-1, 1), and `y` within six of its deviations for `x` of even
+  distribution.
 
   Args:
     product: the shapes.
@@ -175,7 +177,14 @@ def make_model(
   def constant(name: str, value: Any, dtype: Any) -> None:
     constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
 
+  def add(
+    operation: str, inputs: Sequence[str], output: str, **attributes: Any
+  ) -> None:
+    nodes.append(helper.make_node(operation, inputs, [output], **attributes))
+
   read, weights, written = "x", "w", "y"
+  # A `DequantizeLinear` beside a float operand would have it quantized.
+  is_integer = max(weight_bits, activation_bits) < _FLOAT
   if activation_bits < _FLOAT:
     levels = 2**activation_bits
     # What x is spread by, and the kernel adds up.
@@ -184,43 +193,44 @@ def make_model(
     constant("y_step", 12 / np.sqrt(3) * norm / levels, np.float32)
     constant("zero", levels // 2, np.uint8)
     read, written = "x_float", "y_float"
-    nodes.append(
-      helper.make_node("DequantizeLinear", ["x", "x_step", "zero"], [read])
-    )
+    if is_integer:
+      add("DequantizeLinear", ["x", "x_step", "zero"], read)
+    else:
+      constant("x_zero", levels // 2, np.float32)
+      add("Cast", ["x"], "x_codes", to=onnx.TensorProto.FLOAT)
+      add("Sub", ["x_codes", "x_zero"], "x_whole")
+      add("Mul", ["x_whole", "x_step"], read)
   if weight_bits < _FLOAT:
     codes, steps = _quantize(kernel, weight_bits, axis)
     constant("w_stored", codes, _TYPES[weight_container(weight_bits)])
-    constant("w_step", steps, np.float32)
-    constant("w_zero", np.zeros(steps.shape), np.int8)
     weights = "w_float"
-    nodes += [
-      helper.make_node("Cast", ["w_stored"], ["w"], to=onnx.TensorProto.INT8),
-      helper.make_node(
-        "DequantizeLinear", ["w", "w_step", "w_zero"], [weights], axis=axis
-      ),
-    ]
+    if is_integer:
+      constant("w_step", steps.reshape(-1), np.float32)
+      constant("w_zero", np.zeros(steps.size), np.int8)
+      add("Cast", ["w_stored"], "w", to=onnx.TensorProto.INT8)
+      add("DequantizeLinear", ["w", "w_step", "w_zero"], weights, axis=axis)
+    else:
+      constant("w_step", steps, np.float32)
+      add("Cast", ["w_stored"], "w", to=onnx.TensorProto.FLOAT)
+      add("Mul", ["w", "w_step"], weights)
   else:
     constant("w", kernel, np.float32)
-  operands = [read, weights]
   if product.is_convolution:
-    node = helper.make_node(
+    add(
       "Conv",
-      operands,
-      [written],
+      [read, weights],
+      written,
       strides=product.strides,
       dilations=product.dilations,
       pads=product.pads,
       group=product.groups,
     )
   else:
-    node = helper.make_node("MatMul", operands, [written])
-  nodes.append(node)
+    add("MatMul", [read, weights], written)
   dtype = onnx.TensorProto.FLOAT
   if activation_bits < _FLOAT:
     dtype = onnx.TensorProto.UINT8
-    nodes.append(
-      helper.make_node("QuantizeLinear", [written, "y_step", "zero"], ["y"])
-    )
+    add("QuantizeLinear", [written, "y_step", "zero"], "y")
   graph = helper.make_graph(
     nodes,
     "layer",
@@ -244,10 +254,9 @@ def open_session(
   optimize: bool = True,
   optimized_path: os.PathLike[str] | None = None,
 ) -> onnxruntime.InferenceSession:
-  """Load a model on the CPU so that what it computes in float stays float.
+  """Load a model on the CPU, as a default session of onnxruntime does.
 
-  By default onnxruntime quantizes the float weights of a layer whose input is
-  quantized, and the float input of a matrix product whose weights are.
+  Only threads and messages are set, which change no number.
 
   Args:
     model: the model.
@@ -262,9 +271,6 @@ def open_session(
   options.intra_op_num_threads = threads
   options.inter_op_num_threads = 1
   options.log_severity_level = 3
-  options.add_session_config_entry(
-    "session.qdq_matmulnbits_accuracy_level", "1"
-  )
   if not optimize:
     options.graph_optimization_level = (
       onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -272,10 +278,7 @@ def open_session(
   if optimized_path is not None:
     options.optimized_model_filepath = os.fspath(optimized_path)
   return onnxruntime.InferenceSession(
-    model.SerializeToString(),
-    options,
-    providers=["CPUExecutionProvider"],
-    disabled_optimizers=["WeightBiasQuantization"],
+    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
   )
 
 
@@ -286,7 +289,7 @@ def _others(kernel: np.ndarray, axis: int) -> tuple[int, ...]:
 def _quantize(
   kernel: np.ndarray, bits: int, axis: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Round to signed codes, with one step an output channel."""
+  """Round to signed codes, with one step an output channel, kept as an axis."""
   largest = np.abs(kernel).max(axis=_others(kernel, axis), keepdims=True)
   steps = np.maximum(largest, 1e-12) / (2 ** (bits - 1) - 1)
-  return np.rint(kernel / steps).astype(np.int8), steps.reshape(-1)
+  return np.rint(kernel / steps).astype(np.int8), steps

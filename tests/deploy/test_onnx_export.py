@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from flax import nnx
 
 import asga_jax
 from asga_jax import models, result, search_space
 from asga_jax.cost import costs as costs_lib
-from asga_jax.deploy import onnx_export, onnx_layer
+from asga_jax.deploy import onnx_export
 from asga_jax.deploy.onnx_values import ExportError
 from asga_jax.quantization import layers
 
@@ -136,7 +137,8 @@ def _in_jax(model, images):
 
 
 def _in_onnxruntime(made, images):
-  return onnx_layer.open_session(made).run(None, {"image": images})[0]
+  session = onnxruntime.InferenceSession(made.SerializeToString())
+  return session.run(None, {"image": images})[0]
 
 
 @pytest.fixture(scope="module")

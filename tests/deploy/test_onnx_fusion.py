@@ -5,6 +5,7 @@ import collections
 import jax
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from flax import nnx
 from onnx import numpy_helper
@@ -95,7 +96,8 @@ def _in_jax(model, images):
 
 
 def _in_onnxruntime(made, images):
-  return onnx_layer.open_session(made).run(None, {"image": images})[0]
+  session = onnxruntime.InferenceSession(made.SerializeToString())
+  return session.run(None, {"image": images})[0]
 
 
 def _kernels(made, folder):
