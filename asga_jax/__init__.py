@@ -1,5 +1,8 @@
 """Mixed-precision quantization policies by sharpness-aware search."""
 
+from asga_jax.allocation.curve import ParetoCurve as ParetoCurve
+from asga_jax.allocation.curve import load as load_pareto
+from asga_jax.allocation.curve import save as save_pareto
 from asga_jax.conversion import format_rules as format_rules
 from asga_jax.conversion import layer_stats as layer_stats
 from asga_jax.conversion import not_searched as not_searched
@@ -10,24 +13,19 @@ from asga_jax.cost.costs import Cost as Cost
 from asga_jax.cost.costs import container_size as container_size
 from asga_jax.cost.latency_table import latency as latency
 from asga_jax.cost.latency_table import load_latency as load_latency
+from asga_jax.deploy.formats import export_onnx as export_onnx
 from asga_jax.deploy.packing import load_packed as load_packed
 from asga_jax.deploy.packing import save_packed as save_packed
 from asga_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
 from asga_jax.every_budget import pareto as pareto
 from asga_jax.every_budget import policy_at as policy_at
-from asga_jax.export_formats import export_onnx as export_onnx
 from asga_jax.finetune import FinetuneSettings as FinetuneSettings
 from asga_jax.finetune import train_policy as train_policy
-from asga_jax.pareto_curve import ParetoCurve as ParetoCurve
-from asga_jax.pareto_curve import load as load_pareto
-from asga_jax.pareto_curve import save as save_pareto
 from asga_jax.policy import Policy as Policy
 from asga_jax.policy import load as load_policy
 from asga_jax.policy import save as save_policy
-from asga_jax.pretrained import load_weights as load_weights
-from asga_jax.pretrained import save_weights as save_weights
 from asga_jax.quantization.rules import Rule as Rule
-from asga_jax.report import write_report as write_report
+from asga_jax.report.write import write_report as write_report
 from asga_jax.result import SearchResult as SearchResult
 from asga_jax.result import allocate as allocate
 from asga_jax.search import SearchSettings as SearchSettings
@@ -40,6 +38,8 @@ from asga_jax.sharpness import diagnostics as diagnostics
 from asga_jax.sharpness import preset as preset
 from asga_jax.training.losses import make_loss as make_loss
 from asga_jax.training.steps import cross_entropy as cross_entropy
+from asga_jax.weights.load import load_weights as load_weights
+from asga_jax.weights.load import save_weights as save_weights
 
 __all__ = [
   "Cost",

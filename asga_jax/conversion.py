@@ -9,10 +9,12 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from asga_jax import attention, search_space, tracing
 from asga_jax import policy as policy_lib
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
+from asga_jax.network import attention
+from asga_jax.network import calls as tracing
 from asga_jax.quantization import bit_choice, layers, surgery
 from asga_jax.quantization import rules as rules_lib
 

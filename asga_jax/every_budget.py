@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from asga_jax import frontier, pareto_curve, search_space
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.analysis import pareto_plot
+from asga_jax.allocation import curve as pareto_curve
+from asga_jax.allocation import frontier
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
+from asga_jax.report import pareto_plot
 
 _UNITS = {
   "bops": "BOPs",

@@ -9,7 +9,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax.training import averaging, loop, setup, sharding, steps
+from asga_jax.training import averaging, loop, sharding, steps
+from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
 

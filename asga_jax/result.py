@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from asga_jax import allocation, search_space
 from asga_jax import policy as policy_lib
+from asga_jax.allocation import choose as allocation
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 

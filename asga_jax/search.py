@@ -12,12 +12,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import allocation, search_space
 from asga_jax import result as result_lib
+from asga_jax.allocation import choose as allocation
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import calibration, surgery
-from asga_jax.training import loop, setup, sharding, steps
+from asga_jax.training import loop, sharding, steps
+from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
 MODES = ("joint", "bilevel")

@@ -30,25 +30,18 @@ from absl import app, flags, logging
 from flax import nnx
 
 from asga_jax import data as data_lib
-from asga_jax import (
-  export_formats,
-  files,
-  finetune_run,
-  search_config,
-  search_parts,
-  search_run,
-  trained_runs,
-  weight_files,
-)
+from asga_jax import files
 from asga_jax import policy as policy_lib
-from asga_jax.deploy import (
-  folding,
-  onnx_export,
-  onnx_layer,
-  packing,
-  reference,
-  timing,
-)
+from asga_jax.deploy import folding, packing, reference, timing
+from asga_jax.deploy import formats as export_formats
+from asga_jax.deploy.onnx import export as onnx_export
+from asga_jax.deploy.onnx import layer as onnx_layer
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import config as search_config
+from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import read as trained_runs
+from asga_jax.runs import search as search_run
+from asga_jax.weights import files as weight_files
 
 _OUTPUT = flags.DEFINE_string("output", "runs/agreement", "Where results go.")
 _NETWORKS = flags.DEFINE_multi_string(

@@ -19,8 +19,10 @@ from absl import app, flags
 from flax import nnx
 
 import asga_jax
-from asga_jax import allocation, frontier, models
+from asga_jax import models
 from asga_jax import policy as policy_lib
+from asga_jax.allocation import choose as allocation
+from asga_jax.allocation import frontier
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs

@@ -25,7 +25,7 @@ from matplotlib import figure as figure_lib
 from asga_jax import data as data_lib
 from asga_jax import files
 from asga_jax import result as result_lib
-from asga_jax.training import compile_cache
+from asga_jax.xla import compile_cache
 
 ASCENTS: dict[str, dict[str, Any]] = {
   "fresh": {},

@@ -19,7 +19,10 @@ import jax
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
-from asga_jax import files, finetune_run, search_config, search_run
+from asga_jax import files
+from asga_jax.runs import config as search_config
+from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import search as search_run
 
 _OUTPUT = flags.DEFINE_string("output", "runs/finetuning", "Where results go.")
 _BITS = flags.DEFINE_integer("bits", 4, "The budget: what these bits cost.")

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from asga_jax.quantization import mixture, mixture_kernel
-from asga_jax.training import lowering
+from asga_jax.quantization import mixture
+from asga_jax.xla import lowering, mixture_kernel
 
 # Twelve are more than users may have: how time grows.
 CANDIDATES = (

@@ -22,23 +22,17 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
-from asga_jax import (
-  conversion,
-  evaluate,
-  files,
-  finetune,
-  search,
-  search_config,
-  search_loop,
-  search_parts,
-  search_start,
-)
+from asga_jax import conversion, evaluate, files, finetune, search
 from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration
-from asga_jax.training import compile_cache, loop
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import config as search_config
+from asga_jax.runs import search_loop, search_start
+from asga_jax.training import loop
+from asga_jax.xla import compile_cache
 
 _OUTPUT = flags.DEFINE_string("output", "runs/policies", "Where results go.")
 _BITS = flags.DEFINE_integer("bits", 3, "The budget: what these bits cost.")

@@ -28,7 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from matplotlib import figure as figure_lib
 
 from asga_jax import files
-from asga_jax.training import lowering
+from asga_jax.xla import lowering
 
 CASES = {
   "resnet18": kinds.Case("resnet18", "small", 32, 32),

@@ -31,16 +31,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asga_jax import data as data_lib
-from asga_jax import (
-  every_budget,
-  files,
-  search_loop,
-  search_run,
-  search_start,
-  search_summary,
-)
+from asga_jax import every_budget, files
 from asga_jax.data import batches as batches_lib
-from asga_jax.training import ahead, checkpoints, metrics_log, sharding
+from asga_jax.runs import checkpoints, search_loop, search_start
+from asga_jax.runs import metrics as metrics_log
+from asga_jax.runs import search as search_run
+from asga_jax.runs import summary as search_summary
+from asga_jax.training import sharding
+from asga_jax.xla import ahead
 
 # What a loop does beside its steps, by the functions that do it.
 PARTS: dict[str, tuple[Any, str]] = {

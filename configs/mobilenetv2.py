@@ -19,7 +19,7 @@ Variants, behind a colon:
            searched; also cifar10,small.
 """
 
-from asga_jax import search_config
+from asga_jax.runs import config as search_config
 
 
 def get_config(variant: str = ""):

@@ -10,7 +10,7 @@ Variants, behind a colon:
            ASGA_DATA_DIR.
 """
 
-from asga_jax import search_config
+from asga_jax.runs import config as search_config
 
 
 def get_config(variant: str = ""):

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from asga_jax import export_formats, finetune_config, search_config
+from asga_jax.deploy import formats as export_formats
+from asga_jax.runs import config as search_config
+from asga_jax.runs import finetune_config
 
 _CONFIG = flags.DEFINE_string(
   "config",

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from asga_jax import evaluate_run
+from asga_jax.runs import evaluate as evaluate_run
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",

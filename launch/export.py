@@ -13,24 +13,21 @@ import sys
 
 from absl import app, flags, logging
 
-from asga_jax import (
-  every_budget,
-  export_formats,
-  export_report,
-  export_run,
-  export_table,
-  files,
-  pareto_curve,
-  policy_table,
-  run_data,
-  search_run,
-  trained_runs,
-)
+from asga_jax import every_budget, files
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import curve as pareto_curve
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import latency_table
-from asga_jax.training import compile_cache
+from asga_jax.deploy import formats as export_formats
+from asga_jax.report import policy_table
+from asga_jax.runs import data as run_data
+from asga_jax.runs import export as export_run
+from asga_jax.runs import export_table
+from asga_jax.runs import measure as export_report
+from asga_jax.runs import read as trained_runs
+from asga_jax.runs import search as search_run
+from asga_jax.xla import compile_cache
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",

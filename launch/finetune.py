@@ -10,8 +10,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax import finetune_config, finetune_run, search_config
-from asga_jax.training import loop, workdir
+from asga_jax.runs import config as search_config
+from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import finetune_config, workdir
+from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."

@@ -14,8 +14,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax import search_config, search_parts
 from asga_jax.cost import latency_table
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import config as search_config
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."

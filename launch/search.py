@@ -10,8 +10,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax import search_config, search_run
-from asga_jax.training import loop, workdir
+from asga_jax.runs import config as search_config
+from asga_jax.runs import search as search_run
+from asga_jax.runs import workdir
+from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
-from asga_jax import models, search_config
+from asga_jax import models
+from asga_jax.runs import config as search_config
 
 
 class TinyNetwork(nnx.Module):

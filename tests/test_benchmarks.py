@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from asga_jax.training import lowering
+from asga_jax.xla import lowering
 
 ROOT = pathlib.Path(__file__).parents[1]
 

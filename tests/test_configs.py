@@ -6,8 +6,9 @@ import pathlib
 import pytest
 from flax import nnx
 
-from asga_jax import search_config, search_parts
 from asga_jax.cost import macs
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import config as search_config
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 

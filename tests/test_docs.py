@@ -9,7 +9,7 @@ import types
 import pytest
 
 import asga_jax
-from asga_jax import search_config
+from asga_jax.runs import config as search_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ("concepts.md", "your-own-model.md")

@@ -7,12 +7,15 @@ import math
 
 import numpy as np
 import pytest
-import test_allocation as cases
+from allocation import test_choose as cases
 
 import asga_jax
-from asga_jax import every_budget, pair_solver, pareto_curve, search_space
+from asga_jax import every_budget
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import curve as pareto_curve
+from asga_jax.allocation import solver as pair_solver
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 

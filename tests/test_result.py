@@ -11,7 +11,7 @@ import pytest
 import asga_jax
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax import search_space
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table

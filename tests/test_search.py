@@ -8,7 +8,7 @@ from flax import nnx
 
 import asga_jax
 from asga_jax import search as search_lib
-from asga_jax import search_space
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import layers
 from asga_jax.training import loop, sharding

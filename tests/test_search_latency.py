@@ -11,13 +11,11 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax import (
-  models,
-  search_loop,
-  search_parts,
-  search_run,
-)
+from asga_jax import models
 from asga_jax.cost import latency_table, macs
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import search as search_run
+from asga_jax.runs import search_loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 BITS = (2, 4, 8, 32)

@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 import pytest
-import test_allocation as cases
+from allocation import test_choose as cases
 from scipy import optimize
 
 import asga_jax
-from asga_jax import allocation, pair_program, pair_solver
 from asga_jax import policy as policy_lib
+from asga_jax.allocation import choose as allocation
+from asga_jax.allocation import program as pair_program
+from asga_jax.allocation import solver as pair_solver
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax import attention, layer_kinds, tracing
 from asga_jax.cost import costs
+from asga_jax.network import attention
+from asga_jax.network import calls as tracing
+from asga_jax.network import kinds as layer_kinds
 
 
 def network_stats(

@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-from asga_jax import layer_kinds, tracing
 from asga_jax.deploy import integer
+from asga_jax.network import calls as tracing
+from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import layers
 
 # The identity, so that a traced program says what comes from where.

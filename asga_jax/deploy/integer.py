@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax import layer_kinds
+from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import bit_choice, layers, quantizers
 
 FLOAT_BITS = quantizers.FLOAT_BITS

@@ -14,10 +14,11 @@ import onnxruntime
 from flax import nnx
 from onnx import helper
 
-from asga_jax import tracing
 from asga_jax.cost import latency_table
-from asga_jax.deploy import onnx_layer, timing
-from asga_jax.training import metrics_log
+from asga_jax.deploy import timing
+from asga_jax.deploy.onnx import layer as onnx_layer
+from asga_jax.network import calls as tracing
+from asga_jax.runs import metrics as metrics_log
 
 # A pair of bit-widths: of the weights and of the activations.
 Pair = tuple[int, int]

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 
 from asga_jax import policy as policy_lib
-from asga_jax import tracing, weight_files
 from asga_jax.deploy import integer
+from asga_jax.network import calls as tracing
 from asga_jax.quantization import bit_choice, layers, quantizers, surgery
+from asga_jax.weights import files as weight_files
 
 FORMAT = "asga_jax packed network"
 VERSION = "1"

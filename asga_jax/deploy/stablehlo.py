@@ -9,7 +9,7 @@ from flax import nnx
 from jax import export
 
 from asga_jax import files
-from asga_jax.training import lowering
+from asga_jax.xla import lowering
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

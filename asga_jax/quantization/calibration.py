@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax import tracing
+from asga_jax.network import calls as tracing
 from asga_jax.quantization import bit_choice, layers, quantizers
 
 # Values kept of each layer's input: enough for the error of a step, few enough

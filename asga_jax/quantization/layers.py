@@ -12,8 +12,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from asga_jax import attention, layer_kinds, outline, tracing
+from asga_jax.network import attention
+from asga_jax.network import calls as tracing
+from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import bit_choice
+from asga_jax.xla import outline
 
 
 @functools.lru_cache(maxsize=1024)

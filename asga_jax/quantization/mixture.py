@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from asga_jax import outline
-from asga_jax.quantization import candidate_sums, mixture_kernel, quantizers
+from asga_jax.quantization import quantizers
+from asga_jax.xla import candidate_sums, mixture_kernel, outline
 
 
 class Grids(NamedTuple):

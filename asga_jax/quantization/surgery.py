@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax import attention, layer_kinds, tracing
+from asga_jax.network import attention
+from asga_jax.network import calls as tracing
+from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import (
   bit_choice,
   calibration,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asga_jax import reductions
+from asga_jax.xla import reductions
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree] | None

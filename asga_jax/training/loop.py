@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from asga_jax.training import metrics_log, sharding
+from asga_jax.runs import metrics as metrics_log
+from asga_jax.training import sharding
 from asga_jax.training import state as state_lib
 
 # Figures of one step, 'step' (counted from 1) among them.

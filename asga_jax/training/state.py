@@ -11,7 +11,7 @@ from flax import nnx
 
 from asga_jax import sharpness
 from asga_jax.quantization import bit_choice, surgery
-from asga_jax.training import lowering
+from asga_jax.xla import lowering
 
 
 class Params(NamedTuple):

@@ -9,12 +9,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import outline, sharpness
+from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import bit_choice
 from asga_jax.sharpness import perturbation
-from asga_jax.training import code_changes, lowering, sharding
+from asga_jax.training import changed_codes as code_changes
+from asga_jax.training import sharding
 from asga_jax.training import state as state_lib
+from asga_jax.xla import lowering, outline
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

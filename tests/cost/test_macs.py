@@ -4,8 +4,9 @@ import jax
 import pytest
 from flax import nnx
 
-from asga_jax import models, tracing
+from asga_jax import models
 from asga_jax.cost import costs, macs
+from asga_jax.network import calls as tracing
 
 
 def _abstract(name, **settings):

@@ -6,8 +6,8 @@ import pytest
 from every_kind import ALL_BITS, IMAGES, EveryKind, Kinds, fix, searchable
 from flax import nnx
 
-from asga_jax import layer_kinds
 from asga_jax.deploy import integer
+from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import (
   bit_choice,
   calibration,

@@ -15,11 +15,13 @@ import pytest
 from flax import nnx
 from onnx import numpy_helper
 
-from asga_jax import layer_kinds, tracing
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table, macs
-from asga_jax.deploy import layer_timing, onnx_layer, timing
+from asga_jax.deploy import layer_timing, timing
+from asga_jax.deploy.onnx import layer as onnx_layer
+from asga_jax.network import calls as tracing
+from asga_jax.network import kinds as layer_kinds
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNGS = nnx.Rngs(0)

@@ -14,10 +14,10 @@ from safetensors import numpy as safetensors_numpy
 
 import asga_jax
 from asga_jax import policy as policy_lib
-from asga_jax import weight_files
 from asga_jax.deploy import integer, packing
 from asga_jax.models import resnet
 from asga_jax.quantization import layers, quantizers
+from asga_jax.weights import files as weight_files
 
 
 @st.composite

@@ -10,10 +10,10 @@ import pytest
 from every_kind import IMAGES, fill, fix, searchable
 from flax import nnx
 
-from asga_jax import tracing
 from asga_jax.data import embedded
 from asga_jax.deploy import folding, integer, reference
 from asga_jax.models import resnet
+from asga_jax.network import calls as tracing
 from asga_jax.quantization import calibration, layers, surgery
 
 # Of the largest value: float32 sums of up to 54 products, in another order.

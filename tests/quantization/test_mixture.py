@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asga_jax.quantization import candidate_sums, quantizers
 from asga_jax.quantization import mixture as mixture_lib
+from asga_jax.quantization import quantizers
+from asga_jax.xla import candidate_sums
 
 BITS = (2, 5, 32)
 

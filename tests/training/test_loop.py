@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asga_jax.training import checkpoints, loop, sharding
+from asga_jax.runs import checkpoints
+from asga_jax.training import loop, sharding
 
 
 class _State(NamedTuple):

@@ -1,0 +1,1 @@
+"""Scores, costs and a budget to a policy, exactly; the frontier."""

@@ -1,1 +1,0 @@
-"""What a finished run shows: pictures, and the health of its radius."""

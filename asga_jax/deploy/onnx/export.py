@@ -1,0 +1,207 @@
+"""A network, float or fixed by a policy, as an ONNX model.
+
+A quantized operand is `QuantizeLinear`, `Clip` on the codes where these have
+fewer than 8 bits, and `DequantizeLinear`, or the same by `Cast`, `Sub` and
+`Mul` where a runtime is to multiply in float (`onnx_fusion`); a quantized
+kernel is stored in the narrowest of int2, int4 and int8 that holds its bits.
+Batch norm becomes part of the product before it: its scale of the steps, its
+shift of the bias.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from flax import nnx
+from onnx import helper
+
+from asga_jax import conversion, files
+from asga_jax import policy as policy_lib
+from asga_jax.deploy.onnx import fusion as onnx_fusion
+from asga_jax.deploy.onnx import graph as onnx_graph
+from asga_jax.deploy.onnx import layer as onnx_layer
+from asga_jax.deploy.onnx import reader as onnx_reader
+from asga_jax.deploy.onnx import trace as onnx_trace
+from asga_jax.deploy.onnx import values as onnx_values
+from asga_jax.quantization import layers
+
+INPUT, OUTPUT = "image", "logits"
+POLICY_KEY = "asga_jax.policy"
+STORAGE_KEY = "asga_jax.storage"
+_TRIED = (1, 3)  # batches that every new model is run on
+
+
+def export_onnx(
+  model: nnx.Module,
+  input_shape: Sequence[int],
+  path: str | os.PathLike[str] | None = None,
+  *,
+  policy: policy_lib.Policy | None = None,
+  name: str = "network",
+  method: str = "__call__",
+) -> onnx.ModelProto:
+  """Convert a network to ONNX, for batches of any size.
+
+  It is exported in evaluation mode. The model reads `image`, float32 of shape
+  (batch, *input_shape), and writes `logits`. Its metadata hold the policy's
+  JSON under "asga_jax.policy", and under "asga_jax.storage" a JSON object of
+  layer path -> bits, bits in the file and bytes in the file of its weights.
+  A plain `onnxruntime.InferenceSession(path)` opens it, at any level of graph
+  optimization.
+
+  Args:
+    model: any Flax NNX module of one input and one output: float, from
+      `with_policy`, or searchable where a policy is given; it is not changed.
+    input_shape: of one input, without the batch.
+    path: where to write it; None to only return it. The file appears whole,
+      once the model has passed ONNX's checker and has run, or not at all.
+    policy: for the layers of a searchable network.
+    name: of the graph.
+    method: the method of the model that is called.
+
+  Returns:
+    The model.
+
+  Raises:
+    ExportError: an operation without a counterpart; it names the operation and
+      the layer. Or a network with several candidates and no policy.
+    ValueError: a policy for other layers, or a wrong input shape.
+    OSError: the path cannot be written; found before the conversion.
+  """
+  if path is not None:
+    files.check_writable(path)
+  if policy is not None:
+    model = conversion.with_policy(model, policy)
+  _check_fixed(model)
+  shape = tuple(int(size) for size in input_shape)
+  traced = onnx_trace.trace(model, shape, method)
+  graph = onnx_graph.Graph()
+  builder = onnx_values.Builder(graph, traced.batch, INPUT)
+  (read,) = traced.jaxpr.jaxpr.invars
+  image = builder.plain(INPUT, read.aval.shape, np.float32)
+  reader = onnx_reader.Reader(builder, traced)
+  results = reader.read(traced.jaxpr.jaxpr, traced.jaxpr.consts, [image])
+  if len(results) != 1:
+    raise onnx_values.ExportError(
+      f"the network has {len(results)} outputs; expected one."
+    )
+  (aval,) = traced.jaxpr.out_avals
+  output = builder.ordered(results[0])
+  onnx_fusion.fit_to_runtime(graph)
+  storage = _storage(traced.layers, reader.kernels)
+  metadata = {STORAGE_KEY: json.dumps(storage)}
+  if policy is not None:
+    metadata[POLICY_KEY] = policy_lib.to_json(policy)
+  made = graph.model(
+    [_value_info(INPUT, read.aval)],
+    {output: _value_info(OUTPUT, aval)},
+    name=name,
+    metadata=metadata,
+  )
+  _check(made, shape, aval.shape)
+  if path is not None:
+    files.write_bytes_atomic(path, made.SerializeToString())
+  return made
+
+
+def _check_fixed(model: nnx.Module) -> None:
+  for path, layer in layers.quantized_layers(model).items():
+    for choice in (layer.weight, layer.activation):
+      if len(choice.candidates()) > 1:
+        raise onnx_values.ExportError(
+          f"layer {path!r} has the candidates {choice.candidates()}; expected"
+          " a policy, or a network fixed by one (asga_jax.with_policy)."
+        )
+
+
+def _value_info(name: str, aval: Any) -> onnx.ValueInfoProto:
+  sizes = [size if isinstance(size, int) else "batch" for size in aval.shape]
+  kind = helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
+  return helper.make_tensor_value_info(name, kind, sizes)
+
+
+def _storage(
+  quantized: Mapping[str, layers.QuantLayer], kernels: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+  """Say how the weights of every layer with a choice of bits are stored."""
+  found = {}
+  for path, kernel in kernels.items():
+    (weight_bits,) = quantized[path].weight.candidates()
+    (activation_bits,) = quantized[path].activation.candidates()
+    stored = onnx_layer.weight_container(weight_bits)
+    size = int(np.prod(kernel.shape))
+    found[path] = {
+      "weight_bits": weight_bits,
+      "stored_bits": stored,
+      "weight_bytes": -(-size * stored // 8),
+      "activation_bits": activation_bits,
+    }
+  return found
+
+
+def _check(
+  model: onnx.ModelProto, shape: Sequence[int], output_shape: Sequence[int]
+) -> None:
+  """Check a model, and run it on a few inputs."""
+  onnx.checker.check_model(model, full_check=True)
+  session = onnx_layer.open_session(model)
+  random = np.random.default_rng(0)
+  for batch in _TRIED:
+    images = random.standard_normal((batch, *shape), np.float32)
+    (result,) = session.run([OUTPUT], {INPUT: images})
+    if len(result.shape) != len(output_shape) or any(
+      isinstance(size, int) and size != found
+      for found, size in zip(result.shape, output_shape, strict=True)
+    ):
+      raise onnx_values.ExportError(
+        f"onnxruntime gives the shape {result.shape} for a batch of {batch};"
+        f" expected {output_shape}."
+      )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+  """Count the bytes of all that a model stores: kernels, steps, biases."""
+  return sum(
+    len(stored.raw_data) or stored.ByteSize()
+    for stored in model.graph.initializer
+  )
+
+
+def format_storage(model: onnx.ModelProto) -> str:
+  """Lay out how the weights of every layer are stored, one line each.
+
+  Args:
+    model: from `export_onnx`.
+
+  Returns:
+    The lines, joined by newlines; a layer whose bits no type has is marked.
+  """
+  rows = [("layer", "weight bits", "stored as", "bytes", "activation bits", "")]
+  stored = {p.key: p.value for p in model.metadata_props}[STORAGE_KEY]
+  for path, entry in json.loads(stored).items():
+    bits, width = entry["weight_bits"], entry["stored_bits"]
+    kind = "float32" if width == policy_lib.FLOAT_BITS else f"int{width}"
+    activation = entry["activation_bits"]
+    marks = [f"{bits} bits in int{width}"] if width != bits else []
+    if activation < 8:
+      marks.append(f"{activation} bits in uint8")
+    rows.append(
+      (
+        path,
+        str(bits),
+        kind,
+        str(entry["weight_bytes"]),
+        str(activation),
+        ", ".join(marks),
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(
+      [row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]
+    ).rstrip()
+    for row in rows
+  )

@@ -1,0 +1,1 @@
+"""Reads a stranger's network: kinds of layers, and how they are called."""

@@ -1,0 +1,1 @@
+"""Pictures, pages and warnings from what a run left."""

@@ -1,0 +1,60 @@
+"""Reports: one page for each run, and one that compares several."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from asga_jax import files
+from asga_jax.report import comparison_page, finetune_page, run_files
+from asga_jax.report import search_page as run_page
+
+_PAGES = {"search": run_page.make_page, "finetune": finetune_page.make_page}
+
+
+def write_report(
+  workdirs: Sequence[str | os.PathLike[str]],
+  output: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+  """Write the report of a search or fine-tuning, or compare several.
+
+  A run that has not ended is reported as far as it went, and the page says so.
+  The page stands alone: no script, font or picture from elsewhere.
+
+  Args:
+    workdirs: the work directories, one or more.
+    output: the HTML file; by default `report.html` in the work directory, or
+      `comparison.html` in the first of several.
+
+  Returns:
+    The file that was written.
+
+  Raises:
+    ValueError: no work directory, one that is given twice, missing or no
+      run's, or a damaged file in one; it is named.
+    OSError: the page cannot be written.
+  """
+  if not workdirs:
+    raise ValueError("workdirs is empty; expected one or more directories")
+  places = [pathlib.Path(path).resolve() for path in workdirs]
+  for place in places:
+    if places.count(place) > 1:
+      raise ValueError(f"{place} is given twice; expected different runs")
+  runs = [run_files.read_run(path) for path in workdirs]
+  if len(runs) == 1:
+    make_page = _PAGES[runs[0].kind]
+    name, page = "report.html", make_page(runs[0])
+  else:
+    name = "comparison.html"
+    page = comparison_page.make_page(_distinct(runs))
+  target = pathlib.Path(output) if output else runs[0].path / name
+  files.write_text_atomic(target, page)
+  return target
+
+
+def _distinct(runs: Sequence[run_files.Run]) -> list[run_files.Run]:
+  """Call runs by their whole path where their names are the same."""
+  names = [run.name for run in runs]
+  return [
+    run._replace(name=str(run.path)) if names.count(run.name) > 1 else run
+    for run in runs
+  ]

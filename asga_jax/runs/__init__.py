@@ -1,0 +1,1 @@
+"""All that knows a configuration and a work directory."""

@@ -1,0 +1,279 @@
+"""Checkpoints of a run: one pytree of arrays a step, written by Orbax.
+
+The leaves are stored flat, each under its name in the tree, beside an index of
+their shapes, dtypes and checksums. The index tells a checkpoint of another
+model (an error that names the leaves) from a damaged one (the checkpoint
+before it is taken instead).
+"""
+
+import contextlib
+import logging as std_logging
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax import checkpoint as ocp
+
+from asga_jax.runs import checkpoint_leaves as leaves_lib
+
+_SHOWN = 5  # mismatching leaves that an error names
+
+
+class CheckpointError(ValueError):
+  """Checkpoints that cannot be read, or that belong to another model."""
+
+
+def _is_not_chatter(record: std_logging.LogRecord) -> bool:
+  parts = pathlib.Path(record.pathname).parts
+  return record.levelno > std_logging.INFO or "orbax" not in parts
+
+
+def quiet_orbax() -> None:
+  """Drop Orbax's INFO lines (some thirty a save); warnings still show."""
+  logging.get_absl_logger().addFilter(_is_not_chatter)
+
+
+@contextlib.contextmanager
+def _switching_threads_fast() -> Iterator[None]:
+  """Let Python's threads take turns ten times as often.
+
+  Orbax starts several and waits for each to begin, which takes the turns that
+  the others have first: more than half of the time that a save blocks.
+  """
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(5e-4)
+  try:
+    yield
+  finally:
+    sys.setswitchinterval(interval)
+
+
+class Checkpoints:
+  """Writes the checkpoints of one run and keeps the last few.
+
+  A save is written in the background, under a temporary name until it is
+  whole; what a killed run left half-written is removed at the start. Use it as
+  a context manager, so that the last save is on disk at the end.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
+    """Open a directory, creating it.
+
+    Args:
+      directory: where the checkpoints lie, one folder a step.
+      keep: how many of the newest to keep, at least 2, so that one remains
+        where the newest is damaged.
+
+    Raises:
+      ValueError: if `keep` is below 2.
+    """
+    if keep < 2:
+      raise ValueError(f"keep is {keep}; it must be 2 or more")
+    quiet_orbax()
+    # Not left to Orbax, which does it in the background and may not finish.
+    if jax.process_index() == 0:
+      for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(directory).absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    )
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Save the state of one step.
+
+    Returns once the arrays are copied, so that their buffers may be donated;
+    an error of the write in the background shows at the next call.
+
+    Args:
+      step: the step, 0 or more. Checkpoints of this step and of later ones,
+        which a run leaves that had to resume from before them, are replaced.
+      state: a pytree of arrays, numbers and typed random keys.
+      metadata: what else to keep of this step, as JSON (`read_metadata`).
+
+    Raises:
+      TypeError: if a leaf is none of those; the message names it.
+    """
+    leaves = leaves_lib.named_leaves(state)
+    arrays = {name: leaves_lib.to_data(leaf) for name, leaf in leaves.items()}
+    index = {
+      "leaves": {
+        n: leaves_lib.index_entry(leaves[n], arrays[n]) for n in leaves
+      },
+      "metadata": dict(metadata or {}),
+    }
+    self._manager.wait_until_finished()
+    for stale in [s for s in self._manager.all_steps() if s >= step]:
+      self._manager.delete(stale)
+    # Orbax refuses empty arrays; the index is enough to restore them.
+    filled = {name: array for name, array in arrays.items() if array.size}
+    with _switching_threads_fast():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(filled), index=ocp.args.JsonSave(index)
+        ),
+      )
+
+  def close(self) -> None:
+    """Wait until everything is on disk."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def _steps(directory: str | pathlib.Path) -> list[int]:
+  """List the steps of a directory, the newest first; none without it."""
+  path = pathlib.Path(directory)
+  if not path.exists():
+    return []
+  if not path.is_dir():
+    raise CheckpointError(
+      f"{path} is no directory; expected the checkpoints of a run, or nothing"
+    )
+  names = (p.name for p in path.iterdir() if p.is_dir())
+  return sorted((int(n) for n in names if n.isdecimal()), reverse=True)
+
+
+def latest_step(directory: str | pathlib.Path) -> int | None:
+  """Name the newest step saved, None without one; it is not read."""
+  return next(iter(_steps(directory)), None)
+
+
+def _read_index(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
+  path = pathlib.Path(directory).absolute() / str(step) / "index"
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    index = reader.restore(path)
+  if not isinstance(index, dict) or not {"leaves", "metadata"} <= index.keys():
+    raise CheckpointError(f"{path} is not the index of a checkpoint")
+  return index
+
+
+def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
+  """Read the metadata of the newest checkpoint whose index is whole.
+
+  Raises:
+    CheckpointError: if there is none.
+  """
+  quiet_orbax()
+  for step in _steps(directory):
+    try:
+      return read_metadata(directory, step)
+    except CheckpointError as error:
+      logging.warning("The checkpoint of step %d is damaged: %s", step, error)
+  raise CheckpointError(
+    f"{directory} holds no checkpoint that is whole; expected the work "
+    "directory of a search"
+  )
+
+
+def read_metadata(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
+  """Read what `Checkpoints.save` was given as metadata.
+
+  Args:
+    directory: where the checkpoints lie.
+    step: one that `restore_latest` or `latest_step` returned.
+
+  Raises:
+    CheckpointError: if there is no such checkpoint or it is damaged.
+  """
+  try:
+    return _read_index(directory, step)["metadata"]
+  except Exception as error:
+    raise CheckpointError(
+      f"no readable metadata of step {step} in {directory}: {error}"
+    ) from error
+
+
+def _restore(
+  path: pathlib.Path, saved: dict[str, Any], leaves: dict[str, Any]
+) -> list[Any]:
+  """Restore the leaves of one step, in the order of `leaves`."""
+  templates = {name: leaves_lib.template(leaf) for name, leaf in leaves.items()}
+  filled = {name: t for name, t in templates.items() if np.prod(t.shape)}
+  with ocp.StandardCheckpointer() as reader:
+    arrays = reader.restore(path / "state", filled) if filled else {}
+  restored = []
+  for name, leaf in leaves.items():
+    if name in filled:
+      data = arrays[name]
+    else:
+      # The template may be a description, which has no data to put.
+      like = templates[name]
+      empty = np.zeros(like.shape, like.dtype)
+      data = jax.device_put(empty, leaves_lib.device_sharding(leaf))
+    wanted = saved[name]["crc32"]
+    found = None if wanted is None else leaves_lib.checksum(data)
+    if found not in (wanted, None):
+      raise CheckpointError(f"the checksum of {name} is wrong")
+    restored.append(leaves_lib.to_leaf(leaf, data, saved[name]))
+  return restored
+
+
+def restore_latest(
+  directory: str | pathlib.Path, target: Any
+) -> tuple[int, Any] | None:
+  """Restore the newest checkpoint that is whole.
+
+  A damaged checkpoint is skipped with a warning that names it.
+
+  Args:
+    directory: where `Checkpoints` wrote.
+    target: a pytree of arrays or `jax.ShapeDtypeStruct`s of the structure,
+      shapes and dtypes saved. Leaves go to the sharding that the target's have;
+      where it has none, or an uncommitted array, JAX chooses the device.
+
+  Returns:
+    The step and the state, or None where there is no checkpoint.
+
+  Raises:
+    CheckpointError: if the newest readable checkpoint is of another model (its
+      names, shapes or dtypes differ), or if all checkpoints are damaged.
+  """
+  quiet_orbax()
+  steps, leaves = _steps(directory), leaves_lib.named_leaves(target)
+  reason: Exception | None = None
+  for step in steps:
+    path = pathlib.Path(directory).absolute() / str(step)
+    try:
+      saved = _read_index(directory, step)["leaves"]
+      mismatches = leaves_lib.mismatches(saved, leaves)
+      restored = None if mismatches else _restore(path, saved, leaves)
+    except Exception as error:
+      first_line = (str(error).splitlines() or [type(error).__name__])[0]
+      first_line = first_line.partition(" See full TensorStore")[0]
+      logging.warning(
+        "The checkpoint of step %d is damaged (%s): %s", step, path, first_line
+      )
+      reason = error
+      continue
+    if restored is None:
+      rest = len(mismatches) - _SHOWN
+      raise CheckpointError(
+        f"{path} is a checkpoint of another model or configuration:\n  "
+        + "\n  ".join(mismatches[:_SHOWN])
+        + (f"\n  and {rest} more" if rest > 0 else "")
+      )
+    return step, jax.tree.unflatten(jax.tree.structure(target), restored)
+  if steps:
+    raise CheckpointError(
+      f"all {len(steps)} checkpoints in {directory} are damaged; restore them "
+      "from a copy, or start anew with another work directory"
+    ) from reason
+  return None

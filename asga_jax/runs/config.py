@@ -1,0 +1,254 @@
+"""The configuration of a search from the command line."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from asga_jax import finetune, models, search
+from asga_jax.quantization import rules as rules_lib
+from asga_jax.quantization import surgery
+from asga_jax.runs import config_checks as config_lib
+from asga_jax.training import settings as setup
+
+# What only a fine-tuning reads.
+OF_FINETUNE = ("finetune",)
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Give every key of a network's configuration, with its default.
+
+  Returns:
+    The configuration of MobileNetV2 on the embedded proxy. The files in
+    `configs/` start from it. `finetune` is of the fine-tuning alone.
+  """
+  config = ml_collections.ConfigDict(
+    {
+      # One of asga_jax.models.CONSTRUCTORS, and its stem on the proxy: 'small'
+      # keeps the resolution of small images, 'imagenet' is the cheaper.
+      "model": "mobilenet_v2",
+      "stem": "small",
+      # Trained float weights to start from, see pretrained.load_weights: the
+      # path of the file, empty for random ones; its map of names, empty where
+      # they are ours; patterns of variables that stay random ('head/.*').
+      "weights": {"path": "", "name_map": "", "skip": ()},
+      # What costs are counted on: the network as it will be deployed.
+      "deployed": {
+        "image_size": 224,
+        "num_classes": 1000,
+        "stem": "imagenet",
+      },
+      # Such as 'bops=4bit', 'bops=34.7G', 'bops=2%', 'size=6MB', or several
+      # joined by commas.
+      "budget": "bops=4bit",
+      # A file for latency budgets, see cost.latency_table; launch/latency.py
+      # measures one.
+      "latency_table": "",
+      "bits": surgery.DEFAULT_BITS,
+      # Bits of the first and the last layer, which are not searched.
+      "end_bits": surgery.END_BITS,
+      # Exceptions: fields of quantization.rules.Rule, the first match decides.
+      "rules": (),
+      # Whether layers that read the same tensor share their activation bits.
+      "tie_shared_inputs": False,
+      "weight_quantizer": "lsq",
+      "activation_quantizer": "lsq",
+      "per_channel": True,
+      "data": {
+        # 'fashion_mnist_8k', 'digits', or what TFDS calls it.
+        "name": "fashion_mnist_8k",
+        # A TFDS data directory; empty for $ASGA_DATA_DIR.
+        "dir": "",
+        "image_size": 32,
+        # Pixels of the random crop's padding.
+        "pad": 4,
+        # The share of training images that a bilevel search holds out.
+        "heldout_fraction": 0.5,
+      },
+      "batch_size": 64,
+      "eval_batch_size": 250,
+      # Batches of the report split that accuracies rest on; 0 for all.
+      "report_batches": 0,
+      # Batches that re-estimate batch norm before a policy is evaluated.
+      "batch_norm_batches": 8,
+      "search": setup.settings_group(search.SearchSettings()),
+      "checkpoint_every": 100,
+      "flush_every": 10,
+    }
+  )
+  config.finetune = setup.settings_group(finetune.FinetuneSettings())
+  config.finetune.update(
+    {
+      # A policy file; 'float' or empty for the float network; '4bit' for
+      # uniform bits, with the first and the last layer at end_bits.
+      "policy": "",
+      # The work directory of a search or of a fine-tuning, to start from its
+      # weights and step sizes. Other weights: see `weights`.
+      "start_from": "",
+      "label_smoothing": 0.0,
+      "distillation": {
+        # The share of the teacher's answers in the loss; 0 for no teacher.
+        "weight": 0.0,
+        "temperature": 4.0,
+        # Float weights of the teacher, which is the same network in float,
+        # and their map of names.
+        "path": "",
+        "name_map": "",
+      },
+    }
+  )
+  return config
+
+
+def of_search(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Copy a configuration without what only a fine-tuning reads."""
+  return config_lib.drop(config.copy_and_resolve_references(), OF_FINETUNE)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Check the keys, types and values of a search's configuration.
+
+  Raises:
+    ValueError: names the key, its value and what is accepted.
+  """
+  defaults = config_lib.drop(default_config(), OF_FINETUNE)
+  config_lib.check_config(of_search(config), defaults)
+  make_settings(config)
+  check_common(config)
+  weights = config.weights
+  if not weights.path and (weights.name_map or weights.skip):
+    raise config_lib.ConfigError(
+      f"config.weights.path is empty, and config.weights.name_map is "
+      f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
+      "expected the path of a file of weights"
+    )
+  share = config.data.heldout_fraction
+  if config.search.mode == "bilevel" and not 0 < share < 1:
+    raise config_lib.ConfigError(
+      f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
+      " above 0 and below 1"
+    )
+
+
+def check_common(config: ml_collections.ConfigDict) -> None:
+  """Check the values that a search and a fine-tuning share.
+
+  Raises:
+    ValueError: names the key, its value and what is accepted.
+  """
+  models.constructor(config.model)
+  make_rules(config)
+  lowest = {
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "checkpoint_every": 1,
+    "flush_every": 1,
+    "batch_norm_batches": 0,
+    "report_batches": 0,
+    "data.pad": 0,
+    "data.image_size": 1,
+    "deployed.image_size": 1,
+    "deployed.num_classes": 1,
+  }
+  flat = config_lib.flatten(config)
+  for name, least in lowest.items():
+    if flat[name] < least:
+      raise config_lib.ConfigError(
+        f"config.{name} is {flat[name]}; expected at least {least}"
+      )
+
+
+def check_flag_names(
+  arguments: Sequence[str], unread: Sequence[str] = ()
+) -> None:
+  """Check that flags --config.KEY name keys that there are, and are read.
+
+  Args:
+    arguments: of the command line.
+    unread: keys, or groups of them, that the command does not read.
+
+  Raises:
+    ConfigError: an unknown key; it names the closest ones. Or an unread one.
+  """
+  defaults = default_config()
+  for argument in arguments:
+    match = re.match(r"--?config\.([\w.]+)", argument)
+    if not match:
+      continue
+    if any(f"{match[1]}.".startswith(f"{key}.") for key in unread):
+      raise config_lib.ConfigError(
+        f"config.{match[1]} is not read by this command; it does not read "
+        + ", ".join(f"config.{key}" for key in unread)
+      )
+    given = defaults.to_dict()
+    *groups, last = match[1].split(".")
+    group = given
+    for name in groups:
+      group = group.setdefault(name, {})
+    group.setdefault(last, None)
+    config_lib.check_config(given, defaults.to_dict())
+
+
+def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
+  """Make the settings of the search; raises ValueError for a bad value."""
+  return setup.read_settings(search.SearchSettings, config.search)
+
+
+def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
+  """Make the rules; raises ValueError for an unknown field or bad value."""
+  known = {field.name for field in dataclasses.fields(rules_lib.Rule)}
+  rules = []
+  for index, fields in enumerate(config.rules):
+    unknown = sorted(set(fields) - known)
+    if unknown or "pattern" not in fields:
+      raise config_lib.ConfigError(
+        f"config.rules[{index}] has the fields {sorted(fields)}; expected "
+        f"'pattern' and any of {sorted(known - {'pattern'})}"
+      )
+    values: dict[str, Any] = {
+      key: tuple(value) if isinstance(value, list) else value
+      for key, value in dict(fields).items()
+    }
+    rules.append(rules_lib.Rule(**values))
+  return tuple(rules)
+
+
+def apply_variant(
+  config: ml_collections.ConfigDict, variant: str
+) -> ml_collections.ConfigDict:
+  """Set the proxy, the schedule and the deployed network of a variant.
+
+  Args:
+    config: to change; with the model and the stem.
+    variant: words joined by commas: 'cifar10' for the paper's proxy with the
+      schedule of GMPQ's release, else the embedded proxy; 'small' for costs of
+      the network as it is searched, on 32x32 images of 10 classes, else those
+      that the configuration has, of ImageNet.
+
+  Returns:
+    The same configuration.
+
+  Raises:
+    ValueError: unknown variant.
+  """
+  words = [word for word in variant.split(",") if word]
+  unknown = [word for word in words if word not in ("cifar10", "small")]
+  if unknown:
+    raise config_lib.ConfigError(
+      f"variant {variant!r} is unknown; accepted: 'cifar10', 'small', both "
+      "joined by a comma, or none"
+    )
+  if "cifar10" in words:
+    config.data.name = "cifar10"
+    config.batch_size = 256
+    config.search.steps = 25 * 50_000 // 256
+    config.search.learning_rate = 0.1
+    config.finetune.steps = 25 * 50_000 // 256
+    config.checkpoint_every = 200
+  if "small" in words:
+    config.deployed.image_size = config.data.image_size
+    config.deployed.num_classes = 10
+    config.deployed.stem = config.stem
+  return config

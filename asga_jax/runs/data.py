@@ -1,0 +1,86 @@
+"""The data of a run in a work directory, as that run saw it."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import ml_collections
+from flax import nnx
+
+from asga_jax import data as data_lib
+from asga_jax import evaluate
+from asga_jax.quantization import calibration
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import workdir
+from asga_jax.training import steps
+
+
+class RunData(NamedTuple):
+  """Data, and how the run of a configuration takes them."""
+
+  config: ml_collections.ConfigDict
+  seed: int
+  dataset: data_lib.Dataset
+  # 'train', 'test' and, of a bilevel search, 'heldout'.
+  parts: Mapping[str, data_lib.Split]
+  prepare: steps.PrepareFn  # without augmentation
+
+
+def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
+  """Load and part the data as a run did.
+
+  Args:
+    config: of a search or a fine-tuning.
+    seed: of that run.
+
+  Raises:
+    ValueError: there are no such data.
+  """
+  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  bilevel = "search" in config and config.search.mode == "bilevel"
+  splits = data_lib.split_proxy(
+    dataset,
+    heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
+    seed=seed,
+  )
+  parts = {
+    "train": splits.train,
+    "heldout": splits.heldout,
+    "test": splits.report,
+  }
+  return RunData(
+    config,
+    seed,
+    dataset,
+    {name: part for name, part in parts.items() if len(part)},
+    search_parts.make_prepare(config, dataset, train=False),
+  )
+
+
+def of_run(path: str | os.PathLike[str]) -> RunData:
+  """Load the data of the run in a work directory; see `load`."""
+  config = ml_collections.ConfigDict(workdir.read_config(path))
+  group = config.search if "search" in config else config.finetune
+  return load(config, group.seed)
+
+
+def settle(model: nnx.Module, data: RunData) -> int:
+  """Re-estimate batch norm on training images, as the configuration says.
+
+  Args:
+    model: of the run, at one policy; changed in place, and left in evaluation
+      mode.
+    data: of the run.
+
+  Returns:
+    How many images were seen; 0 where no norm has statistics.
+  """
+  size = data.config.eval_batch_size
+  inputs = evaluate.norm_inputs(
+    data.parts["train"],
+    data.prepare,
+    batch_size=size,
+    batches=data.config.batch_norm_batches,
+    seed=data.seed,
+  )
+  return size * calibration.reestimate_batch_norm(model, inputs)

@@ -1,0 +1,236 @@
+"""One fine-tuning in a work directory: policy and data in, weights out."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import logging
+
+from asga_jax import data as data_lib
+from asga_jax import files, finetune
+from asga_jax import policy as policy_lib
+from asga_jax.data import batches as batches_lib
+from asga_jax.report import policy_table
+from asga_jax.report import write as report
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import (
+  checkpoints,
+  finetune_config,
+  finetune_summary,
+  recorded_loop,
+  workdir,
+)
+from asga_jax.runs import finetune_start as finetune_parts
+from asga_jax.runs import read as trained_runs
+from asga_jax.runs import tensorboard as tensorboard_log
+from asga_jax.training import sharding
+from asga_jax.xla import ahead, compile_cache
+
+# Figures that the progress display shows.
+SHOWN = ("loss", "accuracy")
+
+
+class Finished(NamedTuple):
+  """What a fine-tuning leaves in its work directory, and in memory."""
+
+  policy: policy_lib.Policy | None
+  summary: dict[str, Any]
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: str | pathlib.Path,
+  *,
+  tensorboard: bool = False,
+) -> Finished:
+  """Train a network at its policy, or go on with one that was interrupted.
+
+  The directory holds `config.json`, `policy.json` (but for a float network),
+  `metrics.jsonl`, `checkpoints/` and, at the end, `weights.safetensors` as they
+  were evaluated, `weights_ema.safetensors` if averages were asked for,
+  `finetune.png`, `summary.json` and `report.html`. A training that has ended is
+  read, not repeated.
+
+  Args:
+    config: see `search_config.default_config`.
+    path: the work directory.
+    tensorboard: whether to write event files to `tensorboard/` there.
+
+  Returns:
+    The policy and the summary.
+
+  Raises:
+    ValueError: bad configuration, policy, weights, data, directory or
+      checkpoint; all before the first step.
+    DivergedError: the loss is not finite.
+  """
+  compile_cache.enable()
+  config = finetune_config.of_finetune(config)
+  finetune_config.check_config(config)
+  if tensorboard:
+    tensorboard_log.check_installed()
+  directory = workdir.open_workdir(path, config, write=False)
+  if (directory / "summary.json").exists():
+    if tensorboard:
+      recorded_loop.open_events(directory).close()
+    return _read(config, directory)
+  policy = finetune_parts.read_policy(config)
+  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  split = data_lib.Split(dataset.train_images, dataset.train_labels)
+  begun = checkpoints.latest_step(directory / "checkpoints") is not None
+  made = start(config, policy, dataset, split, begun=begun)
+  teacher = finetune_parts.make_teacher(config, dataset.num_classes)
+  # Not before: a refused configuration must not claim the directory.
+  workdir.open_workdir(path, config)
+  if policy is not None:
+    _keep_policy(policy, directory)
+  state, first = made.state, None
+  restored = checkpoints.restore_latest(directory / "checkpoints", state)
+  if restored is not None:
+    first, state = restored
+    logging.info("going on from the checkpoint of step %d", first)
+  batches = _batches(config, split, first or 0)
+  if teacher is not None:
+    batches = finetune.taught(
+      batches,
+      teacher,
+      prepare=search_parts.make_prepare(config, dataset, train=True),
+      seed=config.finetune.seed,
+      first=first or 0,
+      mesh=made.mesh,
+    )
+  if (first or 0) < config.finetune.steps:
+    example = next(batches)
+    placed = sharding.place_batch(example, made.mesh)
+    compiled = ahead.compile_step(made.step, state, placed)
+    made = made._replace(step=compiled)
+    batches = itertools.chain([example], batches)
+  # Open to the end: the last checkpoint is written while the result is made.
+  with checkpoints.Checkpoints(directory / "checkpoints") as kept:
+    state = recorded_loop.train(
+      made.step,
+      state,
+      batches,
+      made.mesh,
+      recorded_loop.Plan(
+        label="fine-tuning",
+        steps=config.finetune.steps,
+        flush_every=config.flush_every,
+        save_every=config.checkpoint_every,
+        shown=SHOWN,
+      ),
+      directory,
+      first,
+      kept.save,
+      tensorboard=tensorboard,
+    )
+    summary = finetune_summary.conclude(
+      config, made, state, dataset, split, directory
+    )
+  finetune_summary.plot(config, directory)
+  # The last file: it marks a training that has ended.
+  files.write_text_atomic(
+    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
+  )
+  report.write_report([directory])
+  return Finished(policy, summary)
+
+
+def start(
+  config: ml_collections.ConfigDict,
+  policy: policy_lib.Policy | None,
+  dataset: data_lib.Dataset,
+  split: data_lib.Split,
+  *,
+  begun: bool = False,
+) -> finetune.Training:
+  """Build a training that is ready for its first step.
+
+  Args:
+    config: from `finetune_config.of_finetune`.
+    policy: None for the float network.
+    dataset: the data.
+    split: its training images.
+    begun: whether weights come from a checkpoint later.
+
+  Returns:
+    The training, calibrated on the first training batch.
+
+  Raises:
+    ValueError: bad values or weights, or a batch that does not divide over the
+      devices.
+  """
+  mesh = sharding.data_mesh()
+  sharding.check_batch_size(config.batch_size, mesh)
+  batches_lib.steps_per_epoch(len(split), config.batch_size)
+  batches_lib.steps_per_epoch(len(split), config.eval_batch_size)
+  raw = batches_lib.batch_at(
+    split, 0, batch_size=config.batch_size, seed=config.finetune.seed
+  )
+  plain = search_parts.make_prepare(config, dataset, train=False)
+  images = plain(jax.random.key(0), {"image": jnp.asarray(raw["image"])})
+  model = finetune_parts.make_model(
+    config, policy, dataset.num_classes, images["image"], begun=begun
+  )
+  prepare = search_parts.make_prepare(config, dataset, train=True)
+  return finetune.start_training(
+    model,
+    finetune_config.make_loss(config),
+    settings=finetune_config.make_settings(config),
+    # A teacher needs the images before the step, see `finetune.taught`.
+    prepare=None if config.finetune.distillation.weight else prepare,
+    mesh=mesh,
+  )
+
+
+def _batches(
+  config: ml_collections.ConfigDict, split: data_lib.Split, first: int
+) -> Iterator[Any]:
+  """Yield this process's raw batches from a step on."""
+  for step in range(first, config.finetune.steps):
+    yield batches_lib.batch_at(
+      split,
+      step,
+      batch_size=config.batch_size,
+      seed=config.finetune.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
+  """Copy the policy; a training goes on at the one that it began with."""
+  kept = directory / "policy.json"
+  if not kept.exists():
+    policy_lib.save(policy, kept)
+  elif policy_lib.load(kept).layers != policy.layers:
+    raise workdir.WorkdirError(
+      f"the policy is not that which the training in {directory} began with,"
+      f" {kept}: put that back, or choose another --workdir"
+    )
+
+
+def _read(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> Finished:
+  logging.info("the training in %s has ended; this is its result", directory)
+  policy = None
+  if not finetune_config.is_float(config):
+    policy = policy_lib.load(directory / "policy.json")
+  return Finished(policy, trained_runs.read_summary(directory))
+
+
+def format_result(finished: Finished) -> str:
+  """Lay out a finished training for the terminal."""
+  lines = []
+  if finished.policy is not None:
+    lines += [policy_table.format_table(finished.policy), ""]
+  for name, value in finished.summary.items():
+    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+    lines.append(f"{name.replace('_', ' ')}: {shown}")
+  return "\n".join(lines)

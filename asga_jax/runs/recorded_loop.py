@@ -1,0 +1,101 @@
+"""The loop in a work directory: metrics, progress, checkpoints, event files."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from asga_jax.runs import metrics as metrics_log
+from asga_jax.runs import tensorboard as tensorboard_log
+from asga_jax.training import loop
+from asga_jax.training import state as state_lib
+
+
+class Plan(NamedTuple):
+  """How long to run, and what to tell how often."""
+
+  label: str  # what the steps are of, e.g. 'search'
+  steps: int  # the number of the last step
+  flush_every: int
+  save_every: int
+  # Figures that the progress display shows.
+  shown: tuple[str, ...]
+  # Whether the step takes two batches.
+  pairs: bool = False
+
+
+def open_events(
+  directory: pathlib.Path,
+) -> tensorboard_log.TensorBoardWriter:
+  """Start event files with the steps that the metrics file holds."""
+  records = metrics_log.read_metrics(directory / "metrics.jsonl")
+  return tensorboard_log.TensorBoardWriter(directory / "tensorboard", records)
+
+
+def train(
+  step: Any,
+  state: state_lib.TrainState,
+  batches: Iterable[Any],
+  mesh: Mesh,
+  plan: Plan,
+  directory: pathlib.Path,
+  first: int | None,
+  save: Callable[[int, state_lib.TrainState], None],
+  *,
+  tensorboard: bool = False,
+) -> state_lib.TrainState:
+  """Run the steps that are left, with metrics, progress and checkpoints.
+
+  Args:
+    step: of (state, batch) or (state, batch, heldout), compiled.
+    state: to go on from; donated.
+    batches: from that step on.
+    mesh: where the batches go.
+    plan: how long, and what to tell.
+    directory: the work directory; metrics.jsonl goes there.
+    first: the step of the checkpoint that `state` comes from, None for none.
+    save: takes (steps done, state), for a checkpoint.
+    tensorboard: whether event files go to tensorboard/ there.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    DivergedError: the loss is not finite.
+  """
+  with (
+    metrics_log.MetricsWriter(
+      directory / "metrics.jsonl", resume_step=first
+    ) as writer,
+    # After the metrics file: opening that drops what will be done again.
+    open_events(directory)
+    if tensorboard
+    else contextlib.nullcontext() as events,
+    metrics_log.Progress(
+      plan.steps, initial=first or 0, label=plan.label
+    ) as progress,
+  ):
+
+    def on_records(records: list[loop.Record]) -> None:
+      writer.write(records)
+      if events is not None:
+        events.write(records)
+      last = records[-1]
+      shown = {name: last[name] for name in plan.shown}
+      progress.update(int(last["step"]), shown)
+
+    return loop.run(
+      step,
+      state,
+      batches,
+      plan.steps,
+      mesh,
+      pairs=plan.pairs,
+      flush_every=plan.flush_every,
+      on_records=on_records,
+      save=save,
+      save_every=plan.save_every,
+      last_saved=first,
+    )

@@ -1,0 +1,167 @@
+"""The directory of a run: its name and its configuration."""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from asga_jax import files
+from asga_jax.runs import config_checks as config_lib
+
+CONFIG_NAME = "config.json"
+_SHOWN = 8  # differing keys that an error names
+
+
+class WorkdirError(ValueError):
+  """A work directory that cannot be used for this run."""
+
+
+def _canonical(value: Any) -> Any:
+  """Give equal numbers one form, so that 1 and 1.0 hash alike."""
+  if isinstance(value, list):
+    return [_canonical(item) for item in value]
+  if isinstance(value, float) and value.is_integer():
+    return int(value)
+  return value
+
+
+def _flat(config: config_lib.Config) -> dict[str, Any]:
+  flat = config_lib.flatten(config)
+  return {key: _canonical(value) for key, value in flat.items()}
+
+
+def config_sha256(config: config_lib.Config) -> str:
+  """Hash a configuration: the sha256 of its canonical JSON.
+
+  The order of keys, tuples against lists, and 1 against 1.0 do not count.
+
+  Args:
+    config: a ConfigDict or a mapping, nested to any depth.
+
+  Returns:
+    64 hexadecimal digits.
+
+  Raises:
+    ConfigError: if a value cannot be written as JSON.
+  """
+  text = json.dumps(_flat(config), sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def default_workdir(
+  config_name: str, config: config_lib.Config
+) -> pathlib.Path:
+  """Name the directory of a run, the same for the same configuration.
+
+  Args:
+    config_name: a name, or the path of a config file with or without an
+      argument behind a colon: `configs/resnet18.py:cifar10`.
+    config: the configuration.
+
+  Returns:
+    `runs/<name>-<first 8 digits of the hash>`, e.g. runs/resnet18-cifar10-….
+  """
+  file, _, argument = config_name.partition(":")
+  stem = pathlib.Path(file).stem
+  name = f"{stem}-{argument}" if argument else stem
+  safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+  return pathlib.Path("runs") / f"{safe}-{config_sha256(config)[:8]}"
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+  """Describe the keys in which two configurations differ."""
+  found, wanted = _flat(found), _flat(wanted)
+  lines = []
+  for key in sorted(found.keys() | wanted.keys()):
+    told = [
+      json.dumps(side[key]) if key in side else "absent"
+      for side in (found, wanted)
+    ]
+    if told[0] != told[1]:
+      lines.append(f"{key}: {told[0]} there, {told[1]} now")
+  return lines
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Read the configuration of the run in a directory.
+
+  Args:
+    path: the directory.
+
+  Returns:
+    Nested dicts; what was a tuple is a list.
+
+  Raises:
+    WorkdirError: if there is no `config.json`, or a damaged one.
+  """
+  file = pathlib.Path(path) / CONFIG_NAME
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+      raise ValueError("it holds no configuration")
+    return config_lib.to_plain(found)
+  except (OSError, ValueError) as error:
+    raise WorkdirError(
+      f"{file} cannot be read ({error}); mend or remove it, or choose another "
+      "--workdir"
+    ) from error
+
+
+def open_workdir(
+  path: str | os.PathLike[str],
+  config: config_lib.Config,
+  *,
+  write: bool = True,
+) -> pathlib.Path:
+  """Create the directory of a run, or opens that of the same configuration.
+
+  Writes `config.json` where there is none. Nothing is overwritten.
+
+  Args:
+    path: the directory.
+    config: the configuration of the run.
+    write: whether to create the directory and its `config.json` where there is
+      none: once the configuration has been found good. Otherwise it is only
+      checked that this can be done.
+
+  Returns:
+    The directory, which can be written to.
+
+  Raises:
+    WorkdirError: if the directory cannot be made or written to, if its
+      `config.json` is damaged, or if that differs from `config` (the keys that
+      differ are named with both values).
+    ConfigError: if a value of `config` cannot be written as JSON.
+  """
+  directory = pathlib.Path(path)
+  wanted = config_lib.to_plain(config)
+  try:
+    if write:
+      directory.mkdir(parents=True, exist_ok=True)
+    whole = (directory, *directory.absolute().parents)
+    there = next(place for place in whole if os.path.lexists(place))
+    with tempfile.TemporaryFile(dir=there) as probe:
+      probe.write(b"can be written to")
+  except OSError as error:
+    raise WorkdirError(
+      f"the work directory {directory} cannot be written to: "
+      f"{error.strerror or error}; choose another with --workdir"
+    ) from error
+  file = directory / CONFIG_NAME
+  if not file.exists():
+    if not write:
+      return directory
+    files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
+    return directory
+  differences = _differences(read_config(directory), wanted)
+  if differences:
+    rest = len(differences) - _SHOWN
+    raise WorkdirError(
+      f"{directory} belongs to a run of another configuration:\n  "
+      + "\n  ".join(differences[:_SHOWN])
+      + (f"\n  and {rest} more" if rest > 0 else "")
+      + "\nchoose another --workdir, or give the configuration of that run"
+    )
+  return directory

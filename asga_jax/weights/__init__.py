@@ -1,0 +1,1 @@
+"""Trained float weights: files, names, layouts."""

@@ -1,0 +1,1 @@
+"""The same numbers, faster: forms that a compiler or a device runs better."""

@@ -1,0 +1,513 @@
+"""Fine-tuning from the command line: resumed, started, carried over."""
+
+import dataclasses
+import json
+import shutil
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import numpy as safetensors_numpy
+
+import asga_jax
+from asga_jax import conversion
+from asga_jax import data as data_lib
+from asga_jax import policy as policy_lib
+from asga_jax.data import embedded
+from asga_jax.quantization import layers
+from asga_jax.runs import checkpoints, finetune_config
+from asga_jax.runs import config as search_config
+from asga_jax.runs import evaluate as evaluate_run
+from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import finetune_start as finetune_parts
+from asga_jax.runs import metrics as metrics_log
+from asga_jax.runs import read as trained_runs
+from asga_jax.runs import search as search_run
+from asga_jax.training import loop
+from asga_jax.xla import ahead
+
+pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+MIXED = {"first": (8, 8), "middle": (3, 4), "inner": (2, 5), "head": (8, 8)}
+
+
+class KilledError(BaseException):
+  """Stands for the end of the process: nothing catches it."""
+
+
+def _three_shapes():
+  """Digits 0 to 2, twice as large."""
+  whole = embedded.digits()
+  parts = {}
+  for part in ("train", "test"):
+    labels = getattr(whole, f"{part}_labels")
+    images = getattr(whole, f"{part}_images")[labels < 3]
+    parts[f"{part}_images"] = images.repeat(2, axis=1).repeat(2, axis=2)
+    parts[f"{part}_labels"] = labels[labels < 3]
+  return data_lib.Dataset(
+    name="three", class_names=("a", "b", "c"), flip=False, **parts
+  )
+
+
+@pytest.fixture(autouse=True)
+def other_data():
+  known = {**embedded.SOURCES, "three": _three_shapes}
+  with mock.patch.object(embedded, "SOURCES", known):
+    yield
+
+
+@pytest.fixture
+def config(tiny_config):
+  return tiny_config
+
+
+def _policy(config, bits=MIXED, **changes):
+  made = finetune_parts.uniform_policy(config, 4)
+  chosen = {
+    path: dataclasses.replace(
+      made.layers.get(path, made.layers["middle"]),
+      weight_bits=pair[0],
+      activation_bits=pair[1],
+    )
+    for path, pair in bits.items()
+  }
+  return dataclasses.replace(made, layers=chosen, **changes)
+
+
+@pytest.fixture(scope="module")
+def policy_file(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+  path = tmp_path_factory.mktemp("policy") / "policy.json"
+  policy_lib.save(_policy(make_tiny()), path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def float_run(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+  """The work directory of the float network."""
+  directory = tmp_path_factory.mktemp("float")
+  config = make_tiny()
+  config.finetune.steps = 150
+  config.finetune.learning_rate = 0.1
+  config.data.pad = 0
+  config.checkpoint_every = config.flush_every = 150
+  config.report_batches = 0
+  finetune_run.run(config, directory)
+  return directory
+
+
+def _taught(config, policy_file, float_run):
+  """Uses all that a step may have."""
+  config.finetune.policy = str(policy_file)
+  config.finetune.ema_decay = 0.9
+  config.finetune.label_smoothing = 0.1
+  config.finetune.distillation.weight = 0.5
+  config.finetune.distillation.path = str(float_run / "weights.safetensors")
+  config.weights.path = str(float_run / "weights.safetensors")
+  return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, policy_file, float_run, make_tiny):
+  """The work directory of a training that was not interrupted."""
+  directory = tmp_path_factory.mktemp("whole")
+  finetune_run.run(_taught(make_tiny(), policy_file, float_run), directory)
+  return directory
+
+
+def _weights(directory):
+  return safetensors_numpy.load_file(directory / "weights.safetensors")
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(
+  config, whole, policy_file, float_run, tmp_path
+):
+  _taught(config, policy_file, float_run)
+  write = metrics_log.MetricsWriter.write
+
+  def killed_in_step_six(self, records):
+    write(self, records)
+    if list(records)[-1]["step"] == 6:
+      raise KilledError
+
+  cut = tmp_path / "cut"
+  with (
+    mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
+    pytest.raises(KilledError),
+  ):
+    finetune_run.run(config, cut)
+  assert not (cut / "summary.json").exists()
+  assert checkpoints.latest_step(cut / "checkpoints") == 4
+  resumed = finetune_run.run(config, cut)
+  for name in (
+    "weights.safetensors",
+    "weights_ema.safetensors",
+    "metrics.jsonl",
+    "summary.json",
+    "policy.json",
+  ):
+    assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+  assert (cut / "finetune.png").exists()
+  assert "policy.json" in (cut / "report.html").read_text()
+  with mock.patch.object(finetune_run, "start", side_effect=AssertionError):
+    assert finetune_run.run(config, cut) == resumed
+  text = finetune_run.format_result(resumed)
+  assert "middle" in text
+  assert "ema top1" in text
+
+
+def test_the_average_is_other_than_the_last_weights(whole):
+  raw, averaged = (
+    safetensors_numpy.load_file(whole / name)["head/kernel"]
+    for name in ("weights.safetensors", "weights_ema.safetensors")
+  )
+  assert not np.allclose(raw, averaged)
+  start = _weights(whole)
+  assert start.keys() >= {"middle/weight/parameter", "norm/mean"}
+
+
+def test_the_trained_network_computes_at_the_bits_of_the_policy(whole):
+  model = trained_runs.read(whole).model
+  model.eval()
+  seen = {}
+  for path, layer in layers.kernel_layers(model).items():
+
+    def keep(x, w, path=path):
+      seen[path] = np.asarray(x), np.asarray(w)
+
+    def product(x, w, *args, keep=keep, product=layer.product, **kwargs):
+      jax.debug.callback(keep, x, w)
+      return product(x, w, *args, **kwargs)
+
+    layer.product = product
+  images = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
+  model(images.astype(np.float32))
+  jax.effects_barrier()
+  assert seen.keys() == MIXED.keys()
+  for path, (inputs, kernel) in seen.items():
+    weight_bits, activation_bits = MIXED[path]
+    assert len(np.unique(inputs)) <= 2**activation_bits
+    for channel in kernel.reshape(-1, kernel.shape[-1]).T:
+      levels = np.unique(channel)
+      assert len(levels) <= 2**weight_bits - 1
+      # On a grid: whole multiples of one step.
+      step = getattr(model, path).weight.parameter[...]
+      assert step.shape == (1, kernel.shape[-1])
+  assert len(np.unique(seen["middle"][0])) > 4
+
+
+def test_the_float_run_learns_and_its_weights_can_be_loaded(
+  config, float_run, tiny_network_class
+):
+  summary = json.loads((float_run / "summary.json").read_text())
+  # By chance it would be a half.
+  assert summary["top5"] > 0.7
+  assert summary["classes"] == 10
+  assert not (float_run / "policy.json").exists()
+  network = tiny_network_class(10, 3, rngs=nnx.Rngs(3))
+  loaded = asga_jax.load_weights(network, float_run / "weights.safetensors")
+  np.testing.assert_array_equal(
+    loaded.middle.kernel[...], _weights(float_run)["middle/kernel"]
+  )
+
+
+def _start(config, directory=None):
+  """Makes the network that a training would start from."""
+  config = finetune_config.of_finetune(config)
+  finetune_config.check_config(config)
+  policy = finetune_parts.read_policy(config)
+  dataset = data_lib.load(config.data.name)
+  split = data_lib.Split(dataset.train_images, dataset.train_labels)
+  made = finetune_run.start(config, policy, dataset, split)
+  return finetune_run.finetune.trained_model(made, made.state)
+
+
+def test_float_weights_come_in_and_steps_are_calibrated(
+  config, float_run, policy_file
+):
+  config.weights.path = str(float_run / "weights.safetensors")
+  config.finetune.policy = str(policy_file)
+  model = _start(config)
+  for name, found in _weights(float_run).items():
+    node = model
+    for part in name.split("/"):
+      node = getattr(node, part)
+    np.testing.assert_array_equal(node[...], found)
+  for path, (bits, _) in MIXED.items():
+    layer = getattr(model, path)
+    assert layer.weight.candidates() == (bits,)
+    kernel = np.asarray(layer.kernel_matrix())
+    steps = np.asarray(layer.weight.parameter[...][0])
+    limit = 2 ** (bits - 1) - 1
+
+    def error(step, kernel=kernel, limit=limit):
+      codes = np.clip(np.round(kernel / step), -limit, limit)
+      return ((codes * step - kernel) ** 2).sum(axis=0)
+
+    # A least-squares step is better than much larger or smaller ones.
+    for factor in (0.5, 2.0):
+      assert (error(steps) <= error(factor * steps) + 1e-7).all()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+  directory = tmp_path_factory.mktemp("search")
+  config = make_tiny()
+  config.search.preset = "sgd"
+  search_run.run(config, directory)
+  return directory
+
+
+def test_a_search_gives_its_weights_and_step_sizes(config, searched):
+  config.finetune.policy = str(searched / "policy.json")
+  config.finetune.start_from = str(searched)
+  model = _start(config)
+  expected = conversion.with_policy(
+    search_run.restore(searched).model,
+    asga_jax.load_policy(searched / "policy.json"),
+  )
+  images = np.random.default_rng(0).normal(size=(9, 8, 8, 3))
+  answers = []
+  for network in (model, expected):
+    network.eval()
+    answers.append(network(images.astype(np.float32)))
+  np.testing.assert_array_equal(*answers)
+
+
+def test_steps_for_other_bits_are_calibrated(
+  config, whole, policy_file, tmp_path
+):
+  other = {**MIXED, "middle": (4, 4)}
+  policy_lib.save(_policy(config, other), tmp_path / "other.json")
+  config.finetune.start_from = str(whole)
+  config.finetune.policy = str(tmp_path / "other.json")
+  model, source = _start(config), trained_runs.read(whole).model
+  for path in MIXED:
+    for kind in ("weight", "activation"):
+      found, trained = (
+        getattr(getattr(x, path), kind).parameter[...] for x in (model, source)
+      )
+      same = (path, kind) != ("middle", "weight")
+      assert np.array_equal(found, trained) == same, (path, kind)
+
+
+def test_a_policy_carries_over_to_another_head_and_resolution(
+  config, policy_file, float_run, tmp_path
+):
+  config.data.name = "three"
+  config.data.image_size = 16
+  config.finetune.policy = str(policy_file)
+  config.finetune.start_from = str(float_run)
+  with pytest.raises(ValueError, match=r"3 classes.*skip=\"\('head/\.\*',\)"):
+    finetune_run.run(config, tmp_path)
+  assert list(tmp_path.iterdir()) == []
+  config.weights.skip = ("head/.*",)
+  finished = finetune_run.run(config, tmp_path)
+  assert finished.summary["classes"] == 3
+  model = trained_runs.read(tmp_path).model
+  assert model.head.kernel[...].shape == (5, 3)
+  for path, bits in MIXED.items():
+    layer = getattr(model, path)
+    found = layer.weight.candidates() + layer.activation.candidates()
+    assert found == bits
+  # Evaluated by its own data.
+  report = evaluate_run.run(tmp_path)
+  assert report["class_names"] == ["a", "b", "c"]
+
+
+def test_a_uniform_policy_costs_its_own_budget(config):
+  policy = finetune_parts.uniform_policy(config, 4)
+  bits = {
+    path: (layer.weight_bits, layer.activation_bits)
+    for path, layer in policy.layers.items()
+  }
+  assert bits == {
+    "first": (8, 8),
+    "middle": (4, 4),
+    "inner": (4, 4),
+    "head": (8, 8),
+  }
+  macs = {"first": 8 * 8 * 108, "middle": 4 * 4 * 216, "inner": 30, "head": 50}
+  assert policy.cost["bops"] == sum(
+    macs[path] * pair[0] * pair[1] for path, pair in bits.items()
+  )
+  assert policy.cost["budget_used"] == 1
+  config.rules = ({"pattern": "inner", "weight_bits": 2},)
+  ruled = finetune_parts.uniform_policy(config, 8)
+  assert ruled.layers["inner"].weight_bits == 2
+
+
+@pytest.mark.parametrize(
+  ("bits", "named"),
+  [
+    ({k: v for k, v in MIXED.items() if k != "inner"}, r"lacks.*'inner'"),
+    ({**MIXED, "extra": (4, 4)}, r"unknown layers \['extra'\]"),
+    (
+      {{"inner": "renamed"}.get(k, k): v for k, v in MIXED.items()},
+      r"\['inner'\].*\['renamed'\]",
+    ),
+  ],
+)
+def test_a_policy_of_other_layers_is_one_error(config, bits, named, tmp_path):
+  policy_lib.save(_policy(config, bits), tmp_path / "policy.json")
+  config.finetune.policy = str(tmp_path / "policy.json")
+  with (
+    mock.patch.object(data_lib, "load", side_effect=AssertionError),
+    pytest.raises(policy_lib.PolicyError, match=named),
+  ):
+    finetune_run.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_bits_that_there_are_not_are_named(config, policy_file, tmp_path):
+  written = json.loads(policy_file.read_text())
+  written["layers"]["inner"]["weight_bits"] = 9
+  (tmp_path / "policy.json").write_text(json.dumps(written))
+  config.finetune.policy = str(tmp_path / "policy.json")
+  with pytest.raises(policy_lib.PolicyError, match=r"'inner'.*= 9: expected"):
+    finetune_run.run(config, tmp_path / "run")
+
+
+def test_a_policy_of_another_network_is_named(config, policy_file):
+  config.finetune.policy = str(policy_file)
+  config.model = "resnet8"
+  with pytest.raises(policy_lib.PolicyError, match=r"'tiny'.*'resnet8'"):
+    _start(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "named"),
+  [
+    ("finetune.policy", "nowhere.json", r"nowhere\.json.*'2bit' to '8bit'"),
+    ("finetune.policy", "9bit", "9bit"),
+    ("finetune.preset", "asam", "asam"),
+    ("finetune.steps", 0, "steps=0"),
+    ("finetune.schedule", "linear", "linear"),
+    ("finetune.milestones", (0.9, 0.1), "milestones"),
+    ("finetune.ema_decay", 1.0, "ema_decay=1.0"),
+    ("finetune.label_smoothing", 1.0, "label_smoothing=1.0"),
+    ("finetune.distillation.weight", 0.5, "distillation.path is ''"),
+    ("finetune.distillation.path", "a.safetensors", "weight is 0.0"),
+    ("finetune.start_from", "nowhere", "nowhere"),
+    ("weights.path", "nowhere.safetensors", "nowhere"),
+    ("weights.skip", ("head/.*",), r"weights\.path is empty"),
+    ("model", "resnet9", "resnet9"),
+    ("batch_size", 0, "batch_size is 0"),
+    ("batch_size", 10_000, "batch_size is 10000"),
+    ("end_bits", 9, "9"),
+    ("data.image_size", 4, "size is 4"),
+  ],
+)
+def test_a_bad_value_is_an_error_before_the_first_step(
+  config, tmp_path, key, value, named
+):
+  if key in ("finetune.milestones",):
+    config.finetune.schedule = "step"
+  if key == "end_bits":
+    config.finetune.policy = "4bit"
+  config.update_from_flattened_dict({key: value})
+  with (
+    mock.patch.object(loop, "run", side_effect=AssertionError),
+    pytest.raises(ValueError, match=named),
+  ):
+    finetune_run.run(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_two_starts_are_one_too_many(config):
+  config.weights.path, config.finetune.start_from = "a", "b"
+  with pytest.raises(ValueError, match=r"'a'.*'b'; expected one"):
+    _start(config)
+
+
+def test_a_run_that_has_not_ended_is_no_start(config, whole, tmp_path):
+  (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
+  config.finetune.start_from = str(tmp_path)
+  with pytest.raises(ValueError, match="has not ended"):
+    _start(config)
+
+
+def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
+  config.finetune.policy = str(tmp_path / "policy.json")
+  policy_lib.save(_policy(config), tmp_path / "policy.json")
+  directory = tmp_path / "run"
+  with (
+    mock.patch.object(ahead, "compile_step", side_effect=KilledError),
+    pytest.raises(KilledError),
+  ):
+    finetune_run.run(config, directory)
+  policy_lib.save(
+    _policy(config, {**MIXED, "inner": (4, 4)}), tmp_path / "policy.json"
+  )
+  with pytest.raises(ValueError, match="is not that which the training"):
+    finetune_run.run(config, directory)
+
+
+@pytest.mark.parametrize(
+  ("flag", "unread", "named"),
+  [
+    ("--config.search.steps=3", finetune_config.OF_SEARCH, "not read"),
+    ("--config.budget=bops=4bit", finetune_config.OF_SEARCH, "not read"),
+    ("--config.data.heldout_fraction=0", finetune_config.OF_SEARCH, "not read"),
+    ("--config.finetune.steps=3", search_config.OF_FINETUNE, "not read"),
+    ("--config.finetune.stepz=3", (), "finetune.stepz.*steps"),
+  ],
+)
+def test_flags_that_a_command_does_not_read_are_named(flag, unread, named):
+  with pytest.raises(ValueError, match=named):
+    search_config.check_flag_names([flag], unread)
+  search_config.check_flag_names(["--config.data.name=digits"], unread)
+
+
+def test_evaluations_set_float_beside_quantized(config, whole, float_run):
+  report = evaluate_run.run(whole, compare=["float", str(float_run)])
+  written = json.loads((whole / "evaluation-test.json").read_text())
+  assert written == report
+  assert list(report["networks"]) == [
+    "quantized",
+    "quantized, averaged",
+    "its weights in float",
+    str(float_run),
+  ]
+  total = len(data_lib.load("digits").test_labels)
+  for figures in report["networks"].values():
+    confusion = np.array(figures["confusion"])
+    assert confusion.sum() == total == report["images"]
+    assert np.trace(confusion) / total == pytest.approx(figures["top1"])
+    assert figures["top1"] <= figures["top5"] <= 1
+  assert (whole / "confusion-test.png").stat().st_size > 0
+  text = evaluate_run.format_report(report)
+  assert f"{report['networks']['quantized']['top1']:.2%}" in text
+
+
+def test_a_search_is_evaluated_at_its_policy(searched, config):
+  # The summary's accuracies rest on the first batch alone.
+  dataset = data_lib.load("digits")
+  assert config.report_batches == 1
+  report = evaluate_run.run(searched, split="train")
+  assert report["images"] == len(dataset.train_labels)
+  assert list(report["networks"]) == ["quantized"]
+  with pytest.raises(ValueError, match=r"split='valid'.*'test', 'train'"):
+    evaluate_run.run(searched, split="valid")
+
+
+def test_runs_on_other_data_cannot_be_compared(whole, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(whole, other)
+  changed = json.loads((whole / "config.json").read_text())
+  changed["data"]["image_size"] = 16
+  (other / "config.json").write_text(json.dumps(changed))
+  with pytest.raises(ValueError, match=r"digits at size 16.*at size 8"):
+    evaluate_run.run(whole, compare=[str(other)])
+
+
+def test_a_damaged_summary_or_weights_file_is_named(whole, tmp_path):
+  for name in ("config.json", "policy.json", "summary.json"):
+    (tmp_path / name).write_bytes((whole / name).read_bytes())
+  (tmp_path / "weights.safetensors").write_bytes(b"short")
+  with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read"):
+    trained_runs.read(tmp_path)
+  (tmp_path / "summary.json").write_text("{")
+  with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+    trained_runs.read(tmp_path)

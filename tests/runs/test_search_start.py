@@ -1,0 +1,73 @@
+"""A search is built and compiled before its data are read."""
+
+import threading
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+import asga_jax
+from asga_jax.data import batches as batches_lib
+from asga_jax.runs import build as search_parts
+from asga_jax.runs import search as search_run
+from asga_jax.runs import search_start
+
+pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+
+
+@pytest.fixture
+def config(tiny_config):
+  return tiny_config
+
+
+def test_the_state_is_that_of_a_network_made_with_the_images(config):
+  dataset = search_run.data_lib.load("digits")
+  splits = search_start.split(config, dataset)
+  made = search_start.start(config, dataset, splits)
+  raw = batches_lib.batch_at(
+    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
+  )
+  plain = search_parts.make_prepare(config, dataset, train=False)
+  images = plain(jax.random.key(0), raw)["image"]
+  model = search_parts.make_searchable(config, dataset.num_classes, images)
+  at_once = asga_jax.start_search(
+    model, budget=config.budget, settings=made.settings
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    made.state._replace(key=0),
+    at_once.state._replace(key=0),
+  )
+  signs = [c[1].min() for c in jax.tree.leaves(made.state.rest) if c.ndim == 2]
+  assert {bool(sign < 0) for sign in signs} == {True, False}
+
+
+def test_the_step_is_compiled_while_data_are_read(config, tmp_path):
+  load, compiling = search_run.data_lib.load, jax.stages.Lowered.compile
+  loaded = threading.Event()
+
+  def load_then_tell(*args, **kwargs):
+    dataset = load(*args, **kwargs)
+    loaded.set()
+    return dataset
+
+  def compile_after_loading(self, *args, **kwargs):
+    assert loaded.wait(60), "who compiles waits for data"
+    return compiling(self, *args, **kwargs)
+
+  with (
+    mock.patch.object(search_run.data_lib, "load", load_then_tell),
+    mock.patch.object(jax.stages.Lowered, "compile", compile_after_loading),
+  ):
+    search_run.run(config, tmp_path / "run")
+  assert (tmp_path / "run" / "policy.json").exists()
+
+
+def test_an_error_of_the_compiler_ends_the_run(config, tmp_path):
+  error = RuntimeError("no memory for the program")
+  with (
+    mock.patch.object(jax.stages.Lowered, "compile", side_effect=error),
+    pytest.raises(RuntimeError, match="no memory"),
+  ):
+    search_run.run(config, tmp_path / "run")

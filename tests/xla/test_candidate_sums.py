@@ -1,0 +1,86 @@
+"""How the sums of the candidates are cut into slices, and split over CPUs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from asga_jax.xla import candidate_sums
+
+
+def test_the_large_tensors_do_take_several_slices(monkeypatch):
+  monkeypatch.setattr(candidate_sums, "CPU_SLICE", 1536)
+  if jax.default_backend() != "cpu":
+    pytest.skip("slices are for CPUs")
+  # Four slices a turn.
+  assert candidate_sums._turns(8 * 16 * 16 * 24 // 256, 256) == (8, 6)
+  assert candidate_sums._turns(4 * 16 * 16, 24) == (4, 64)
+  # A prime number of rows: 13 are added, for six turns of 4 * 209.
+  assert candidate_sums._turns(5003, 8) == (6, 209)
+  # One turn of 4 * 1009 would fit, but its slices are too large.
+  assert candidate_sums._turns(4 * 1009, 16) == (10, 101)
+  assert candidate_sums._turns(12 * 337, 16) == (3, 337)
+  # Rows of a slice each: seven are added, not 999.
+  assert candidate_sums._turns(1001, 1536) == (126, 2)
+  assert candidate_sums._turns(1, 50_000) == (0, 1)
+  assert candidate_sums._turns(0, 4) == (0, 0)
+
+
+SPLIT = """
+import json, sys
+import jax, numpy as np
+from asga_jax.quantization import mixture
+from asga_jax.xla import candidate_sums
+from asga_jax.training import sharding
+candidate_sums.CPU_SLICE = 1024
+grids = mixture.make_grids(
+    jax.numpy.asarray((2, 4, 32)), jax.numpy.asarray(True), True)
+steps, weights = np.float32([1.5, 0.2, 0.1]), np.float32([0.5, 0.3, 0.2])
+x, g = np.random.default_rng(0).normal(
+    size=(2, 8, 16, 16, 8)).astype(np.float32)
+
+def gradients(form, devices):
+    split = sharding.batch_sharding(sharding.data_mesh(devices))
+    pull_back = jax.jit(lambda x, s, w, g: jax.vjp(
+        lambda *args: form(*args, grids), x, s, w)[1](g))
+    placed = [jax.device_put(v, split) for v in (x, g)]
+    program = pull_back.lower(placed[0], steps, weights, placed[1]).compile()
+    found = program(placed[0], steps, weights, placed[1])
+    return program.as_text(), [np.asarray(v).tolist() for v in found]
+
+text, split = gradients(mixture.mixture, jax.devices())
+_, naive = gradients(mixture.naive_mixture, jax.devices()[:1])
+json.dump({"gathers": text.count(" all-gather"), "reduces":
+           text.count(" all-reduce("), "loops": text.count(" while("),
+           "split": split, "naive": naive}, sys.stdout)
+"""
+
+
+def test_a_batch_over_cpus_is_not_gathered():
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", SPLIT],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found["gathers"] == 0
+  assert found["reduces"] > 0
+  assert found["loops"] > 0
+  (split, *of_split), (naive, *of_naive) = found["split"], found["naive"]
+  np.testing.assert_allclose(split, naive, rtol=1e-6, atol=1e-6)
+  # Sums of 16384 terms of order 1.
+  for one, other in zip(of_split, of_naive, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
