@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tabulate
 from absl import logging
 from flax import nnx
 
@@ -169,12 +170,7 @@ def format_rules(model: nnx.Module) -> str:
     layer = quantized[path]
     pairs = zip((layer.weight, layer.activation), ties, strict=True)
     rows.append((path, *(text(*pair) for pair in pairs), rule))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = (
-    "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True))
-    for row in rows
-  )
-  return "\n".join(line.rstrip() for line in lines)
+  return tabulate.tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
 def _remembered(model: nnx.Module, name: str) -> Any:

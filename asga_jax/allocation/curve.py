@@ -18,6 +18,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import tabulate
+
 from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
@@ -266,10 +268,11 @@ def format_table(curve: ParetoCurve) -> str:
       mark += f" (curve {max(below):.5g})" if below else ""
     amount = costs_lib.format_amount(curve.cost, cost)
     rows.append((amount, share, f"{score:.5g}", bits, mark))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join([*map(str.rjust, row[:-1], widths), row[-1]]).rstrip()
-    for row in rows
+  return tabulate.tabulate(
+    rows,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=(*("right",) * 4, "left"),
   )
 
 

@@ -1,5 +1,7 @@
 """A policy as a table for the terminal."""
 
+import tabulate
+
 from asga_jax import policy as policy_lib
 
 
@@ -30,12 +32,12 @@ def format_table(policy: policy_lib.Policy) -> str:
   rows.append(
     ("total", f"{macs / 1e6:.2f}", "", "", f"{total / 1e9:.4g} G", "")
   )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for path, *figures, mark in rows:
-    cells = [path.ljust(widths[0])]
-    cells += map(str.rjust, figures, widths[1:-1])
-    lines.append("  ".join([*cells, mark]).rstrip())
+  lines = tabulate.tabulate(
+    rows,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("left", *("right",) * 4, "left"),
+  ).splitlines()
   rule = "-" * max(map(len, lines))
   lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
   used, size, convention = (

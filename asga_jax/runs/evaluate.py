@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+import tabulate
 from flax import nnx
 
 from asga_jax import data as data_lib
@@ -163,10 +164,11 @@ def format_report(report: dict[str, Any]) -> str:
   for label, figures in report["networks"].items():
     shares = (f"{figures[name]:.2%}" for name in ("top1", "top5"))
     rows.append((label, *shares, f"{figures['loss']:.4f}"))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-    for row in rows
-  ]
+  laid = tabulate.tabulate(
+    rows,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("left", *("right",) * 3),
+  )
   where = f"{report['data']}, {report['split']}, {report['images']} images"
-  return "\n".join([where, *lines])
+  return f"{where}\n{laid}"

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import tabulate
+
 from asga_jax import files
 from asga_jax.report import export_plot
 from asga_jax.runs import measure as export_report
@@ -72,18 +74,14 @@ def format_table(report: dict[str, Any]) -> str:
         *ratios,
       )
     )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  laid = [
-    "  ".join(
-      [
-        *map(str.ljust, line[:2], widths[:2]),
-        *map(str.rjust, line[2:], widths[2:]),
-      ]
-    )
-    for line in lines
-  ]
+  table = tabulate.tabulate(
+    lines,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("left", "left", *("right",) * (len(lines[0]) - 2)),
+  )
   where = f"{report['data']}, {report['split']}, {report['images']} images"
-  laid = [f"{report['model']} on {where}", *laid]
+  laid = [f"{report['model']} on {where}", table]
   if report["how"]:
     laid.append(report["how"])
   if base:

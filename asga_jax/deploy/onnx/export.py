@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import tabulate
 from flax import nnx
 from onnx import helper
 
@@ -198,10 +199,9 @@ def format_storage(model: onnx.ModelProto) -> str:
         ", ".join(marks),
       )
     )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      [row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]
-    ).rstrip()
-    for row in rows
+  return tabulate.tabulate(
+    rows,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("left", *("right",) * 4, "left"),
   )
