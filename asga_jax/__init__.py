@@ -25,9 +25,9 @@ from asga_jax.policy import Policy as Policy
 from asga_jax.policy import load as load_policy
 from asga_jax.policy import save as save_policy
 from asga_jax.quantization.rules import Rule as Rule
-from asga_jax.report.write import write_report as write_report
 from asga_jax.result import SearchResult as SearchResult
 from asga_jax.result import allocate as allocate
+from asga_jax.runs.report import write_report as write_report
 from asga_jax.search import SearchSettings as SearchSettings
 from asga_jax.search import finish as finish
 from asga_jax.search import search_policy as search_policy

@@ -2,7 +2,6 @@
 
 import decimal
 import math
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +13,6 @@ from asga_jax.allocation import frontier
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.report import pareto_plot
 
 _UNITS = {
   "bops": "BOPs",
@@ -235,33 +233,3 @@ def _uniform_policies(space: search_space.SearchSpace) -> dict[int, Bits]:
     }
     for count in sorted(common)
   }
-
-
-def write(
-  curve: pareto_curve.ParetoCurve, path: str | pathlib.Path
-) -> pathlib.Path:
-  """Write a curve as JSON, and beside it the picture.
-
-  Args:
-    curve: of `pareto`.
-    path: of the JSON file; the picture has the same name with .png.
-
-  Returns:
-    The path of the picture.
-  """
-  path = pathlib.Path(path)
-  pareto_curve.save(curve, path)
-  picture = path.with_name(path.name.removesuffix(".json") + ".png")
-  pareto_plot.plot_pareto(
-    curve.points,
-    picture,
-    model=curve.model,
-    cost=curve.cost,
-    unit=curve.unit,
-    score=curve.score,
-    uniform=curve.uniform,
-    chosen=curve.chosen,
-    budget=curve.budget,
-    complete=curve.complete,
-  )
-  return picture

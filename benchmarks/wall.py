@@ -33,6 +33,7 @@ from ml_collections import config_flags
 from asga_jax import data as data_lib
 from asga_jax import every_budget, files
 from asga_jax.data import batches as batches_lib
+from asga_jax.report import pareto_plot
 from asga_jax.runs import checkpoints, search_loop, search_start
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
@@ -59,7 +60,7 @@ WHOLE: dict[str, tuple[Any, str]] = {
   "end: network, scores": (search_run, "finish"),
   "end: plots": (search_run, "_plot"),
   "end: Pareto curve": (every_budget, "pareto"),
-  "end: its file and plot": (every_budget, "write"),
+  "end: its file and plot": (pareto_plot, "write"),
   "end: evaluating": (search_summary, "summarise"),
 }
 

@@ -20,7 +20,7 @@ from asga_jax.allocation import curve as pareto_curve
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import latency_table
 from asga_jax.deploy import formats as export_formats
-from asga_jax.report import policy_table
+from asga_jax.report import pareto_plot, policy_table
 from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
 from asga_jax.runs import export_table
@@ -264,7 +264,7 @@ def export_pareto() -> None:
   given = (_COST.value, _BUDGET.value and curve.budget, _SCORE.value)
   name = "-".join(["pareto", *filter(None, given)])
   output = pathlib.Path(_OUTPUT.value or f"{_WORKDIR.value}/{name}.json")
-  picture = every_budget.write(curve, output)
+  picture = pareto_plot.write(curve, output)
   print(pareto_curve.format_table(curve))
   whole = "the whole curve" if curve.complete else "more lie between"
   print(f"{len(curve.points)} points ({whole}) written to {output}, {picture}")

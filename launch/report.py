@@ -7,7 +7,7 @@ import sys
 
 from absl import app, flags, logging
 
-from asga_jax.report import write as report
+from asga_jax.runs import report
 
 _WORKDIR = flags.DEFINE_multi_string(
   "workdir", None, "A work directory; several are compared.", required=True

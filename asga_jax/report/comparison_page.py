@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 
 from asga_jax import policy as policy_lib
-from asga_jax.report import charts, curves, markup, run_files
+from asga_jax.report import charts, curves, markup
+from asga_jax.report import run as run_lib
 from asga_jax.report import search_page as run_page
-from asga_jax.runs import config_checks as config_lib
 
 _KINDS = {"search": "search", "finetune": "fine-tuning"}
 
 
-def make_page(runs: Sequence[run_files.Run]) -> str:
+def make_page(runs: Sequence[run_lib.Run]) -> str:
   """Make the page that compares searches and fine-tunings.
 
   Args:
@@ -39,7 +39,7 @@ def make_page(runs: Sequence[run_files.Run]) -> str:
 
 
 def _figures(
-  runs: Sequence[run_files.Run],
+  runs: Sequence[run_lib.Run],
 ) -> list[tuple[str | markup.Cell, ...]]:
   """Tabulate the headline figures, a column for each run."""
   found = [
@@ -48,7 +48,7 @@ def _figures(
       "budget": run.policy.budget
       if run.policy
       else run.config.get("budget", "none: float"),
-      "steps": f"{run.steps_done} of {run.settings['steps']}",
+      "steps": f"{run.steps_done} of {run.setting('steps')}",
       **{name: value for name, value, _ in run_page.headline(run)},
     }
     for run in runs
@@ -60,7 +60,7 @@ def _figures(
   ]
 
 
-def _bits(runs: Sequence[run_files.Run]) -> str:
+def _bits(runs: Sequence[run_lib.Run]) -> str:
   """Tabulate weight and activation bits of every layer of any run."""
   decided = [run for run in runs if run.policy]
   policies = [run.policy.layers for run in decided if run.policy]
@@ -89,7 +89,7 @@ def _pair(layer: policy_lib.LayerPolicy | None) -> markup.Cell:
   )
 
 
-def _curves(runs: Sequence[run_files.Run]) -> str:
+def _curves(runs: Sequence[run_lib.Run]) -> str:
   """Overlay the running means of each figure, a colour for each run."""
   found = []
   for panel in curves.PANELS:
@@ -113,9 +113,9 @@ def _curves(runs: Sequence[run_files.Run]) -> str:
   )
 
 
-def _differences(runs: Sequence[run_files.Run]) -> str:
+def _differences(runs: Sequence[run_lib.Run]) -> str:
   """Tabulate the keys whose values differ between any two runs."""
-  flat = [config_lib.flatten(run.config) for run in runs]
+  flat = [run.config for run in runs]
   keys = sorted({key for config in flat for key in config})
   rows = []
   for key in keys:

@@ -6,12 +6,12 @@ from asga_jax.report import (
   evaluation_section,
   markup,
   policy_section,
-  run_files,
 )
+from asga_jax.report import run as run_lib
 from asga_jax.report import search_page as run_page
 
 
-def make_page(run: run_files.Run) -> str:
+def make_page(run: run_lib.Run) -> str:
   """Make the page of one fine-tuning: what it reached, and how it went.
 
   Args:
@@ -22,7 +22,7 @@ def make_page(run: run_files.Run) -> str:
   """
   at = run.policy.budget if run.policy else "in float"
   return markup.page(
-    f"{run.config['model']} on {run.config['data']['name']}, {at}",
+    f"{run.config['model']} on {run.config['data.name']}, {at}",
     (
       _standing(run),
       markup.figures(run_page.headline(run)),
@@ -36,9 +36,9 @@ def make_page(run: run_files.Run) -> str:
   )
 
 
-def _standing(run: run_files.Run) -> str:
-  total = run.settings["steps"]
-  start = run.settings.get("start_from") or run.config["weights"]["path"]
+def _standing(run: run_lib.Run) -> str:
+  total = run.setting("steps")
+  start = run.setting("start_from") or run.config["weights.path"]
   begun = f" It began with the weights of {start}." if start else ""
   if run.ended:
     text = f"The training in {run.path} has ended after {total} steps.{begun}"
@@ -50,7 +50,7 @@ def _standing(run: run_files.Run) -> str:
   return markup.paragraph(text, quiet=run.ended)
 
 
-def _next(run: run_files.Run) -> str:
+def _next(run: run_lib.Run) -> str:
   workdir = shlex.quote(str(run.path))
   report = f"python launch/report.py --workdir={workdir}"
   if not run.ended:

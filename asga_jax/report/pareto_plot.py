@@ -1,14 +1,14 @@
 """Picture of a Pareto curve, with the uniform policies beside it."""
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+import pathlib
 
 import numpy as np
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 
+from asga_jax.allocation import curve as pareto_curve
 from asga_jax.report import plots
 
 _CURVE, _UNIFORM, _CHOSEN = "#1f77b4", "#ff7f0e", "#c0392b"
@@ -21,56 +21,39 @@ _AXES = {
 _WIDE = 3
 
 
-class DrawnPoint(Protocol):
-  """A policy's cost and score."""
+def write(
+  curve: pareto_curve.ParetoCurve, path: str | os.PathLike[str]
+) -> pathlib.Path:
+  """Write a curve as JSON, and beside it the picture.
 
-  @property
-  def cost(self) -> float: ...  # noqa: D102
-  @property
-  def score(self) -> float: ...  # noqa: D102
+  Args:
+    curve: of a search.
+    path: of the JSON file; the picture has the same name with .png.
 
-
-class DrawnUniform(DrawnPoint, Protocol):
-  """A uniform policy."""
-
-  @property
-  def bits(self) -> int: ...  # noqa: D102
+  Returns:
+    The path of the picture.
+  """
+  path = pathlib.Path(path)
+  pareto_curve.save(curve, path)
+  picture = path.with_name(path.name.removesuffix(".json") + ".png")
+  plot_pareto(curve, picture)
+  return picture
 
 
 def plot_pareto(
-  points: Sequence[DrawnPoint],
-  path: str | os.PathLike[str],
-  *,
-  model: str,
-  cost: str,
-  unit: str,
-  score: str,
-  uniform: Sequence[DrawnUniform] = (),
-  chosen: DrawnPoint | None = None,
-  budget: str = "",
-  complete: bool = False,
+  curve: pareto_curve.ParetoCurve, path: str | os.PathLike[str]
 ) -> None:
-  """Draw the best score at every cost.
+  """Draw the best score at every cost, and the uniform policies.
+
+  Costs in BOPs and bits are drawn in G BOPs and MB, or less. A curve that has
+  every point that there is is drawn as the stairs that it is.
 
   Args:
-    points: of the curve, by rising cost.
+    curve: of a search.
     path: the PNG to write; it is replaced whole or not at all.
-    model: the network's name, for the title.
-    cost: the cost's name.
-    unit: of the cost: BOPs and bits are drawn in G BOPs and MB, or less.
-    score: the score's name.
-    uniform: policies of uniform bits.
-    chosen: the policy of the search's own budget.
-    budget: what all policies meet besides, for the title.
-    complete: whether no points lie between these: the curve is then drawn as
-      the stairs that it is.
-
-  Raises:
-    ValueError: if there are no points.
   """
-  if not points:
-    raise ValueError("points is empty; there is no curve to draw")
-  units = _AXES.get(unit, ((unit, 1.0),))
+  points, uniform = curve.points, curve.uniform
+  units = _AXES.get(curve.unit, ((curve.unit, 1.0),))
   largest = points[-1].cost
   axis_unit, scale = next((x for x in units if 10 * largest >= x[1]), units[-1])
   figure = mpl_figure.Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
@@ -83,7 +66,7 @@ def plot_pareto(
     color=_CURVE,
     marker=".",
     linewidth=1.4,
-    drawstyle="steps-post" if complete else "default",
+    drawstyle="steps-post" if curve.complete else "default",
     label="best at each cost",
   )
   if uniform:
@@ -104,27 +87,29 @@ def plot_pareto(
         fontsize=8,
         color=_UNIFORM,
       )
-  if chosen is not None:
+  if curve.chosen is not None:
     axes.plot(
-      chosen.cost / scale,
-      chosen.score,
+      curve.chosen.cost / scale,
+      curve.chosen.score,
       "*",
       color=_CHOSEN,
       markersize=13,
       label="the search's policy",
       zorder=3,
     )
-  drawn = [p.cost / scale for p in (*points, *uniform)]
+  drawn = [*costs, *(even.cost / scale for even in uniform)]
   if min(drawn) > 0 and max(drawn) > _WIDE * min(drawn):
     _log_axis(axes)
-  axes.set_xlabel(f"{cost} ({axis_unit})" if axis_unit else cost)
-  axes.set_ylabel(f"{score.replace('_', ' ')} score (larger is better)")
+  axes.set_xlabel(f"{curve.cost} ({axis_unit})" if axis_unit else curve.cost)
+  axes.set_ylabel(f"{curve.score.replace('_', ' ')} score (larger is better)")
   axes.grid(alpha=0.3)
   axes.set_axisbelow(True)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(loc="lower right", frameon=False)
-  title = f"{model}: {len(points)} optimal policies of one search"
-  figure.suptitle(f"{title}, {budget}" if budget else title, fontsize=11)
+  title = f"{curve.model}: {len(points)} optimal policies of one search"
+  figure.suptitle(
+    f"{title}, {curve.budget}" if curve.budget else title, fontsize=11
+  )
   plots.save_png(figure, path)
 
 

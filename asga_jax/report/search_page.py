@@ -15,13 +15,12 @@ from asga_jax.report import (
   evaluation_section,
   markup,
   policy_section,
-  run_files,
 )
 from asga_jax.report import radius_health as radius_lib
-from asga_jax.runs import config_checks as config_lib
+from asga_jax.report import run as run_lib
 
 
-def make_page(run: run_files.Run) -> str:
+def make_page(run: run_lib.Run) -> str:
   """Make the page of one search: what it found, and how it went.
 
   Args:
@@ -49,8 +48,8 @@ def make_page(run: run_files.Run) -> str:
   )
 
 
-def _standing(run: run_files.Run) -> str:
-  total = run.settings["steps"]
+def _standing(run: run_lib.Run) -> str:
+  total = run.setting("steps")
   if run.ended:
     text = f"The search in {run.path} has ended after {total} steps."
   else:
@@ -61,7 +60,7 @@ def _standing(run: run_files.Run) -> str:
   return markup.paragraph(text, quiet=run.ended)
 
 
-def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
+def headline(run: run_lib.Run) -> list[tuple[str, str, str]]:
   """Give the figures that count: name, value, remark."""
   found = _accuracies(run)
   if run.policy:
@@ -99,7 +98,7 @@ def headline(run: run_files.Run) -> list[tuple[str, str, str]]:
   return found
 
 
-def _accuracies(run: run_files.Run) -> list[tuple[str, str, str]]:
+def _accuracies(run: run_lib.Run) -> list[tuple[str, str, str]]:
   """Give what a run has reached: name, value, remark."""
   found = []
   part = ", some batches" if run.config.get("report_batches") else ""
@@ -123,7 +122,7 @@ def _accuracies(run: run_files.Run) -> list[tuple[str, str, str]]:
   return found
 
 
-def _warnings(run: run_files.Run) -> str:
+def _warnings(run: run_lib.Run) -> str:
   found = run.warnings()
   if found:
     return markup.warning_list(found)
@@ -132,7 +131,7 @@ def _warnings(run: run_files.Run) -> str:
   return markup.paragraph("None: what is measured looks as it should.")
 
 
-def pareto_chart(runs: Sequence[run_files.Run]) -> str:
+def pareto_chart(runs: Sequence[run_lib.Run]) -> str:
   """Draw the Pareto curves of runs that have one, a chart for each cost."""
   several = len(runs) > 1
   curves_of: dict[tuple[str, str], list[charts.Series]] = {}
@@ -171,7 +170,7 @@ def pareto_chart(runs: Sequence[run_files.Run]) -> str:
   )
 
 
-def step_charts(run: run_files.Run) -> str:
+def step_charts(run: run_lib.Run) -> str:
   """Draw how a run went, a chart for each kind of figure."""
   steps = curves.column(run.records, "step")
   width = curves.window(len(steps))
@@ -191,7 +190,7 @@ def step_charts(run: run_files.Run) -> str:
       left = key == panel.left
       limit = panel.line if left else None
       if key == "radius":
-        limit = run.settings["sharpness"]["rho_max"]
+        limit = run.rho_max
       title = panel.title if left else curves.label(key)
       found.append(charts.line_chart(title, series, limit=limit))
   if not any(found):
@@ -206,9 +205,9 @@ def step_charts(run: run_files.Run) -> str:
   )
 
 
-def _radius_note(run: run_files.Run) -> str:
+def _radius_note(run: run_lib.Run) -> str:
   radii = curves.column(run.records, "radius")
-  rho_max = run.settings["sharpness"]["rho_max"]
+  rho_max = run.rho_max
   if not np.isfinite(radii).any():
     return ""
   health = radius_lib.radius_health(radii, rho_max)
@@ -219,7 +218,7 @@ def _radius_note(run: run_files.Run) -> str:
   return text + "."
 
 
-def _next(run: run_files.Run) -> str:
+def _next(run: run_lib.Run) -> str:
   workdir = shlex.quote(str(run.path))
   if not run.ended:
     return markup.paragraph(
@@ -236,15 +235,14 @@ def _next(run: run_files.Run) -> str:
   )
 
 
-def origin(run: run_files.Run) -> str:
+def origin(run: run_lib.Run) -> str:
   """Tabulate the provenance of the policy and the configuration."""
-  provenance: Mapping[str, Any] = run.policy.provenance if run.policy else {}
-  flat = config_lib.flatten(provenance) if provenance else {}
+  flat = run.provenance
   parts = [
     markup.table(["provenance", "value"], _rows(flat)) if flat else "",
     markup.folded(
       "Configuration",
-      markup.table(["key", "value"], _rows(config_lib.flatten(run.config))),
+      markup.table(["key", "value"], _rows(run.config)),
     ),
   ]
   return "".join(parts)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from asga_jax import policy as policy_lib
-from asga_jax import sharpness
 from asga_jax.report import curves
 from asga_jax.report import radius_health as radius_lib
 
@@ -47,7 +46,9 @@ def find_warnings(
   records: Sequence[Mapping[str, Any]],
   summary: Mapping[str, Any],
   layers: Mapping[str, policy_lib.LayerPolicy],
-  search: Mapping[str, Any],
+  *,
+  radius: str,
+  rho_max: float,
 ) -> list[str]:
   """Find what is wrong with a search.
 
@@ -55,7 +56,8 @@ def find_warnings(
     records: of `metrics.jsonl`; may be empty.
     summary: of `summary.json`; empty for a search that has not ended.
     layers: of the policy; empty for a search that has not ended.
-    search: the part `search` of the configuration.
+    radius: 'fixed', or how it adapts: 'adaptive' or 'growing'.
+    rho_max: the cap of the radius.
 
   Returns:
     A sentence or more for each fault; none for a healthy search.
@@ -65,7 +67,7 @@ def find_warnings(
   found = [
     high_gap(records) if perturbed else None,
     negative_cosine(records) if perturbed else None,
-    radius(records, search) if perturbed else None,
+    adapting(records, radius, rho_max) if perturbed else None,
     unchanged_codes(records) if perturbed else None,
     unmoved_logits(records),
     collapsed(layers),
@@ -109,19 +111,15 @@ def negative_cosine(records: Sequence[Mapping[str, Any]]) -> str | None:
   )
 
 
-def radius(
-  records: Sequence[Mapping[str, Any]], search: Mapping[str, Any]
+def adapting(
+  records: Sequence[Mapping[str, Any]], radius: str, rho_max: float
 ) -> str | None:
   """Warn of an adaptive radius that is pinned at its cap, or alternates."""
-  settings = search["sharpness"]
-  preset = sharpness.PRESETS[search["preset"]]
-  kind = settings.get("radius") or preset.get("radius", "fixed")
-  if kind == "fixed":
+  if radius == "fixed":
     return None
-  rho_max = settings["rho_max"]
   health = radius_lib.radius_health(curves.column(records, "radius"), rho_max)
   if health["share_at_max"] > PINNED_SHARE:
-    smaller = "a smaller search.sharpness.phi or " * (kind == "adaptive")
+    smaller = "a smaller search.sharpness.phi or " * (radius == "adaptive")
     return (
       f"The radius was at its cap, {rho_max:g}, in "
       f"{100 * health['share_at_max']:.0f} % of the steps: it did not adapt, "

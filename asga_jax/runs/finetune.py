@@ -16,13 +16,13 @@ from asga_jax import files, finetune
 from asga_jax import policy as policy_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.report import policy_table
-from asga_jax.report import write as report
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import (
   checkpoints,
   finetune_config,
   finetune_summary,
   recorded_loop,
+  report,
   workdir,
 )
 from asga_jax.runs import finetune_start as finetune_parts

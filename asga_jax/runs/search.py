@@ -14,13 +14,13 @@ from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.report import plots, policy_table
-from asga_jax.report import write as report
+from asga_jax.report import pareto_plot, plots, policy_table
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import (
   checkpoints,
   kept_table,
   recorded_loop,
+  report,
   search_loop,
   search_start,
   workdir,
@@ -146,7 +146,7 @@ def run(
     _plot(config, policy, records, directory)
     kind = budget_lib.parse_budget(config.budget).constraints[0].kind
     curve = every_budget.pareto(finished, cost=kind)
-    every_budget.write(curve, directory / "pareto.json")
+    pareto_plot.write(curve, directory / "pareto.json")
     summary = search_summary.summarise(
       config, finished, policy, dataset, splits, records
     )

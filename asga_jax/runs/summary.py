@@ -14,6 +14,7 @@ from asga_jax.quantization import calibration, surgery
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
 from asga_jax.runs import build as search_parts
+from asga_jax.runs import run_files
 
 
 def summarise(
@@ -72,7 +73,11 @@ def summarise(
     **_sharpness_figures(config, records),
   }
   warnings = run_warnings.find_warnings(
-    records, summary, policy.layers, config.search
+    records,
+    summary,
+    policy.layers,
+    radius=run_files.radius_kind(config.search),
+    rho_max=config.search.sharpness.rho_max,
   )
   return {**summary, "warnings": warnings}
 

@@ -1,10 +1,9 @@
-import types
-
 import numpy as np
 import pytest
 from matplotlib import figure as mpl_figure
 from matplotlib import image as mpl_image
 
+from asga_jax.allocation import curve
 from asga_jax.report import pareto_plot
 
 
@@ -22,8 +21,8 @@ def figures(monkeypatch):
   return written
 
 
-def at(cost, score, bits=None):
-  return types.SimpleNamespace(cost=cost, score=score, bits=bits)
+def at(cost, score):
+  return curve.ParetoPoint(cost, score, {"a": (4, 4)})
 
 
 def draw(path, points, **changes):
@@ -33,7 +32,8 @@ def draw(path, points, **changes):
     "unit": "BOPs",
     "score": "log_prob",
   }
-  pareto_plot.plot_pareto(points, path, **{**settings, **changes})
+  drawn = curve.ParetoCurve(points=tuple(points), **{**settings, **changes})
+  pareto_plot.plot_pareto(drawn, path)
 
 
 def test_the_curve_the_uniform_policies_and_the_chosen_are_drawn(
@@ -43,7 +43,7 @@ def test_the_curve_the_uniform_policies_and_the_chosen_are_drawn(
   draw(
     tmp_path / "pareto.png",
     points,
-    uniform=[at(3e9, 0.5, 2), at(9e9, 1.5, 4)],
+    uniform=(curve.UniformPoint(2, 3e9, 0.5), curve.UniformPoint(4, 9e9, 1.5)),
     chosen=at(4e9, 2.0),
     budget="size=6MB",
   )
@@ -51,9 +51,9 @@ def test_the_curve_the_uniform_policies_and_the_chosen_are_drawn(
   (figure,) = figures
   (axes,) = figure.axes
   lines = {line.get_label(): line for line in axes.get_lines()}
-  curve = lines["best at each cost"]
-  np.testing.assert_allclose(curve.get_xydata(), [[2, 1], [4, 2], [30, 2.5]])
-  assert curve.get_drawstyle() == "default"
+  best = lines["best at each cost"]
+  np.testing.assert_allclose(best.get_xydata(), [[2, 1], [4, 2], [30, 2.5]])
+  assert best.get_drawstyle() == "default"
   uniform = lines["uniform bits"].get_xydata()
   np.testing.assert_allclose(uniform, [[3, 0.5], [9, 1.5]])
   chosen = lines["the search's policy"].get_xydata()
@@ -97,7 +97,9 @@ def test_one_point_is_drawn(tmp_path):
   assert (tmp_path / "a.png").stat().st_size > 5000
 
 
-def test_no_points_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="points is empty"):
-    draw(tmp_path / "a.png", [])
-  assert list(tmp_path.iterdir()) == []
+def test_the_curve_s_file_and_its_picture_lie_side_by_side(tmp_path):
+  drawn = curve.ParetoCurve("net", "bops", "BOPs", "log_prob", (at(5.0, 1.0),))
+  picture = pareto_plot.write(drawn, tmp_path / "mine.json")
+  assert picture == tmp_path / "mine.png"
+  assert picture.stat().st_size > 5000
+  assert curve.load(tmp_path / "mine.json") == drawn

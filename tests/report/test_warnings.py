@@ -6,7 +6,6 @@ import pytest
 from asga_jax import policy as policy_lib
 from asga_jax.report import warnings as run_warnings
 
-SEARCH = {"preset": "asga", "steps": 100, "sharpness": {"rho_max": 0.05}}
 SUMMARY = {"discretisation_gap": 0.03}
 
 
@@ -43,9 +42,10 @@ def records_of(steps=100, **columns):
   return records
 
 
-def found(records, summary=SUMMARY, layers=LAYERS, **sharpness):
-  search = {**SEARCH, "sharpness": SEARCH["sharpness"] | sharpness}
-  return run_warnings.find_warnings(records, summary, layers, search)
+def found(records, summary=SUMMARY, layers=LAYERS, radius="adaptive"):
+  return run_warnings.find_warnings(
+    records, summary, layers, radius=radius, rho_max=0.05
+  )
 
 
 def test_a_healthy_search_has_no_warning():
@@ -99,14 +99,11 @@ def test_noise_in_a_short_search_is_no_alternation():
   assert found(records_of(18, radius=radii)) == []
 
 
-@pytest.mark.parametrize("preset", ["sam", "gsam", "sagm"])
-def test_a_fixed_radius_is_not_pinned(preset):
+def test_a_fixed_radius_is_not_pinned():
   records = records_of(radius=[0.05] * 100)
-  search = {**SEARCH, "preset": preset}
-  assert run_warnings.radius(records, search) is None
-  # Unless it was told to adapt.
-  search["sharpness"] = {"rho_max": 0.05, "radius": "adaptive"}
-  assert "did not adapt" in run_warnings.radius(records, search)
+  assert found(records, radius="fixed") == []
+  (sentence,) = found(records)
+  assert "did not adapt" in sentence
 
 
 def test_phi_is_no_remedy_for_the_growing_radius():

@@ -21,8 +21,13 @@ from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
 from asga_jax.deploy import formats as export_formats
-from asga_jax.report import write as report
-from asga_jax.runs import checkpoints, finetune_config, search_start, workdir
+from asga_jax.runs import (
+  checkpoints,
+  finetune_config,
+  report,
+  search_start,
+  workdir,
+)
 from asga_jax.runs import config as search_config
 from asga_jax.runs import evaluate as evaluate_run
 from asga_jax.runs import export as export_run

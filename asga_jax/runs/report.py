@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 from asga_jax import files
-from asga_jax.report import comparison_page, finetune_page, run_files
+from asga_jax.report import comparison_page, finetune_page
+from asga_jax.report import run as run_lib
 from asga_jax.report import search_page as run_page
+from asga_jax.runs import run_files
 
 _PAGES = {"search": run_page.make_page, "finetune": finetune_page.make_page}
 
@@ -51,7 +53,7 @@ def write_report(
   return target
 
 
-def _distinct(runs: Sequence[run_files.Run]) -> list[run_files.Run]:
+def _distinct(runs: Sequence[run_lib.Run]) -> list[run_lib.Run]:
   """Call runs by their whole path where their names are the same."""
   names = [run.name for run in runs]
   return [

@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from asga_jax import policy as policy_lib
-from asga_jax.report import write as report
 from asga_jax.runs import config as search_config
-from asga_jax.runs import finetune_config
+from asga_jax.runs import finetune_config, report, run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 # Attributes by which a page would fetch something or run something.
@@ -542,6 +541,22 @@ def test_a_curve_that_cannot_be_drawn(run, key, value, said):
   (run / "pareto.json").write_text(json.dumps({**pareto(), key: value}))
   with pytest.raises(ValueError, match=said):
     report.write_report([run])
+
+
+@pytest.mark.parametrize(
+  ("preset", "sharpness", "kind"),
+  [
+    ("asga", {}, "adaptive"),
+    ("sagm", {}, "fixed"),
+    ("sgd", {"radius": None}, "fixed"),
+    ("sam", {"radius": "growing"}, "growing"),
+  ],
+)
+def test_the_kind_of_radius_is_that_of_the_method_unless_given(
+  preset, sharpness, kind
+):
+  settings = {"preset": preset, "sharpness": sharpness}
+  assert run_files.radius_kind(settings) == kind
 
 
 def test_missing_directories_and_policies(tmp_path, run):

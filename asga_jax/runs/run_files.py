@@ -4,13 +4,13 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from asga_jax import policy as policy_lib
 from asga_jax import sharpness
 from asga_jax.report import curves
-from asga_jax.report import warnings as run_warnings
+from asga_jax.report import run as run_lib
 from asga_jax.runs import config_checks as config_lib
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import workdir
@@ -24,51 +24,20 @@ class RunFilesError(ValueError):
   """A work directory, or a file in it, that cannot be reported on."""
 
 
-class Run(NamedTuple):
-  """A search or a fine-tuning as its work directory tells it."""
+def radius_kind(settings: Mapping[str, Any]) -> str:
+  """Tell how the radius adapts: 'fixed' where it does not.
 
-  # How the pages call it: the name of the directory.
-  name: str
-  path: pathlib.Path
-  # 'search' or 'finetune': the group of the configuration that it reads.
-  kind: str
-  config: dict[str, Any]
-  records: Sequence[metrics_log.Record]
-  # None for a float network, and before a search has ended.
-  policy: policy_lib.Policy | None
-  # Empty before the run has ended.
-  summary: Mapping[str, Any]
-  # Of `pareto.json`: "cost", "unit", "points" and "uniform"; None if there is
-  # no such file.
-  pareto: Mapping[str, Any] | None
-  # Of the files `evaluation-SPLIT.json`, by name.
-  evaluations: Sequence[Mapping[str, Any]]
-  # It may not have.
-  ended: bool
-
-  @property
-  def settings(self) -> Mapping[str, Any]:
-    """The group of the configuration that is of this kind of run alone."""
-    settings: Mapping[str, Any] = self.config[self.kind]
-    return settings
-
-  @property
-  def steps_done(self) -> int:
-    """The last step that was recorded."""
-    return max((record["step"] for record in self.records), default=0)
-
-  def warnings(self) -> list[str]:
-    """Say what is wrong with the run."""
-    if self.kind == "finetune":
-      chance = run_warnings.at_chance(self.summary)
-      return [chance] if chance else []
-    layers = self.policy.layers if self.policy else {}
-    return run_warnings.find_warnings(
-      self.records, self.summary, layers, self.settings
-    )
+  Args:
+    settings: the group 'search' or 'finetune' of a configuration.
+  """
+  preset = sharpness.PRESETS[settings["preset"]]
+  kind: str = settings["sharpness"].get("radius") or preset.get(
+    "radius", "fixed"
+  )
+  return kind
 
 
-def read_run(path: str | os.PathLike[str]) -> Run:
+def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
   """Read a work directory.
 
   Args:
@@ -112,13 +81,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
   if (directory / "pareto.json").exists():
     pareto = _read_object(directory / "pareto.json")
     _check_pareto(pareto, directory / "pareto.json")
-  return Run(
+  return run_lib.Run(
     name=directory.resolve().name,
     path=directory,
     kind=kind,
-    config=config,
+    config=config_lib.flatten(config),
+    radius=radius_kind(config[kind]),
     records=curves.of_training(records) if kind == "finetune" else records,
     policy=policy,
+    provenance=config_lib.flatten(policy.provenance) if policy else {},
     summary=summary,
     pareto=pareto,
     evaluations=[
