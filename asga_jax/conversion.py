@@ -1,22 +1,23 @@
 """From a float network to a searchable one, and on to a fixed one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tabulate
 from absl import logging
-from flax import nnx
+from flax import linen, nnx
 
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
-from asga_jax.network import attention
+from asga_jax.network import attention, bridged
 from asga_jax.network import calls as tracing
-from asga_jax.quantization import bit_choice, layers, surgery
+from asga_jax.quantization import bit_choice, calibration, layers, surgery
 from asga_jax.quantization import rules as rules_lib
 
 _SHOWN = 5  # layers that an error lists
@@ -27,9 +28,14 @@ def searchable(
   example_input: Any,
   *,
   bits: tuple[int, ...] = surgery.DEFAULT_BITS,
+  end_bits: int = surgery.END_BITS,
   rules: Sequence[rules_lib.Rule] = (),
   deployed: tuple[nnx.Module, Sequence[int]] | None = None,
-  **settings: Any,
+  weight_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq",
+  per_channel: bool = True,
+  tie_shared_inputs: bool = False,
+  method: str = "__call__",
 ) -> nnx.Module:
   """Give every layer of a network that has a kernel a choice of bits.
 
@@ -37,14 +43,24 @@ def searchable(
   `not_searched`.
 
   Args:
-    model: any Flax NNX module; it is not changed.
-    example_input: a batch of inputs, best of real ones.
-    bits: the candidates, each in 2..8, or 32 for float.
-    rules: exceptions, see `quantization.rules.Rule`.
+    model: any Flax NNX module; it is not changed. One of Flax Linen comes over
+      by `nnx.bridge.ToNNX`.
+    example_input: a batch of inputs as the network takes it, float32 of shape
+      (batch, ...), best of real ones: initial ranges come from it. Of a
+      `jax.ShapeDtypeStruct` come none.
+    bits: the candidates of every searched tensor, each in 2..8, or 32 for
+      float.
+    end_bits: the bits of the first and the last layer called, not searched.
+    rules: exceptions, see `asga_jax.Rule`; the first that matches decides.
     deployed: the network as it will be deployed (its own head) and the shape
       of one of its inputs: what costs are counted on. None: `model` and the
       shape of the example.
-    **settings: see `quantization.surgery.make_searchable`.
+    weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
+    activation_quantizer: one of the same.
+    per_channel: whether each output channel of a kernel has its own step.
+    tie_shared_inputs: whether searched layers that read the same tensor share
+      their activation bits, where no rule ties these.
+    method: the method that is called on inputs.
 
   Returns:
     A copy with the same paths, whose costs are known.
@@ -53,13 +69,27 @@ def searchable(
     ValueError: bad bits, rules or settings, an example that the network cannot
       be run on, no layer that can be searched, or a deployed network with other
       layers.
+    TypeError: a layer of a subclass with a `__call__` of its own.
+
+  Source: one float tensor and one product of mixtures, Cai and Vasconcelos,
+  "Rethinking Differentiable Search for Mixed-Precision Neural Networks" (2020).
   """
+  _check_is_nnx(model)
   if deployed is not None:
     _check_deployed(deployed, np.ndim(example_input) - 1)
   target, shape = deployed or (model, np.shape(example_input)[1:])
-  method = settings.get("method", "__call__")
+  model = _opened(model, example_input, method)
   made: Any = surgery.make_searchable(
-    model, example_input, bits=bits, rules=rules, **settings
+    model,
+    example_input,
+    bits=bits,
+    rules=rules,
+    end_bits=end_bits,
+    weight_quantizer=weight_quantizer,
+    activation_quantizer=activation_quantizer,
+    per_channel=per_channel,
+    tie_shared_inputs=tie_shared_inputs,
+    method=method,
   )
   products = [
     path
@@ -67,7 +97,9 @@ def searchable(
     if isinstance(layer, layers.QuantProduct)
   ]
   dtype = jnp.result_type(example_input)
+  one = jax.ShapeDtypeStruct((1, *shape), dtype)
   try:
+    target = _opened(target, one, method)
     network = macs.network_stats(
       target, shape, dtype=dtype, method=method, products=products
     )
@@ -79,7 +111,7 @@ def searchable(
     ) from error
   search_space.build(made, network)
   refused = _not_searched(model, made)
-  if rules or settings.get("tie_shared_inputs"):
+  if rules or tie_shared_inputs:
     logging.info("%s", format_rules(made))
   for path, reason in refused.items():
     logging.warning("not searched: %s: %s", path, reason)
@@ -87,6 +119,29 @@ def searchable(
   # Not a child and not a variable: the structure remembers its costs.
   made.deployed_network = nnx.static((network, tuple(shape)))
   return made
+
+
+def _check_is_nnx(model: Any) -> None:
+  if isinstance(model, nnx.Module):
+    return
+  bridge = ""
+  if isinstance(model, linen.Module):
+    bridge = (
+      "; a Linen module comes over by nnx.bridge.ToNNX(model, rngs), with its"
+      " parameters from nnx.bridge.lazy_init"
+    )
+  raise ValueError(
+    f"model is a {type(model).__name__}; expected a Flax nnx.Module{bridge}."
+  )
+
+
+def _opened(model: nnx.Module, example_input: Any, method: str) -> nnx.Module:
+  """Show the layers of what came over from Linen."""
+  if not isinstance(
+    example_input, np.ndarray | jax.Array | jax.ShapeDtypeStruct
+  ):
+    return model  # It is refused where it is used.
+  return bridged.with_layers(model, example_input, method=method)
 
 
 def _check_deployed(deployed: Any, rank: int) -> None:
@@ -183,29 +238,76 @@ def _remembered(model: nnx.Module, name: str) -> Any:
   return found
 
 
-def with_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
+def with_policy(
+  model: nnx.Module,
+  policy: policy_lib.Policy,
+  *,
+  batches: Iterable[Any] | None = None,
+) -> nnx.Module:
   """Fix a searchable network at a policy.
 
   Args:
-    model: from `searchable`; it is not changed.
+    model: from `searchable`, or the `model` of a search's result; it is not
+      changed.
     policy: for the same layers.
+    batches: inputs of the network, without augmentation, for
+      `reestimate_batch_norm`. None leaves the running statistics as they are,
+      and says so where there are any: those of a search were gathered while
+      bits were mixed, and cost accuracy.
 
   Returns:
-    A copy in which every tensor has one bit-width and the steps that were
-    learned for it.
+    A copy in evaluation mode in which every tensor has one bit-width and the
+    steps that were learned for it.
 
   Raises:
     ValueError: the policy has other layers, or bits that are no candidates; a
       model that is not searchable.
   """
   _remembered(model, "decided_by")
-  return surgery.fix_bits(
+  fixed = surgery.fix_bits(
     model,
     {
       path: (layer.weight_bits, layer.activation_bits)
       for path, layer in policy.layers.items()
     },
   )
+  fixed.eval()
+  if batches is not None:
+    calibration.reestimate_batch_norm(fixed, batches)
+  elif calibration.has_batch_norm(fixed):
+    logging.info(
+      "batch norm keeps the statistics that it had before the policy; those of"
+      " a search are of mixed bits: with_policy(model, policy, batches=...) or"
+      " reestimate_batch_norm replaces them"
+    )
+  return fixed
+
+
+def reestimate_batch_norm(
+  model: nnx.Module, batches: Iterable[Any]
+) -> nnx.Module:
+  """Take batch norm's running statistics anew from a few batches.
+
+  Fewer bits move what a norm reads away from what it was trained on; this is
+  what the commands do before they report an accuracy.
+
+  Args:
+    model: any network, best at its policy; it is not changed.
+    batches: inputs of the network, without augmentation, float32 of shape
+      (batch, ...). Ten batches of 250 images are what the commands take.
+
+  Returns:
+    A copy in evaluation mode: means and variances over all examples of all
+    batches; as before where there is no batch norm.
+
+  Raises:
+    ValueError: there are norms but no batches.
+  """
+  copy = nnx.clone(model)
+  seen = calibration.reestimate_batch_norm(copy, batches)
+  if not seen and calibration.has_batch_norm(copy):
+    raise ValueError("batches is empty; expected at least one batch of inputs.")
+  return copy
 
 
 def check_policy(
@@ -264,7 +366,11 @@ def quantize(
   model: nnx.Module,
   example_input: Any,
   policy: policy_lib.Policy,
-  **settings: Any,
+  *,
+  weight_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq",
+  per_channel: bool = True,
+  method: str = "__call__",
 ) -> nnx.Module:
   """Quantize a float network by a policy, without a search.
 
@@ -272,22 +378,29 @@ def quantize(
 
   Args:
     model: any Flax NNX module; it is not changed.
-    example_input: a batch of real inputs: the step sizes are calibrated on it.
+    example_input: a batch of real inputs, float32 of shape (batch, ...): the
+      step sizes are calibrated on it.
     policy: for the layers of the same paths.
-    **settings: see `quantization.surgery.make_searchable`.
+    weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
+    activation_quantizer: one of the same.
+    per_channel: whether each output channel of a kernel has its own step.
+    method: the method that is called on inputs.
 
   Returns:
-    A copy in which every tensor has one bit-width, for `train_policy`.
+    A copy in evaluation mode in which every tensor has one bit-width, for
+    `train_policy`. Batch norm keeps the float network's statistics; see
+    `reestimate_batch_norm`.
 
   Raises:
     PolicyError: the policy has other layers.
     ValueError: bad settings.
   """
+  _check_is_nnx(model)
+  model = _opened(model, example_input, method)
   shape = np.shape(example_input)[1:]
-  method = settings.get("method", "__call__")
   check_policy(model, policy, shape, method=method)
   products = find_products(model)
-  return surgery.make_searchable(
+  made = surgery.make_searchable(
     model,
     example_input,
     rules=[
@@ -299,5 +412,10 @@ def quantize(
       )
       for path, layer in policy.layers.items()
     ],
-    **settings,
+    weight_quantizer=weight_quantizer,
+    activation_quantizer=activation_quantizer,
+    per_channel=per_channel,
+    method=method,
   )
+  made.eval()
+  return made

@@ -13,6 +13,9 @@ from asga_jax.training import averaging, loop, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
+# Figures that a display of progress has room for.
+SHOWN = ("loss", "accuracy")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(setup.TrainingSettings):
@@ -96,19 +99,22 @@ def trained_model(
     averaged: whether to take the running averages of weights and step sizes;
       batch norm keeps the statistics of the training.
 
+  Returns:
+    A copy in evaluation mode; further steps do not change it.
+
   Raises:
     ValueError: averages are asked for and were not kept.
   """
-  params = state.params
+  # Copies, since the next step donates the state.
+  params, rest = sharding.copied((state.params, state.rest))
   if averaged:
     average = averaging.find_average(state.optimizer)
     if average is None:
       raise ValueError("ema_decay=0 keeps no average; expected it above 0.")
-    params = params._replace(**average)
+    params = params._replace(**sharding.copied(average))
   params = params._replace(logits=training.layout.unstack(params.logits))
-  model: nnx.Module = state_lib.merge_model(
-    training.graphdef, params, state.rest
-  )
+  model: nnx.Module = state_lib.merge_model(training.graphdef, params, rest)
+  model.eval()
   return model
 
 
@@ -164,6 +170,7 @@ def train_policy(
   settings: FinetuneSettings | None = None,
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
+  progress: bool = True,
 ) -> nnx.Module:
   """Train the weights and step sizes of a network at its policy.
 
@@ -179,9 +186,13 @@ def train_policy(
     settings: how to train.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
+    progress: whether to show steps and time left on a terminal or in a
+      notebook.
 
   Returns:
-    A trained copy: the averages, if the settings ask for them.
+    A trained copy in evaluation mode: the averages, if the settings ask for
+    them. Its batch norm has the running statistics of the training;
+    `reestimate_batch_norm` gives those of images that are not augmented.
 
   Raises:
     ValueError: a bad setting, or fewer batches than steps.
@@ -191,7 +202,14 @@ def train_policy(
   training = start_training(
     model, loss_fn, settings=settings, prepare=prepare, mesh=mesh
   )
-  state = loop.run(
-    training.step, training.state, batches, settings.steps, training.mesh
+  state = loop.run_watched(
+    training.step,
+    training.state,
+    batches,
+    settings.steps,
+    training.mesh,
+    label="fine-tuning",
+    figures=SHOWN,
+    progress=progress,
   )
   return trained_model(training, state, averaged=settings.ema_decay > 0)

@@ -23,6 +23,8 @@ from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
 MODES = ("joint", "bilevel")
+# Figures that a display of progress has room for.
+SHOWN = ("loss", "accuracy", "gap", "radius", "expected_use")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,13 +224,15 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
 
 
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
-  """Put a search's network together with what has been trained so far."""
+  """Put a search's network together; a copy in evaluation mode."""
   # Copies, since the next step donates the state.
   params, rest = sharding.copied((state.params, state.rest))
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
-  return surgery.with_temperature(model, last)
+  model = surgery.with_temperature(model, last)
+  model.eval()
+  return model
 
 
 def finish(
@@ -290,6 +294,7 @@ def search_policy(
   costs: Sequence[costs_lib.Cost] = (),
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
+  progress: bool = True,
 ) -> result_lib.SearchResult:
   """Train weights and bit choices of a searchable network under a budget.
 
@@ -303,6 +308,8 @@ def search_policy(
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
+    progress: whether to show steps and time left on a terminal or in a
+      notebook.
 
   Returns:
     A network and logits that have been trained, for `allocate`.
@@ -320,13 +327,15 @@ def search_policy(
     prepare=prepare,
     mesh=mesh,
   )
-  total = search.settings.steps
-  state = loop.run(
+  state = loop.run_watched(
     search.step,
     search.state,
     batches,
-    total,
+    search.settings.steps,
     search.mesh,
+    label="search",
+    figures=SHOWN,
+    progress=progress,
     pairs=search.settings.mode == "bilevel",
   )
   return finish(search, state)

@@ -38,16 +38,16 @@ from asga_jax.runs import checkpoints, search_loop, search_start
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.runs import summary as search_summary
-from asga_jax.training import sharding
+from asga_jax.training import loop, progress, sharding
 from asga_jax.xla import ahead
 
 # What a loop does beside its steps, by the functions that do it.
 PARTS: dict[str, tuple[Any, str]] = {
   "making batches": (batches_lib, "batch_at"),
   "placing them": (sharding, "place_batch"),
-  "fetching figures": (metrics_log.MetricsBuffer, "flush"),
+  "fetching figures": (loop.FigureBuffer, "flush"),
   "writing figures": (metrics_log.MetricsWriter, "write"),
-  "progress": (metrics_log.Progress, "update"),
+  "progress": (progress.Progress, "update"),
   "checkpoints": (checkpoints.Checkpoints, "save"),
 }
 
@@ -143,7 +143,7 @@ def timed_step(
   The loop goes on in between as it always does: it releases the old state.
   """
   begun: list[float] = []
-  add = metrics_log.MetricsBuffer.add
+  add = loop.FigureBuffer.add
 
   def begin(*args: Any) -> Any:
     begun.append(time.perf_counter())
@@ -154,7 +154,7 @@ def timed_step(
     spent[STEP] += time.perf_counter() - begun.pop()
     add(self, number, figures)
 
-  with mock.patch.object(metrics_log.MetricsBuffer, "add", add_when_done):
+  with mock.patch.object(loop.FigureBuffer, "add", add_when_done):
     yield begin
 
 

@@ -161,7 +161,7 @@ def _write_packed(network: Deployable, path: pathlib.Path) -> str:
 
 
 def _run_packed(network: Deployable, path: pathlib.Path) -> Run:
-  return run_in_jax(packing.load_packed(path, network.model))
+  return run_in_jax(packing.load_packed(network.model, path))
 
 
 # Bits of a file that stores every weight in float32.

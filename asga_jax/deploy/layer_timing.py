@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
+import tqdm
 from flax import nnx
 from onnx import helper
 
@@ -18,7 +19,6 @@ from asga_jax.cost import latency_table
 from asga_jax.deploy import timing
 from asga_jax.deploy.onnx import layer as onnx_layer
 from asga_jax.network import calls as tracing
-from asga_jax.runs import metrics as metrics_log
 
 # A pair of bit-widths: of the weights and of the activations.
 Pair = tuple[int, int]
@@ -117,8 +117,8 @@ def measure(
   distinct = list(dict.fromkeys(p for each in products.values() for p in each))
   times: dict[onnx_layer.Product, dict[Pair, float]] = {}
   kernels: dict[str, set[Pair]] = {}
-  with metrics_log.Progress(len(distinct), label="latency") as progress:
-    for product in distinct:
+  with tqdm.tqdm(distinct, desc="latency", disable=None) as shown:
+    for product in shown:
       programs = {
         pair: compile_product(product, *pair, threads=threads)
         for pair in sorted(set(containers.values()))
@@ -126,7 +126,6 @@ def measure(
       times[product] = _time(programs, repeats, threads)
       for pair, program in programs.items():
         kernels.setdefault(_in_words(program), set()).add(pair)
-      progress.update(len(times))
   entries = {
     (path, *pair): sum(times[product][stored] for product in calls)
     for path, calls in products.items()

@@ -149,22 +149,28 @@ def save_packed(
   weight_files.write(path, arrays, metadata)
 
 
-def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
+def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
   """Load a packed network.
 
   Args:
-    path: a file that `save_packed` wrote.
     model: the searchable network of the same architecture and quantizers, or
       one fixed at the same policy; it is not changed.
+    path: a file that `save_packed` wrote.
 
   Returns:
-    A copy fixed at the file's policy whose kernels, where they are quantized,
-    have the file's codes and all else its values: it computes the same.
+    A copy in evaluation mode, fixed at the file's policy, whose kernels, where
+    they are quantized, have the file's codes and all else its values: it
+    computes the same.
 
   Raises:
     ValueError: no file, a damaged one or one of another kind; or a model with
       other layers, candidates, quantizers, variables or shapes.
   """
+  if not isinstance(model, nnx.Module):
+    raise PackedError(
+      f"model is a {type(model).__name__}; expected the searchable network, and"
+      " the file after it: load_packed(model, path)."
+    )
   source = os.fspath(path)
   metadata = weight_files.read_metadata(path)
   kind = (metadata.get("format"), metadata.get("version"))
@@ -210,6 +216,7 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
       variable[...] = jnp.asarray(array)
   # After the steps, which they are rebuilt from.
   _set_kernels(model, codes, source)
+  model.eval()
   return model
 
 

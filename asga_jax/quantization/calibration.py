@@ -44,16 +44,15 @@ def sample_inputs(
   inputs: Any,
   *,
   method: str = "__call__",
-  blank: bool = False,
 ) -> Samples:
   """Run a network in float and sample what each layer reads.
 
   Args:
     model: any Flax NNX module, plain or searchable; its state is not changed,
       and its mode (batch norm) is kept.
-    inputs: a batch of inputs.
+    inputs: a batch of inputs, or its `jax.ShapeDtypeStruct` for samples of
+      zeros.
     method: the method to run.
-    blank: whether `inputs` is a `jax.ShapeDtypeStruct`, for samples of zeros.
 
   Returns:
     The samples of layers and of attention's products, in call order; a layer
@@ -64,7 +63,8 @@ def sample_inputs(
     ValueError: no network or no such method; inputs that are no array of finite
       numbers, have no batch axis, or that the network cannot be run on.
   """
-  _check_inputs(model, inputs, method, blank)
+  blank = isinstance(inputs, jax.ShapeDtypeStruct)
+  _check_inputs(model, inputs, method)
   graphdef, state = nnx.split(model)
 
   @jax.jit
@@ -112,7 +112,7 @@ def sample_inputs(
   )
 
 
-def _check_inputs(model: Any, inputs: Any, method: str, blank: bool) -> None:
+def _check_inputs(model: Any, inputs: Any, method: str) -> None:
   if not isinstance(model, nnx.Module):
     raise ValueError(
       f"model is a {type(model).__name__}; expected a Flax nnx.Module."
@@ -122,8 +122,8 @@ def _check_inputs(model: Any, inputs: Any, method: str, blank: bool) -> None:
       f"method={method!r}; expected the name of a method of model "
       f"({type(model).__name__})."
     )
-  kinds: Any = (jax.ShapeDtypeStruct,) if blank else (np.ndarray, jax.Array)
-  if not isinstance(inputs, kinds):
+  blank = isinstance(inputs, jax.ShapeDtypeStruct)
+  if not (blank or isinstance(inputs, np.ndarray | jax.Array)):
     raise ValueError(
       f"the example input is a {type(inputs).__name__}; {_ACCEPTED}"
     )
@@ -200,35 +200,49 @@ def weight_sample(
 
 
 def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
-  """Replace batch norm's running statistics by the mean over batches.
+  """Replace batch norm's running statistics by those of all batches together.
 
   Quantization shifts activations away from the statistics that were gathered
-  while bits were still mixed.
+  while bits were still mixed. Mean and variance are those over the examples of
+  all batches, so the variance has that of the means between batches in it.
+  (Each batch is still normalised by its own statistics on its way to the norms
+  that follow, as in training.)
 
   Args:
     model: a network with `nnx.BatchNorm` layers; changed in place, and left in
       evaluation mode, in which all but those layers run.
-    batches: inputs of the network.
+    batches: inputs of the network, their first axis the examples.
 
   Returns:
     How many batches were seen; with none the statistics stay.
+
+  Source: batches are merged as by Chan, Golub and LeVeque, "Updating formulae
+  and a pairwise algorithm for computing sample variances" (1979).
   """
   norms = _batch_norms(model)
   model.eval()
   if not norms:
     return 0
   graphdef, state = nnx.split(model)
-  seen = 0
+  seen, examples = 0, 0
   total = None
   for inputs in batches:
     new = _batch_statistics(graphdef, state, inputs)
-    total = new if total is None else _added(total, new)
+    size = np.shape(jax.tree.leaves(inputs)[0])[0]
+    examples += size
+    share = np.float32(size / examples)
+    total = new if total is None else _merged(total, new, share)
     seen += 1
   if total is not None:
-    for norm, (mean, var) in zip(norms, _divided(total, seen), strict=True):
+    for norm, (mean, var) in zip(norms, total, strict=True):
       norm.mean[...] = mean
       norm.var[...] = var
   return seen
+
+
+def has_batch_norm(model: nnx.Module) -> bool:
+  """Say whether a network has running statistics."""
+  return bool(_batch_norms(model))
 
 
 def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
@@ -242,13 +256,16 @@ def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
 # One program for all norms: one for each shape would take longer to load than
 # to run.
 @jax.jit
-def _added(total: Any, new: Any) -> Any:
-  return jax.tree.map(jnp.add, total, new)
+def _merged(total: Any, new: Any, share: Any) -> Any:
+  """Merge means and variances, of which the new have a share of all."""
 
+  def merge(before, after):
+    (mean, var), (new_mean, new_var) = before, after
+    apart = new_mean - mean
+    merged = var + share * (new_var - var) + share * (1 - share) * apart**2
+    return mean + share * apart, merged
 
-@jax.jit
-def _divided(total: Any, count: Any) -> Any:
-  return jax.tree.map(lambda leaf: leaf / count, total)
+  return [merge(*pair) for pair in zip(total, new, strict=True)]
 
 
 # The structure is an argument, so that the policies of a network share one

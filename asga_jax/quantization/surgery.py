@@ -37,14 +37,15 @@ def make_searchable(
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
   method: str = "__call__",
-  blank: bool = False,
 ) -> nnx.Module:
   """Give every layer of a network that has a kernel a choice of bits.
 
   Args:
     model: any Flax NNX module with layers of `layer_kinds.KINDS`; neither it
       nor its variables are changed.
-    example_input: a batch of inputs; real ones give better initial ranges.
+    example_input: a batch of inputs; real ones give better initial ranges. Of
+      a `jax.ShapeDtypeStruct` no ranges come: these are set later, by
+      `calibration.calibrate` or from a checkpoint.
     bits: the candidates of every searched tensor.
     rules: exceptions, see `rules.Rule`.
     end_bits: the bits of the first and the last layer called, not searched.
@@ -54,8 +55,6 @@ def make_searchable(
     tie_shared_inputs: whether searched layers that read the same tensor share
       their activation bits, where no rule ties these.
     method: the method that is called on inputs.
-    blank: whether `example_input` is but a `jax.ShapeDtypeStruct`, and all
-      ranges are set later, by `calibration.calibrate` or from a checkpoint.
 
   Returns:
     A copy with the same paths for all that the model had. Its attribute
@@ -81,9 +80,8 @@ def make_searchable(
       f"model ({type(model).__name__}) has quantized layers already; expected "
       "the float network."
     )
-  samples = calibration.sample_inputs(
-    model, example_input, method=method, blank=blank
-  )
+  samples = calibration.sample_inputs(model, example_input, method=method)
+  blank = isinstance(example_input, jax.ShapeDtypeStruct)
   products = tuple(samples.seconds)
   paths = tuple(path for path in samples.inputs if path not in products)
   if not paths:

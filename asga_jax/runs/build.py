@@ -145,7 +145,6 @@ def make_searchable(
   return conversion.searchable(
     make_network(config, num_classes, seed=config.search.seed, trained=trained),
     blank_images(config) if example_images is None else example_images,
-    blank=example_images is None,
     bits=tuple(config.bits),
     rules=search_config.make_rules(config),
     deployed=make_deployed(config),

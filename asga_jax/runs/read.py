@@ -105,7 +105,6 @@ def _read_finetune(
       network,
       search_parts.blank_images(config),
       policy,
-      blank=True,
       weight_quantizer=config.weight_quantizer,
       activation_quantizer=config.activation_quantizer,
       per_channel=config.per_channel,

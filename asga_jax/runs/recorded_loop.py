@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import tensorboard as tensorboard_log
 from asga_jax.training import loop
+from asga_jax.training import progress as progress_lib
 from asga_jax.training import state as state_lib
 
 
@@ -73,7 +74,7 @@ def train(
     open_events(directory)
     if tensorboard
     else contextlib.nullcontext() as events,
-    metrics_log.Progress(
+    progress_lib.Progress(
       plan.steps, initial=first or 0, label=plan.label
     ) as progress,
   ):

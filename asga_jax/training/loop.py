@@ -7,12 +7,44 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from asga_jax.runs import metrics as metrics_log
+from asga_jax.training import progress as progress_lib
 from asga_jax.training import sharding
 from asga_jax.training import state as state_lib
 
 # Figures of one step, 'step' (counted from 1) among them.
 Record = dict[str, Any]
+
+
+class FigureBuffer:
+  """Holds figures of some steps on the device and fetches them together."""
+
+  def __init__(self) -> None:
+    self._steps: list[int] = []
+    self._figures: list[Mapping[str, Any]] = []
+
+  def add(self, step: int, figures: Mapping[str, Any]) -> None:
+    """Take the figures of one step without waiting for them.
+
+    Args:
+      step: the step.
+      figures: scalars by name, on the device or not.
+    """
+    self._steps.append(step)
+    self._figures.append(figures)
+
+  def flush(self) -> list[Record]:
+    """Fetch all in one transfer and empty the buffer.
+
+    Returns:
+      One record a step.
+    """
+    fetched = jax.device_get(self._figures)
+    records = [
+      {"step": step, **figures}
+      for step, figures in zip(self._steps, fetched, strict=True)
+    ]
+    self._steps, self._figures = [], []
+    return records
 
 
 class DivergedError(RuntimeError):
@@ -83,7 +115,7 @@ def run(
       "steps (itertools.cycle repeats them)."
     )
   source: Iterator[Any] = iter(batches)
-  buffer = metrics_log.MetricsBuffer()
+  buffer = FigureBuffer()
 
   def flush() -> None:
     records = buffer.flush()
@@ -133,3 +165,50 @@ def run(
       save(done, state)
       last_saved = done
   return state
+
+
+def run_watched(
+  step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]],
+  state: state_lib.TrainState,
+  batches: Iterable[Any],
+  total: int,
+  mesh: Mesh,
+  *,
+  label: str,
+  figures: Iterable[str],
+  progress: bool,
+  pairs: bool = False,
+) -> state_lib.TrainState:
+  """Run a compiled step as `run` does, for somebody who looks on.
+
+  Args:
+    step: see `run`.
+    state: see `run`.
+    batches: see `run`.
+    total: see `run`.
+    mesh: see `run`.
+    label: what the steps are of, e.g. 'search'.
+    figures: those to show, where a step gives them.
+    progress: whether to show steps and time left on a terminal or in a
+      notebook; elsewhere nothing is shown.
+    pairs: see `run`.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    DivergedError, ValueError: see `run`.
+  """
+  if not progress:
+    return run(step, state, batches, total, mesh, pairs=pairs)
+  with progress_lib.Progress(
+    total, initial=int(state.step), label=label, lines=False
+  ) as display:
+
+    def show(records: list[Record]) -> None:
+      last = records[-1]
+      display.update(
+        last["step"], {name: last[name] for name in figures if name in last}
+      )
+
+    return run(step, state, batches, total, mesh, pairs=pairs, on_records=show)

@@ -57,7 +57,8 @@ def load_weights(
       are, whatever the file holds for them, such as 'head/.*'.
 
   Returns:
-    A copy with the values of the file, each in the dtype of its variable.
+    A copy in evaluation mode with the values of the file, each in the dtype of
+    its variable.
 
   Raises:
     WeightsError: the file cannot be read or does not fit; the message lists
@@ -65,13 +66,15 @@ def load_weights(
     NameMapError: the map cannot be used.
     ValueError: `skip` matches nothing.
   """
-  return fill(
+  filled = fill(
     model,
     weight_files.read(path),
     source=os.fspath(path),
     name_map=name_map,
     skip=skip,
   )
+  filled.eval()
+  return filled
 
 
 def fill(

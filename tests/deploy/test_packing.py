@@ -121,7 +121,7 @@ def _other(per_channel=True, quantizer="hwgq"):
 def test_a_loaded_network_computes_the_same(fixed, file):
   before = integer.integer_layers(fixed)
   for start in (_other(), fixed):
-    loaded = asga_jax.load_packed(file, start)
+    loaded = asga_jax.load_packed(start, file)
     loaded.eval()
     after = integer.integer_layers(loaded)
     for path, layer in before.items():
@@ -144,7 +144,7 @@ def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
   fixed.linear.kernel[...] = jnp.zeros_like(fixed.linear.kernel[...])
   path = tmp_path / "net.safetensors"
   packing.save_packed(fixed, _policy(fixed), path)
-  loaded = packing.load_packed(path, model)
+  loaded = packing.load_packed(model, path)
   loaded.eval()
   x = jax.random.normal(jax.random.key(1), (2, 24))
   np.testing.assert_allclose(loaded(x), fixed(x), rtol=0, atol=1e-6)
@@ -192,7 +192,7 @@ def test_a_network_with_another_mask_is_named(fixed, file):
   model = nnx.clone(fixed)
   model.masked.mask = 1 - model.masked.mask
   with pytest.raises(packing.PackedError, match="'masked' has no kernel"):
-    packing.load_packed(file, model)
+    packing.load_packed(model, file)
 
 
 def test_a_truncated_file(file, tmp_path):
@@ -201,9 +201,9 @@ def test_a_truncated_file(file, tmp_path):
     content = file.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(ValueError, match=r"net.safetensors cannot be read"):
-      packing.load_packed(path, searchable())
+      packing.load_packed(searchable(), path)
   with pytest.raises(ValueError, match=r"none.safetensors cannot be read"):
-    packing.load_packed(tmp_path / "none.safetensors", searchable())
+    packing.load_packed(searchable(), tmp_path / "none.safetensors")
 
 
 def _rewritten(file, tmp_path, arrays=None, **metadata):
@@ -221,7 +221,7 @@ def test_files_of_another_kind(file, tmp_path):
   path = tmp_path / "plain.safetensors"
   weight_files.write(path, {"a": np.zeros(2)})
   with pytest.raises(packing.PackedError, match="holds None"):
-    packing.load_packed(path, searchable())
+    packing.load_packed(searchable(), path)
   for metadata, message in (
     ({"version": "9"}, "version '9'"),
     ({"policy": "{"}, "not JSON"),
@@ -231,7 +231,7 @@ def test_files_of_another_kind(file, tmp_path):
   ):
     path = _rewritten(file, tmp_path, **metadata)
     with pytest.raises(ValueError, match=message):
-      packing.load_packed(path, searchable())
+      packing.load_packed(searchable(), path)
 
 
 def test_arrays_that_do_not_fit(file, tmp_path):
@@ -244,19 +244,19 @@ def test_arrays_that_do_not_fit(file, tmp_path):
   ):
     path = _rewritten(file, tmp_path, arrays)
     with pytest.raises(packing.PackedError, match=message):
-      packing.load_packed(path, searchable())
+      packing.load_packed(searchable(), path)
 
 
 def test_other_networks_and_policies(fixed, file, tmp_path):
   kinds = searchable("hwgq", True, ALL_BITS, Kinds)
   with pytest.raises(packing.PackedError, match=r"lacks layers .*'conv'"):
-    packing.load_packed(file, kinds)
+    packing.load_packed(kinds, file)
   with pytest.raises(packing.PackedError, match="has no weight candidate of"):
-    packing.load_packed(file, fix(searchable(), 8, 8))
+    packing.load_packed(fix(searchable(), 8, 8), file)
   with pytest.raises(packing.PackedError, match=r"was quantized by \['HWGQ'"):
-    packing.load_packed(file, _other(False))
+    packing.load_packed(_other(False), file)
   with pytest.raises(ValueError, match="lacks layers"):
-    packing.load_packed(file, EveryKind(nnx.Rngs(0)))
+    packing.load_packed(EveryKind(nnx.Rngs(0)), file)
   path = tmp_path / "none.safetensors"
   with pytest.raises(ValueError, match="has no weight candidate of"):
     packing.save_packed(fixed, _policy(fix(searchable(), 8, 8)), path)

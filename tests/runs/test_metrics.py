@@ -1,18 +1,11 @@
-import io
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from asga_jax.runs import metrics as metrics_log
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
 
 
 def write(path, steps, resume_step=None):
@@ -117,101 +110,3 @@ def test_a_record_without_step_is_refused(tmp_path):
     pytest.raises(ValueError, match="no step"),
   ):
     writer.write([{"loss": 1.0}])
-
-
-def test_buffer_fetches_once_for_all_steps(monkeypatch):
-  fetches = []
-  device_get = jax.device_get
-  monkeypatch.setattr(
-    jax, "device_get", lambda tree: fetches.append(1) or device_get(tree)
-  )
-  buffer = metrics_log.MetricsBuffer()
-  for step in range(5, 9):
-    with jax.transfer_guard_device_to_host("disallow"):
-      buffer.add(step, {"loss": jnp.float32(step) / 4, "rate": 0.5})
-  assert not fetches
-  records = buffer.flush()
-  assert len(fetches) == 1
-  assert records == [
-    {"step": s, "loss": s / 4, "rate": 0.5} for s in range(5, 9)
-  ]
-  assert not isinstance(records[0]["loss"], jax.Array)
-  assert buffer.flush() == []
-
-
-@pytest.mark.parametrize(
-  ("seconds", "words"),
-  [
-    (0, "0 seconds"),
-    (-1, "0 seconds"),
-    (1.4, "1 second"),
-    (59.6, "1 minute"),
-    (125, "2 minutes 5 seconds"),
-    (3600, "1 hour"),
-    (86400 * 2 + 3600 * 5 + 61, "2 days 5 hours"),
-  ],
-)
-def test_duration_in_words(seconds, words):
-  assert metrics_log.duration_in_words(seconds) == words
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  class Clock:
-    now = 100.0
-
-  monkeypatch.setattr(metrics_log.time, "monotonic", lambda: Clock.now)
-  return Clock
-
-
-def test_plain_lines_in_a_log(clock):
-  stream = io.StringIO()
-  with metrics_log.Progress(
-    100, initial=20, label="search", interval=10, stream=stream
-  ) as progress:
-    clock.now += 50  # the first step compiles
-    progress.update(21, {"loss": 2.25})
-    assert stream.getvalue() == "search step 21 of 100, loss 2.25\n"
-    for step in range(22, 101):
-      clock.now += 2
-      progress.update(step, {"gap": 0.123456} if step == 30 else None)
-  lines = stream.getvalue().splitlines()
-  # 79 steps of 2 seconds at a line every 10 seconds, and the last step.
-  assert len(lines) == 1 + 15 + 1
-  assert lines[1] == (
-    "search step 26 of 100, 2 seconds a step, 2 minutes 28 seconds left, "
-    "loss 2.25"
-  )
-  assert lines[-1] == "search step 100 of 100, 2 seconds a step, gap 0.1235"
-
-
-def test_fast_steps_are_counted_a_second(clock):
-  stream = io.StringIO()
-  progress = metrics_log.Progress(1000, interval=1, stream=stream)
-  for step in range(0, 401, 100):
-    progress.update(step)
-    clock.now += 0.5
-  assert stream.getvalue().splitlines() == [
-    "step 200 of 1000, 200 steps a second, 4 seconds left",
-    "step 400 of 1000, 200 steps a second, 3 seconds left",
-  ]
-
-
-def test_a_bar_on_a_terminal():
-  stream = Terminal()
-  with metrics_log.Progress(
-    4, initial=1, label="search", stream=stream
-  ) as progress:
-    for step in range(2, 5):
-      progress.update(step, {"loss": 0.5})
-  shown = stream.getvalue().split("\r")[-1]
-  assert "search: 100%" in shown
-  assert "4/4" in shown
-  assert "loss=0.5" in shown
-
-
-def test_a_finished_run_says_nothing():
-  stream = io.StringIO()
-  with metrics_log.Progress(5, initial=5, stream=stream) as progress:
-    progress.update(5)
-  assert stream.getvalue() == ""

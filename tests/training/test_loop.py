@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -212,3 +213,23 @@ def test_weights_that_a_step_spoilt_stop_the_run(name):
 
   with pytest.raises(loop.DivergedError, match=f"the {name} of step 2 is nan"):
     _run([0.0, 0.0, 0.0], 3, step=step)
+
+
+def test_buffer_fetches_once_for_all_steps(monkeypatch):
+  fetches = []
+  device_get = jax.device_get
+  monkeypatch.setattr(
+    jax, "device_get", lambda tree: fetches.append(1) or device_get(tree)
+  )
+  buffer = loop.FigureBuffer()
+  for step in range(5, 9):
+    with jax.transfer_guard_device_to_host("disallow"):
+      buffer.add(step, {"loss": jnp.float32(step) / 4, "rate": 0.5})
+  assert not fetches
+  records = buffer.flush()
+  assert len(fetches) == 1
+  assert records == [
+    {"step": s, "loss": s / 4, "rate": 0.5} for s in range(5, 9)
+  ]
+  assert not isinstance(records[0]["loss"], jax.Array)
+  assert buffer.flush() == []
