@@ -7,17 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tabulate
 from absl import logging
 from flax import linen, nnx
 
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import space as search_space
-from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.network import attention, bridged
 from asga_jax.network import calls as tracing
-from asga_jax.quantization import bit_choice, calibration, layers, surgery
+from asga_jax.quantization import calibration, layers, remembered, surgery
 from asga_jax.quantization import rules as rules_lib
 
 _SHOWN = 5  # layers that an error lists
@@ -112,7 +110,7 @@ def searchable(
   search_space.build(made, network)
   refused = _not_searched(model, made)
   if rules or tie_shared_inputs:
-    logging.info("%s", format_rules(made))
+    logging.info("%s", remembered.format_rules(made))
   for path, reason in refused.items():
     logging.warning("not searched: %s: %s", path, reason)
   made.refused_layers = nnx.static(tuple(refused.items()))
@@ -168,76 +166,6 @@ def _not_searched(model: nnx.Module, made: nnx.Module) -> dict[str, str]:
   return {path or "(the network itself)": why for path, why in found.items()}
 
 
-def not_searched(model: nnx.Module) -> dict[str, str]:
-  """List what has a kernel and stays float in a searchable network.
-
-  Args:
-    model: from `searchable`.
-
-  Returns:
-    Path -> reason.
-
-  Raises:
-    ValueError: another model.
-  """
-  return dict(_remembered(model, "refused_layers"))
-
-
-def layer_stats(model: nnx.Module) -> tuple[costs_lib.LayerStats, ...]:
-  """List what costs are counted on: what a `Cost` function is called with.
-
-  Args:
-    model: from `searchable`.
-
-  Returns:
-    Path, MACs per image and number of weights of every layer of the deployed
-    network, in call order.
-
-  Raises:
-    ValueError: another model.
-  """
-  network, _ = _remembered(model, "deployed_network")
-  layers_of: tuple[costs_lib.LayerStats, ...] = network.layers
-  return layers_of
-
-
-def format_rules(model: nnx.Module) -> str:
-  """Lay out which rule decided for every layer of a searchable network.
-
-  Args:
-    model: from `searchable`.
-
-  Returns:
-    A line a layer: the candidates of its weights and of its input, what they
-    are tied by, and the rule that decided.
-
-  Raises:
-    ValueError: another model.
-  """
-
-  def text(choice: bit_choice.BitChoice, tie: str) -> str:
-    bits = ",".join(map(str, choice.candidates()))
-    return f"{bits} ({tie})" if tie else bits
-
-  quantized = layers.quantized_layers(model)
-  rows = [("layer", "weight bits", "activation bits", "decided by")]
-  for path, rule, *ties in _remembered(model, "decided_by"):
-    layer = quantized[path]
-    pairs = zip((layer.weight, layer.activation), ties, strict=True)
-    rows.append((path, *(text(*pair) for pair in pairs), rule))
-  return tabulate.tabulate(rows, tablefmt="plain", disable_numparse=True)
-
-
-def _remembered(model: nnx.Module, name: str) -> Any:
-  found = getattr(model, name, None)
-  if found is None:
-    raise ValueError(
-      f"model ({type(model).__name__}) is not searchable; expected what "
-      "asga_jax.searchable returns."
-    )
-  return found
-
-
 def with_policy(
   model: nnx.Module,
   policy: policy_lib.Policy,
@@ -263,7 +191,7 @@ def with_policy(
     ValueError: the policy has other layers, or bits that are no candidates; a
       model that is not searchable.
   """
-  _remembered(model, "decided_by")
+  remembered.recall(model, "decided_by")
   fixed = surgery.fix_bits(
     model,
     {

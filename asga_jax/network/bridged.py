@@ -126,6 +126,25 @@ def with_layers(
   return made
 
 
+def find_kernels(place: str, bridged: nnx.bridge.ToNNX) -> dict[str, str]:
+  """List what a bridged network multiplies by without a layer of its own.
+
+  Args:
+    place: the path of the network of `with_layers` that holds it.
+    bridged: what stays in Linen.
+
+  Returns:
+    Path of the parameter -> why it is not searched.
+  """
+  return {
+    "/".join([place, *map(str, path)]).lstrip("/"): (
+      f"a parameter of shape {value.shape} that runs in Linen"
+    )
+    for path, value in nnx.to_flat_state(nnx.state(bridged, nnx.Param))
+    if len(value.shape) > 1
+  }
+
+
 def _is_bridged(module: Any) -> bool:
   return isinstance(module, nnx.bridge.ToNNX)
 

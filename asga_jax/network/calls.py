@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from asga_jax.network import attention
+from asga_jax.network import attention, bridged
 from asga_jax.network import kinds as layer_kinds
 
 
@@ -57,6 +57,9 @@ def find_refused(model: nnx.Module) -> dict[str, str]:
   """
   found = {}
   for path, module in nnx.iter_modules(model):
+    if isinstance(module, nnx.bridge.ToNNX):
+      found.update(bridged.find_kernels(path_name(path[:-1]), module))
+      continue
     reason = layer_kinds.refusal(module)
     if reason is not None:
       found[path_name(path)] = f"{type(module).__name__}: {reason}"

@@ -32,6 +32,7 @@ class Cnn(linen.Module):
     x = Block(6)(x, train)
     x = linen.LayerNorm()(x.mean(axis=(1, 2)))
     x = linen.relu(linen.Dense(5)(x))
+    x = x @ self.param("mix", linen.initializers.orthogonal(), (5, 5))
     return linen.Dense(3, name="head")(x)
 
 
@@ -61,7 +62,11 @@ def test_it_computes_what_linen_computes(network, images):
     if isinstance(module, nnx.Dropout):
       module.rate = 0.0
   variables = nnx.bridge.variables.nnx_attrs_to_linen_vars(
-    {k: v for k, v in vars(network).items() if k[0].isupper() or k == "head"}
+    {
+      k: v
+      for k, v in vars(network).items()
+      if k[0].isupper() or k in ("head", "mix")
+    }
   )
   got = no_dropout(images)
   plain = Cnn(parent=None)
@@ -90,6 +95,9 @@ def test_a_bridged_network_is_searched_like_any_other(
   )
   model = asga_jax.searchable(network, images, bits=(2, 4, 8))
   assert list(layers.quantized_layers(model)) == LAYERS
+  assert asga_jax.not_searched(model) == {
+    "mix": "a parameter of shape (5, 5) that runs in Linen"
+  }
   assert [stats.path for stats in asga_jax.layer_stats(model)] == LAYERS
   result = asga_jax.search_policy(
     model,
