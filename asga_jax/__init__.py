@@ -31,9 +31,9 @@ if TYPE_CHECKING:
   from asga_jax.quantization.remembered import layer_stats as layer_stats
   from asga_jax.quantization.remembered import not_searched as not_searched
   from asga_jax.quantization.rules import Rule as Rule
-  from asga_jax.runs.report import write_report as write_report
   from asga_jax.result import SearchResult as SearchResult
   from asga_jax.result import allocate as allocate
+  from asga_jax.runs.report import write_report as write_report
   from asga_jax.search import SearchSettings as SearchSettings
   from asga_jax.search import finish as finish
   from asga_jax.search import search_policy as search_policy
