@@ -38,4 +38,5 @@ def test_the_wheel_carries_its_data(tmp_path):
   ).stdout.splitlines()
   assert found[0].startswith(str(target))
   assert found[1] == "(6000, 28, 28, 1)"
-  assert (target / "asga_jax" / "data" / "fashion_mnist_8k.LICENSE").exists()
+  for file in ("data/fashion_mnist_8k.LICENSE", "report/page.html.j2"):
+    assert (target / "asga_jax" / file).exists()

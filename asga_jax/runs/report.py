@@ -5,12 +5,8 @@ import pathlib
 from collections.abc import Sequence
 
 from asga_jax import files
-from asga_jax.report import comparison_page, finetune_page
 from asga_jax.report import run as run_lib
-from asga_jax.report import search_page as run_page
 from asga_jax.runs import run_files
-
-_PAGES = {"search": run_page.make_page, "finetune": finetune_page.make_page}
 
 
 def write_report(
@@ -42,14 +38,12 @@ def write_report(
     if places.count(place) > 1:
       raise ValueError(f"{place} is given twice; expected different runs")
   runs = [run_files.read_run(path) for path in workdirs]
-  if len(runs) == 1:
-    make_page = _PAGES[runs[0].kind]
-    name, page = "report.html", make_page(runs[0])
-  else:
-    name = "comparison.html"
-    page = comparison_page.make_page(_distinct(runs))
+  # What draws is needed at the end of a command, not at its start.
+  from asga_jax.report import pages
+
+  name = "report.html" if len(runs) == 1 else "comparison.html"
   target = pathlib.Path(output) if output else runs[0].path / name
-  files.write_text_atomic(target, page)
+  files.write_text_atomic(target, pages.make_page(_distinct(runs)))
   return target
 
 
