@@ -34,25 +34,42 @@ def export_onnx(
   model: nnx.Module,
   input_shape: Sequence[int],
   path: str | os.PathLike[str] | None = None,
-  **settings: Any,
+  *,
+  policy: policy_lib.Policy | None = None,
+  name: str = "network",
+  method: str = "__call__",
 ) -> Any:
-  """Convert a network to ONNX; see `deploy.onnx_export.export_onnx`.
+  """Convert a network to ONNX, for batches of any size.
+
+  A plain `onnxruntime.InferenceSession(path)` opens the file, at any level of
+  graph optimization. The network reads `image`, float32 of shape (batch,
+  *input_shape), and writes `logits`; it is exported in evaluation mode.
 
   Args:
-    model: float, or fixed by a policy; it is not changed.
+    model: float, fixed by a policy, or searchable where a policy is given; it
+      is not changed.
     input_shape: of one input, without the batch.
-    path: where to write it; None to only return it.
-    **settings: `policy`, `name` and `method`.
+    path: where to write it; None to only return it. The file appears whole or
+      not at all.
+    policy: for the layers of a searchable network.
+    name: of the graph.
+    method: the method of the model that is called.
 
   Returns:
-    The model, an `onnx.ModelProto`.
+    The model, an `onnx.ModelProto`. Its metadata hold the policy's JSON and how
+    each layer's weights are stored.
 
   Raises:
-    ValueError: what is needed is not installed, or the network cannot be
-      exported; it names the operation and the layer.
-    OSError: the path cannot be written.
+    ValueError: what is needed is not installed (the extra `onnx`), the policy
+      is of other layers, or the network cannot be exported; it names the
+      operation and the layer.
+    OSError: the path cannot be written; found before the conversion.
+
+  Source: operators QuantizeLinear and DequantizeLinear of ONNX, opset 25.
   """
-  return onnx_library().export_onnx(model, input_shape, path, **settings)
+  return onnx_library().export_onnx(
+    model, input_shape, path, policy=policy, name=name, method=method
+  )
 
 
 def onnx_library() -> Any:
