@@ -203,7 +203,7 @@ def with_policy(
   if batches is not None:
     calibration.reestimate_batch_norm(fixed, batches)
   elif calibration.has_batch_norm(fixed):
-    logging.info(
+    logging.warning(
       "batch norm keeps the statistics that it had before the policy; those of"
       " a search are of mixed bits: with_policy(model, policy, batches=...) or"
       " reestimate_batch_norm replaces them"
