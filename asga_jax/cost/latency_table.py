@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tabulate
 
 from asga_jax import files
 from asga_jax import policy as policy_lib
@@ -214,12 +215,17 @@ def format_totals(table: LatencyTable) -> str:
   for (_, bw, ba), ms in table.entries.items():
     if bw == ba:
       totals[bw] = totals.get(bw, 0.0) + ms
-  lines = [f"latency of {table.model or 'the network'}, its layers summed:"]
-  lines += [
-    f"  {bits:2}/{bits:<2} bits  {totals[bits]:9.4f} ms"
-    for bits in sorted(totals)
-  ]
-  return "\n".join([*lines, table.how]).rstrip()
+  laid = tabulate.tabulate(
+    [
+      (f"{bits}/{bits} bits", f"{totals[bits]:.4f} ms")
+      for bits in sorted(totals)
+    ],
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("right", "right"),
+  )
+  title = f"latency of {table.model or 'the network'}, its layers summed:"
+  return "\n".join(filter(None, (title, laid, table.how)))
 
 
 def _from_json(text: str) -> LatencyTable:

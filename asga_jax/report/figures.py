@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import axes as mpl_axes
 from matplotlib import ticker as mpl_ticker
 
-from asga_jax.report import numbers, svg
+from asga_jax.report import svg
 
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 34
@@ -46,6 +46,14 @@ class Chart(NamedTuple):
   legend: Sequence[Key] = ()
   # Whether it may be wider than the page, and scrolls.
   wide: bool = False
+
+
+def number(value: float) -> str:
+  """Write a number of an axis or a headline in few characters."""
+  for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    if abs(value) >= size:
+      return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
+  return f"{value:.4g}"
 
 
 def line_chart(
@@ -114,7 +122,7 @@ def _scale(axes: mpl_axes.Axes, x: np.ndarray, y: np.ndarray) -> None:
   axes.xaxis.set_major_locator(columns)
   axes.yaxis.set_major_locator(rows)
   for axis in (axes.xaxis, axes.yaxis):
-    axis.set_major_formatter(lambda value, _: numbers.short(value))
+    axis.set_major_formatter(lambda value, _: number(value))
   axes.tick_params(left=False, bottom=False, pad=5)
   axes.grid(axis="y", color=svg.ink("rule"), linewidth=1)
   axes.set_axisbelow(True)
@@ -134,7 +142,7 @@ def _draw_series(
   if series.kind == "points" or len(series.y) == 1:
     for x, y in zip(*_finite(series), strict=True):
       name = f"point{len(hints)}"
-      hints[name] = f"{series.label}: {numbers.short(x)}, {numbers.short(y)}"
+      hints[name] = f"{series.label}: {number(x)}, {number(y)}"
       axes.plot(
         x,
         y,

@@ -3,31 +3,19 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 
+from asga_jax import policy as policy_lib
 from asga_jax.report import curves as curves_lib
 from asga_jax.report import radius_health as radius_lib
 
 _WEIGHT, _ACTIVATION, _COST, _LIMIT = "#1f77b4", "#ff7f0e", "#555555", "#c0392b"
 _WIDEST = 9  # where bars of more bits (32 for float) are cut
-
-
-class DrawnLayer(Protocol):
-  """What a policy says of one layer."""
-
-  @property
-  def weight_bits(self) -> int: ...  # noqa: D102
-  @property
-  def activation_bits(self) -> int: ...  # noqa: D102
-  @property
-  def macs(self) -> int: ...  # noqa: D102
-  @property
-  def searched(self) -> bool: ...  # noqa: D102
 
 
 def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str]) -> None:
@@ -59,7 +47,7 @@ def _bit_bars(
 
 
 def plot_policy(
-  layers: Mapping[str, DrawnLayer],
+  layers: Mapping[str, policy_lib.LayerPolicy],
   path: str | os.PathLike[str],
   *,
   model: str,

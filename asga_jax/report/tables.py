@@ -8,7 +8,7 @@ import numpy as np
 
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.report import numbers
+from asga_jax.report import figures
 from asga_jax.report import run as run_lib
 
 # Bars of more bits (32 for float) are cut here; their text tells the number.
@@ -72,14 +72,14 @@ def _costs(policy: policy_lib.Policy) -> list[Figure]:
     Figure("budget used", f"{100 * used:.2f} %", f"of {policy.budget}"),
     Figure(
       "BOPs",
-      numbers.short(bops),
+      figures.number(bops),
       f"{100 * bops / max(whole, 1):.2f} % of float32",
     ),
-    Figure("size", f"{numbers.short(size)}B", "packed"),
+    Figure("size", f"{figures.number(size)}B", "packed"),
   ]
   stored = cost.pop("container_size_bytes", None)
   if stored is not None:
-    amount = f"{numbers.short(float(stored))}B"
+    amount = f"{figures.number(float(stored))}B"
     remark = "in types of 2, 4, 8, 16, 32 bits"
     found.append(Figure("stored size", amount, remark))
   return found + [
@@ -151,7 +151,7 @@ def layers_of(policy: policy_lib.Policy) -> Table:
       Cell(""),
       Cell(f"{sum(layer.macs for layer in layers) / 1e6:.2f}"),
       Cell(f"{sum(layer.weights for layer in layers) / 1e3:.1f}"),
-      Cell(numbers.short(sum(layer.bops for layer in layers))),
+      Cell(figures.number(sum(layer.bops for layer in layers))),
       Cell(""),
       "",
     ),
@@ -214,7 +214,7 @@ def values(names: tuple[str, str], flat: Mapping[str, Any]) -> Table:
 
 def side_by_side(runs: Sequence[run_lib.Run]) -> Table:
   """Tabulate the headline figures, a column for each run."""
-  found = [
+  columns = [
     {
       "kind": _KINDS[run.kind],
       "budget": run.policy.budget
@@ -225,10 +225,10 @@ def side_by_side(runs: Sequence[run_lib.Run]) -> Table:
     }
     for run in runs
   ]
-  keys = dict.fromkeys(key for figures in found for key in figures)
+  keys = dict.fromkeys(key for column in columns for key in column)
   return Table(
     ["", *(run.name for run in runs)],
-    [(key, *(Cell(x.get(key, "-")) for x in found)) for key in keys],
+    [(key, *(Cell(x.get(key, "-")) for x in columns)) for key in keys],
   )
 
 

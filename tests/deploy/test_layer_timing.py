@@ -265,8 +265,8 @@ def test_totals_are_sums_over_the_layers():
   table = latency_table.LatencyTable(entries, model="two", how="by hand")
   assert latency_table.format_totals(table).splitlines() == [
     "latency of two, its layers summed:",
-    "   8/8  bits     0.7500 ms",
-    "  32/32 bits     3.0000 ms",
+    "  8/8 bits  0.7500 ms",
+    "32/32 bits  3.0000 ms",
     "by hand",
   ]
 
