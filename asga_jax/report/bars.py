@@ -59,7 +59,7 @@ def mirrored_bars(
         size = sign * tall * bar.value / most
         left = 4 + (index + 0.14) * step
         hints[f"bar{len(hints)}"] = bar.hint
-        axes.add_patch(
+        axes.add_artist(
           mpl_patches.Rectangle(
             (left, middle),
             0.72 * step,

@@ -116,7 +116,7 @@ def matrix(
           ha="center",
           color=svg.ink("back" if share > 0.5 else "text"),
         )
-    axes.add_patch(
+    axes.add_artist(
       mpl_patches.Rectangle(
         (left, 0.5),
         _SIDE,
