@@ -21,6 +21,7 @@ from asga_jax.runs import (
   checkpoints,
   finetune_config,
   finetune_summary,
+  lock,
   recorded_loop,
   report,
   workdir,
@@ -66,7 +67,8 @@ def run(
 
   Raises:
     ValueError: bad configuration, policy, weights, data, directory or
-      checkpoint; all before the first step.
+      checkpoint, or a directory that another process is running in; all before
+      the first step.
     DivergedError: the loss is not finite.
   """
   compile_cache.enable()
@@ -79,6 +81,14 @@ def run(
     if tensorboard:
       recorded_loop.open_events(directory).close()
     return _read(config, directory)
+  with lock.hold(directory):
+    return _train(config, directory, tensorboard)
+
+
+def _train(
+  config: ml_collections.ConfigDict, directory: pathlib.Path, tensorboard: bool
+) -> Finished:
+  """Run what is left of a training, in a directory that is held."""
   policy = finetune_parts.read_policy(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
@@ -86,7 +96,7 @@ def run(
   made = start(config, policy, dataset, split, begun=begun)
   teacher = finetune_parts.make_teacher(config, dataset.num_classes)
   # Not before: a refused configuration must not claim the directory.
-  workdir.open_workdir(path, config)
+  workdir.open_workdir(directory, config)
   if policy is not None:
     _keep_policy(policy, directory)
   state, first = made.state, None

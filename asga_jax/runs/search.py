@@ -19,6 +19,7 @@ from asga_jax.runs import build as search_parts
 from asga_jax.runs import (
   checkpoints,
   kept_table,
+  lock,
   recorded_loop,
   report,
   search_loop,
@@ -63,8 +64,8 @@ def run(
     The policy and the summary.
 
   Raises:
-    ValueError: bad configuration, data, budget, directory or checkpoint; all
-      before the first step.
+    ValueError: bad configuration, data, budget, directory or checkpoint, or a
+      directory that another process is running in; all before the first step.
     DivergedError: the loss is not finite.
   """
   compile_cache.enable()
@@ -78,6 +79,14 @@ def run(
     if tensorboard:
       recorded_loop.open_events(directory).close()
     return _read(directory)
+  with lock.hold(directory):
+    return _search(config, directory, tensorboard)
+
+
+def _search(
+  config: ml_collections.ConfigDict, directory: pathlib.Path, tensorboard: bool
+) -> Finished:
+  """Run what is left of a search, in a directory that is held."""
   # Not used yet: whoever misses a table is to know before data is fetched.
   search_parts.make_costs(config)
   source = {"name": config.data.name, "data_dir": config.data.dir or None}
@@ -103,7 +112,7 @@ def run(
       logging.info("there is an error; the command ends when the compiler does")
     raise
   # Not before: a refused configuration must not claim the directory.
-  workdir.open_workdir(path, config)
+  workdir.open_workdir(directory, config)
   kept_table.keep(config, directory)
   space = made.space
   for line in costs_lib.format_uniform_bops(

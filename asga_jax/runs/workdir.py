@@ -18,6 +18,14 @@ class WorkdirError(ValueError):
   """A work directory that cannot be used for this run."""
 
 
+def unwritable(directory: pathlib.Path, error: OSError) -> WorkdirError:
+  """Say that a work directory cannot be written to."""
+  return WorkdirError(
+    f"the work directory {directory} cannot be written to: "
+    f"{error.strerror or error}; choose another with --workdir"
+  )
+
+
 def _canonical(value: Any) -> Any:
   """Give equal numbers one form, so that 1 and 1.0 hash alike."""
   if isinstance(value, list):
@@ -145,10 +153,7 @@ def open_workdir(
     with tempfile.TemporaryFile(dir=there) as probe:
       probe.write(b"can be written to")
   except OSError as error:
-    raise WorkdirError(
-      f"the work directory {directory} cannot be written to: "
-      f"{error.strerror or error}; choose another with --workdir"
-    ) from error
+    raise unwritable(directory, error) from error
   file = directory / CONFIG_NAME
   if not file.exists():
     if not write:
