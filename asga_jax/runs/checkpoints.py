@@ -3,25 +3,35 @@
 The leaves are stored flat, each under its name in the tree, beside an index of
 their shapes, dtypes and checksums. The index tells a checkpoint of another
 model (an error that names the leaves) from a damaged one (the checkpoint
-before it is taken instead).
+before it is taken instead). What cannot be read for another reason, such as a
+permission, is an error: only proven damage sets a checkpoint aside.
 """
 
-import contextlib
+import json
 import logging as std_logging
+import os
 import pathlib
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
 
 from asga_jax.runs import checkpoint_leaves as leaves_lib
 
 _SHOWN = 5  # mismatching leaves that an error names
+# How TensorStore's errors begin where files are not what they were.
+_OF_DAMAGE = (
+  "DATA_LOSS",
+  "FAILED_PRECONDITION",
+  "INVALID_ARGUMENT",
+  "NOT_FOUND",
+  "OUT_OF_RANGE",
+)
 
 
 class CheckpointError(ValueError):
@@ -38,19 +48,8 @@ def quiet_orbax() -> None:
   logging.get_absl_logger().addFilter(_is_not_chatter)
 
 
-@contextlib.contextmanager
-def _switching_threads_fast() -> Iterator[None]:
-  """Let Python's threads take turns ten times as often.
-
-  Orbax starts several and waits for each to begin, which takes the turns that
-  the others have first: more than half of the time that a save blocks.
-  """
-  interval = sys.getswitchinterval()
-  sys.setswitchinterval(5e-4)
-  try:
-    yield
-  finally:
-    sys.setswitchinterval(interval)
+class _DamageError(ValueError):
+  """What was read is not what was written."""
 
 
 class Checkpoints:
@@ -97,13 +96,14 @@ class Checkpoints:
     an error of the write in the background shows at the next call.
 
     Args:
-      step: the step, 0 or more. Checkpoints of this step and of later ones,
-        which a run leaves that had to resume from before them, are replaced.
+      step: the step, 0 or more, after those that are there.
       state: a pytree of arrays, numbers and typed random keys.
       metadata: what else to keep of this step, as JSON (`read_metadata`).
 
     Raises:
       TypeError: if a leaf is none of those; the message names it.
+      ValueError: if this step or a later one is there: Orbax would save nothing
+        and say nothing.
     """
     leaves = leaves_lib.named_leaves(state)
     arrays = {name: leaves_lib.to_data(leaf) for name, leaf in leaves.items()}
@@ -114,17 +114,17 @@ class Checkpoints:
       "metadata": dict(metadata or {}),
     }
     self._manager.wait_until_finished()
-    for stale in [s for s in self._manager.all_steps() if s >= step]:
-      self._manager.delete(stale)
+    latest = self._manager.latest_step()
+    if latest is not None and step <= latest:
+      raise ValueError(f"step is {step}; expected one after {latest}, the last")
     # Orbax refuses empty arrays; the index is enough to restore them.
     filled = {name: array for name, array in arrays.items() if array.size}
-    with _switching_threads_fast():
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(filled), index=ocp.args.JsonSave(index)
-        ),
-      )
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(filled), index=ocp.args.JsonSave(index)
+      ),
+    )
 
   def close(self) -> None:
     """Wait until everything is on disk."""
@@ -156,49 +156,77 @@ def latest_step(directory: str | pathlib.Path) -> int | None:
   return next(iter(_steps(directory)), None)
 
 
-def _read_index(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
-  path = pathlib.Path(directory).absolute() / str(step) / "index"
+def _read_index(path: pathlib.Path) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    index = reader.restore(path)
+    index = reader.restore(path / "index")
   if not isinstance(index, dict) or not {"leaves", "metadata"} <= index.keys():
-    raise CheckpointError(f"{path} is not the index of a checkpoint")
+    raise _DamageError("its index is not that of a checkpoint")
   return index
+
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).splitlines() or [type(error).__name__]
+  return lines[0].partition(" See full TensorStore")[0]
+
+
+def _tell_damage(path: pathlib.Path, error: Exception) -> None:
+  """Warn of a damaged checkpoint.
+
+  It is damaged if all of its files can be read, and what they hold is wrong.
+
+  Raises:
+    CheckpointError: it cannot be read for another reason.
+  """
+  try:
+    for folder, _, names in os.walk(path, onerror=_raise):
+      for name in names:
+        with open(pathlib.Path(folder, name), "rb") as file:
+          while file.read(1 << 24):
+            pass
+  except OSError as failure:
+    error = failure
+  else:
+    kinds = (_DamageError, json.JSONDecodeError, UnicodeError)
+    if isinstance(error, (*kinds, FileNotFoundError)) or (
+      isinstance(error, ValueError) and str(error).startswith(_OF_DAMAGE)
+    ):
+      logging.warning(
+        "The checkpoint of step %s is damaged (%s): %s",
+        path.name,
+        path,
+        _first_line(error),
+      )
+      return
+  raise CheckpointError(
+    f"the checkpoint {path} cannot be read, which does not prove it damaged: "
+    f"{type(error).__name__}: {_first_line(error)}; mend that and give the "
+    "same command again, or move the checkpoint away to go on from the one "
+    "before it"
+  ) from error
+
+
+def _raise(error: OSError) -> NoReturn:
+  raise error
 
 
 def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
   """Read the metadata of the newest checkpoint whose index is whole.
 
   Raises:
-    CheckpointError: if there is none.
+    CheckpointError: if there is none, or the newest cannot be read though it
+      is not damaged.
   """
   quiet_orbax()
   for step in _steps(directory):
+    path = pathlib.Path(directory).absolute() / str(step)
     try:
-      return read_metadata(directory, step)
-    except CheckpointError as error:
-      logging.warning("The checkpoint of step %d is damaged: %s", step, error)
+      return _read_index(path)["metadata"]
+    except Exception as error:
+      _tell_damage(path, error)
   raise CheckpointError(
     f"{directory} holds no checkpoint that is whole; expected the work "
     "directory of a search"
   )
-
-
-def read_metadata(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
-  """Read what `Checkpoints.save` was given as metadata.
-
-  Args:
-    directory: where the checkpoints lie.
-    step: one that `restore_latest` or `latest_step` returned.
-
-  Raises:
-    CheckpointError: if there is no such checkpoint or it is damaged.
-  """
-  try:
-    return _read_index(directory, step)["metadata"]
-  except Exception as error:
-    raise CheckpointError(
-      f"no readable metadata of step {step} in {directory}: {error}"
-    ) from error
 
 
 def _restore(
@@ -221,13 +249,13 @@ def _restore(
     wanted = saved[name]["crc32"]
     found = None if wanted is None else leaves_lib.checksum(data)
     if found not in (wanted, None):
-      raise CheckpointError(f"the checksum of {name} is wrong")
+      raise _DamageError(f"the checksum of {name} is wrong")
     restored.append(leaves_lib.to_leaf(leaf, data, saved[name]))
   return restored
 
 
 def restore_latest(
-  directory: str | pathlib.Path, target: Any
+  directory: str | pathlib.Path, target: Any, *, set_aside: bool = False
 ) -> tuple[int, Any] | None:
   """Restore the newest checkpoint that is whole.
 
@@ -238,30 +266,29 @@ def restore_latest(
     target: a pytree of arrays or `jax.ShapeDtypeStruct`s of the structure,
       shapes and dtypes saved. Leaves go to the sharding that the target's have;
       where it has none, or an uncommitted array, JAX chooses the device.
+    set_aside: whether to rename the damaged ones that are newer to
+      `<step>.damaged`, so that a run can save these steps again.
 
   Returns:
     The step and the state, or None where there is no checkpoint.
 
   Raises:
-    CheckpointError: if the newest readable checkpoint is of another model (its
-      names, shapes or dtypes differ), or if all checkpoints are damaged.
+    CheckpointError: if the newest checkpoint cannot be read though it is not
+      damaged (a permission, memory), if the newest whole one is of another
+      model (its names, shapes or dtypes differ), or if all are damaged.
   """
   quiet_orbax()
   steps, leaves = _steps(directory), leaves_lib.named_leaves(target)
-  reason: Exception | None = None
+  damaged: list[pathlib.Path] = []
   for step in steps:
     path = pathlib.Path(directory).absolute() / str(step)
     try:
-      saved = _read_index(directory, step)["leaves"]
+      saved = _read_index(path)["leaves"]
       mismatches = leaves_lib.mismatches(saved, leaves)
       restored = None if mismatches else _restore(path, saved, leaves)
     except Exception as error:
-      first_line = (str(error).splitlines() or [type(error).__name__])[0]
-      first_line = first_line.partition(" See full TensorStore")[0]
-      logging.warning(
-        "The checkpoint of step %d is damaged (%s): %s", step, path, first_line
-      )
-      reason = error
+      _tell_damage(path, error)
+      damaged.append(path)
       continue
     if restored is None:
       rest = len(mismatches) - _SHOWN
@@ -270,10 +297,25 @@ def restore_latest(
         + "\n  ".join(mismatches[:_SHOWN])
         + (f"\n  and {rest} more" if rest > 0 else "")
       )
+    if set_aside and damaged:
+      _set_aside(damaged)
     return step, jax.tree.unflatten(jax.tree.structure(target), restored)
   if steps:
     raise CheckpointError(
       f"all {len(steps)} checkpoints in {directory} are damaged; restore them "
       "from a copy, or start anew with another work directory"
-    ) from reason
+    )
   return None
+
+
+def _set_aside(paths: list[pathlib.Path]) -> None:
+  """Rename damaged checkpoints, so that they are steps no longer."""
+  if jax.process_index() == 0:
+    for path in paths:
+      others = len(list(path.parent.glob(f"{path.name}.damaged*")))
+      number = f"-{others + 1}" if others else ""
+      aside = path.with_name(f"{path.name}.damaged{number}")
+      path.rename(aside)
+      logging.warning("%s is kept as %s", path, aside.name)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")

@@ -100,7 +100,9 @@ def _train(
   if policy is not None:
     _keep_policy(policy, directory)
   state, first = made.state, None
-  restored = checkpoints.restore_latest(directory / "checkpoints", state)
+  restored = checkpoints.restore_latest(
+    directory / "checkpoints", state, set_aside=True
+  )
   if restored is not None:
     first, state = restored
     logging.info("going on from the checkpoint of step %d", first)

@@ -93,7 +93,9 @@ def _search(
   info = data_lib.describe(**source)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
   made = search_start.build(config, info, trained=not begun)
-  restored = checkpoints.restore_latest(directory / "checkpoints", made.state)
+  restored = checkpoints.restore_latest(
+    directory / "checkpoints", made.state, set_aside=True
+  )
   first = None if restored is None else restored[0]
   kept_table.check(config, directory)
   compiling = None

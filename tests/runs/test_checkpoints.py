@@ -1,6 +1,4 @@
 import os
-import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -127,10 +125,13 @@ def test_no_checkpoint_is_none(tmp_path, name):
 def test_metadata(tmp_path):
   with checkpoints.Checkpoints(tmp_path) as writer:
     writer.save(3, ARRAYS, metadata={"config_sha256": "ab", "seed": 1})
-  found = checkpoints.read_metadata(tmp_path, 3)
+    writer.save(4, ARRAYS)
+  assert checkpoints.latest_metadata(tmp_path) == {}
+  (tmp_path / "4/index/metadata").write_text("{")
+  found = checkpoints.latest_metadata(tmp_path)
   assert found == {"config_sha256": "ab", "seed": 1}
-  with pytest.raises(checkpoints.CheckpointError, match="step 4"):
-    checkpoints.read_metadata(tmp_path, 4)
+  with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint"):
+    checkpoints.latest_metadata(tmp_path / "3")
 
 
 def test_saved_buffers_may_be_donated_and_changed(tmp_path):
@@ -154,73 +155,6 @@ def test_saved_buffers_may_be_donated_and_changed(tmp_path):
     np.testing.assert_array_equal(restored["position"], step)
     np.testing.assert_array_equal(increment(restored["x"]), step + 1)
     shutil.rmtree(tmp_path / str(step))
-
-
-def truncate(path):
-  os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path):
-  contents = bytearray(path.read_bytes())
-  contents[len(contents) // 2] ^= 0xFF
-  path.write_bytes(bytes(contents))
-
-
-@pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink])
-def test_harm_to_any_file_is_noticed_or_harmless(tmp_path, warned, harm):
-  good = {1: at(1), 2: at(2)}
-  save_all(tmp_path / "good", good)
-  files = [p for p in (tmp_path / "good/2").rglob("*") if p.is_file()]
-  fallbacks = 0
-  for number, file in enumerate(files):
-    copy = tmp_path / f"copy{number}"
-    shutil.copytree(tmp_path / "good", copy)
-    harm(copy / file.relative_to(tmp_path / "good"))
-    step, restored = checkpoints.restore_latest(copy, at(0))
-    assert_same(restored, good[step])
-    assert bool(warned) == (step == 1)
-    fallbacks += step == 1
-    warned.clear()
-  # At least the index and the arrays themselves matter.
-  assert fallbacks >= 2
-
-
-def test_a_damaged_newest_checkpoint_is_replaced(tmp_path, warned):
-  save_all(tmp_path, {10: at(1), 20: at(2), 30: at(3)})
-  for file in (tmp_path / "30/state").rglob("*"):
-    if file.is_file():
-      truncate(file)
-  step, restored = checkpoints.restore_latest(tmp_path, at(0))
-  assert step == 20
-  assert_same(restored, at(2))
-  assert len(warned) == 1
-  assert "step 30" in warned[0]
-  assert str(tmp_path / "30") in warned[0]
-  save_all(tmp_path, {25: at(25), 30: at(33)})
-  step, restored = checkpoints.restore_latest(tmp_path, at(0))
-  assert step == 30
-  assert_same(restored, at(33))
-
-
-def test_half_written_directories_are_passed_over(tmp_path, warned):
-  save_all(tmp_path, {10: at(1)})
-  (tmp_path / "20").mkdir()
-  (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
-  assert checkpoints.restore_latest(tmp_path, at(0))[0] == 10
-  assert len(warned) == 1
-  checkpoints.Checkpoints(tmp_path).close()
-  assert not (tmp_path / "30.orbax-checkpoint-tmp").exists()
-
-
-def test_all_damaged_is_an_error(tmp_path, warned):
-  save_all(tmp_path, {1: at(1), 2: at(2)})
-  for step in "12":
-    shutil.rmtree(tmp_path / step / "state/d")
-  with pytest.raises(
-    checkpoints.CheckpointError, match=f"all 2 .*{re.escape(str(tmp_path))}"
-  ):
-    checkpoints.restore_latest(tmp_path, at(0))
-  assert len(warned) == 2
 
 
 def test_another_model_is_an_error_that_names_the_leaves(tmp_path, warned):
@@ -367,21 +301,3 @@ logging.info("said by the caller")
   errors = run(code, tmp_path).communicate()[1].strip()
   assert len(errors.splitlines()) == 1, errors
   assert errors.endswith("said by the caller")
-
-
-def test_threads_take_turns_as_before_after_a_save(tmp_path, monkeypatch):
-  before = sys.getswitchinterval()
-  during = []
-
-  def fail(*_, **__):
-    during.append(sys.getswitchinterval())
-    raise OSError("disk full")
-
-  with checkpoints.Checkpoints(tmp_path / "c") as kept:
-    kept.save(1, {"a": jnp.ones(3)})
-    assert sys.getswitchinterval() == before
-    monkeypatch.setattr(kept._manager, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-      kept.save(2, {"a": jnp.ones(3)})
-  assert during[0] < before
-  assert sys.getswitchinterval() == before
