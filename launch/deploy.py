@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from asga_jax.deploy import formats as export_formats
+from asga_jax.runs import command, finetune_config
 from asga_jax.runs import config as search_config
-from asga_jax.runs import finetune_config
 
 _CONFIG = flags.DEFINE_string(
   "config",
@@ -102,14 +102,7 @@ def main(argv: list[str]) -> None:
 
 def parse(arguments: list[str]) -> list[str]:
   """Parse the flags of this script; keys of the configuration are left."""
-  try:
-    rest = flags.FLAGS(arguments, known_only=True)
-  except flags.Error as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-  unknown = [x for x in rest[1:] if not x.startswith("--config.")]
-  if unknown:
-    sys.exit(f"unknown arguments: {unknown}; expected --config.KEY=VALUE")
-  return rest
+  return command.parse(arguments, unread=(), handed_on=True)
 
 
 if __name__ == "__main__":

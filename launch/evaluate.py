@@ -8,13 +8,13 @@ import sys
 
 from absl import app, flags, logging
 
+from asga_jax.runs import command
 from asga_jax.runs import evaluate as evaluate_run
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
-  None,
+  "",
   "The work directory of a search or a fine-tuning.",
-  required=True,
 )
 _SPLIT = flags.DEFINE_string(
   "split", "test", "'test', 'train' or, of a bilevel search, 'heldout'."
@@ -27,10 +27,8 @@ _COMPARE = flags.DEFINE_multi_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Evaluate and print a table."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
@@ -45,5 +43,10 @@ def main(argv: list[str]) -> None:
   print(f"written to {_WORKDIR.value}: {names[0]}, {names[1]}.png")
 
 
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; see `command.parse`."""
+  return command.parse(arguments, required=("workdir",))
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -21,9 +21,9 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import latency_table
 from asga_jax.deploy import formats as export_formats
 from asga_jax.report import pareto_plot, policy_table
+from asga_jax.runs import command, export_table
 from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
-from asga_jax.runs import export_table
 from asga_jax.runs import measure as export_report
 from asga_jax.runs import read as trained_runs
 from asga_jax.runs import search as search_run
@@ -31,9 +31,8 @@ from asga_jax.xla import compile_cache
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
-  None,
+  "",
   "The work directory of a search or a fine-tuning.",
-  required=True,
 )
 _FORMAT = flags.DEFINE_multi_enum(
   "format",
@@ -270,10 +269,8 @@ def export_pareto() -> None:
   print(f"{len(curve.points)} points ({whole}) written to {output}, {picture}")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Read the run and write what was asked for."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
@@ -287,5 +284,10 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
 
 
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; see `command.parse`."""
+  return command.parse(arguments, required=("workdir",))
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse)

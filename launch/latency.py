@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from asga_jax.cost import latency_table
 from asga_jax.runs import build as search_parts
+from asga_jax.runs import command
 from asga_jax.runs import config as search_config
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,9 +24,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _OUTPUT = flags.DEFINE_string(
   "output",
-  None,
+  "",
   "Where to: a .json file, or .csv for the entries alone.",
-  required=True,
 )
 _BATCH = flags.DEFINE_integer("batch", 1, "Images that are run at once.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of the runtime.")
@@ -34,16 +34,14 @@ _REPEATS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Measure the table and write it."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
-  config = _CONFIG.value
   try:
     from asga_jax.deploy import layer_timing
 
+    config = search_config.of_search(_CONFIG.value)
     search_config.check_config(config)
     latency_table.check_output(_OUTPUT.value)
     model, shape = search_parts.make_deployed(config)
@@ -69,6 +67,14 @@ def main(argv: list[str]) -> None:
   print(f"written to {_OUTPUT.value}")
 
 
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; see `command.parse`."""
+  return command.parse(
+    arguments,
+    required=("config", "output"),
+    unread=search_config.OF_FINETUNE,
+  )
+
+
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -7,10 +7,10 @@ import sys
 
 from absl import app, flags, logging
 
-from asga_jax.runs import report
+from asga_jax.runs import command, report
 
 _WORKDIR = flags.DEFINE_multi_string(
-  "workdir", None, "A work directory; several are compared.", required=True
+  "workdir", [], "A work directory; several are compared."
 )
 _OUTPUT = flags.DEFINE_string(
   "output",
@@ -20,10 +20,8 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Write the report."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {argv[1:]}")
   try:
     written = report.write_report(_WORKDIR.value, _OUTPUT.value)
   except (ValueError, OSError) as error:
@@ -32,5 +30,10 @@ def main(argv: list[str]) -> None:
   print(f"written to {written}")
 
 
+def parse(arguments: list[str]) -> list[str]:
+  """Parse the flags; see `command.parse`."""
+  return command.parse(arguments, required=("workdir",))
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -10,9 +10,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from asga_jax.runs import command, workdir
 from asga_jax.runs import config as search_config
 from asga_jax.runs import search as search_run
-from asga_jax.runs import workdir
 from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,19 +26,17 @@ _TENSORBOARD = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Run the search and print its policy."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {argv[1:]}")
   # What was imported stays, and tracing makes millions of objects but hardly
   # any garbage: little use in looking for it.
   gc.freeze()
   gc.set_threshold(200_000)
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
-  config = search_config.of_search(_CONFIG.value)
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
+    config = search_config.of_search(_CONFIG.value)
     path = _WORKDIR.value or workdir.default_workdir(name, config)
     finished = search_run.run(config, path, tensorboard=_TENSORBOARD.value)
   except (ValueError, OSError, loop.DivergedError) as error:
@@ -49,17 +47,11 @@ def main(argv: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> list[str]:
-  """Parse the flags; what is wrong with the configuration is told in a line."""
-  try:
-    search_config.check_flag_names(arguments, search_config.OF_FINETUNE)
-    rest = flags.FLAGS(arguments)
-    # Reading it runs the file; errors there come with their whole traceback.
-    _ = _CONFIG.value
-  except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
-  return rest
+  """Parse the flags; see `command.parse`."""
+  return command.parse(
+    arguments, required=("config",), unread=search_config.OF_FINETUNE
+  )
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse)

@@ -17,6 +17,7 @@ from asga_jax.report import confusion
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import data as run_data
 from asga_jax.runs import read as trained_runs
+from asga_jax.runs import waits
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
 from asga_jax.xla import compile_cache
@@ -73,10 +74,11 @@ def run(
     files.check_writable(file)
   found = {}
   for label, model in _networks(trained, dataset, compare).items():
-    run_data.settle(model, data)
-    found[label] = evaluate.evaluate(
-      model, data.parts[name], data.prepare, batch_size=config.eval_batch_size
-    )
+    with waits.told(f"evaluating {label}"):
+      run_data.settle(model, data)
+      found[label] = evaluate.evaluate(
+        model, data.parts[name], data.prepare, batch_size=config.eval_batch_size
+      )
   first = next(iter(found))
   report = {
     "data": dataset.name,

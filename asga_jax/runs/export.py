@@ -12,6 +12,7 @@ from asga_jax.deploy import formats as export_formats
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import data as run_data
 from asga_jax.runs import read as trained_runs
+from asga_jax.runs import waits
 from asga_jax.weights import files as weight_files
 
 
@@ -31,7 +32,8 @@ def from_search(
     data: of the search.
   """
   model = conversion.with_policy(found.model, policy)
-  seen = run_data.settle(model, data)
+  with waits.told("re-estimating batch norm at the policy"):
+    seen = run_data.settle(model, data)
   if seen:
     logging.info(
       "batch norm is re-estimated at the policy on %d training images of %s",

@@ -14,6 +14,7 @@ from asga_jax.report import curves, plots
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import read as trained_runs
+from asga_jax.runs import waits
 from asga_jax.training import state as state_lib
 from asga_jax.weights import load as pretrained
 
@@ -62,10 +63,12 @@ def conclude(
     )
     return model, found.figures()
 
-  model, figures = settle(averaged=False)
+  with waits.told("evaluating the network"):
+    model, figures = settle(averaged=False)
   pretrained.save_weights(model, directory / trained_runs.WEIGHTS)
   if config.finetune.ema_decay:
-    model, averaged = settle(averaged=True)
+    with waits.told("evaluating its average"):
+      model, averaged = settle(averaged=True)
     pretrained.save_weights(model, directory / trained_runs.AVERAGED_WEIGHTS)
     figures |= {f"ema_{name}": value for name, value in averaged.items()}
   return {

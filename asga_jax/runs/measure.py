@@ -22,6 +22,7 @@ from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy import timing
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import data as run_data
+from asga_jax.runs import waits
 from asga_jax.weights import load as pretrained
 
 # Of the rows that stand beside those of the files.
@@ -88,7 +89,8 @@ def measure(
     )
   # The weights in float are nobody's network: they were trained at the bits.
   classified = {k: run for k, run in runs.items() if k != BASELINE}
-  taken, found = _classify(classified, data, batches)
+  with waits.told("running the files on test images"):
+    taken, found = _classify(classified, data, batches)
   for name, predicted in found.items():
     rows[name]["top1"] = float(np.mean(predicted == taken))
     rows[name]["same"] = float(np.mean(predicted == found[REFERENCE]))

@@ -9,6 +9,7 @@ from asga_jax import search
 from asga_jax.data import batches as batches_lib
 from asga_jax.runs import build as search_parts
 from asga_jax.runs import config as search_config
+from asga_jax.runs import config_checks
 from asga_jax.training import sharding
 
 
@@ -42,9 +43,9 @@ def build(
     `search_loop.batches`.
 
   Raises:
-    ValueError: bad values or weights, images that are larger than their size
-      in the network, an infeasible budget, or a batch that is larger than the
-      proxy or does not divide over the devices.
+    ValueError: bad values or weights, no layer with a choice, images that are
+      larger than their size in the network, an infeasible budget, or a batch
+      that is larger than the proxy or does not divide over the devices.
   """
   mesh = sharding.data_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
@@ -59,7 +60,7 @@ def build(
     None,
     trained=trained,
   )
-  return search.start_search(
+  made = search.start_search(
     model,
     budget=config.budget,
     settings=search_config.make_settings(config),
@@ -67,6 +68,14 @@ def build(
     prepare=prepare,
     mesh=mesh,
   )
+  if not any(choice.searched for choice in made.space.choices.values()):
+    bits = tuple(config.bits)
+    fixed = ", and config.rules leave no choice" if config.rules else ""
+    raise config_checks.ConfigError(
+      f"config.bits is {bits}{fixed}: there is nothing to search; expected two "
+      "bit-widths or more (launch/finetune.py --policy=4bit trains at one)"
+    )
+  return made
 
 
 def calibrate(

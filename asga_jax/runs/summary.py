@@ -14,7 +14,7 @@ from asga_jax.quantization import calibration, surgery
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
 from asga_jax.runs import build as search_parts
-from asga_jax.runs import run_files
+from asga_jax.runs import run_files, waits
 
 
 def summarise(
@@ -63,8 +63,10 @@ def summarise(
     path: (layer.weight_bits, layer.activation_bits)
     for path, layer in policy.layers.items()
   }
-  of_mixture = accuracy(finished.model)
-  of_policy = accuracy(surgery.select_bits(finished.model, bits))
+  with waits.told("evaluating the mixture of all bits"):
+    of_mixture = accuracy(finished.model)
+  with waits.told("evaluating the policy"):
+    of_policy = accuracy(surgery.select_bits(finished.model, bits))
   summary = {
     "mixture_accuracy": of_mixture,
     "policy_accuracy": of_policy,

@@ -46,7 +46,7 @@ def start(script, monkeypatch):
 
 def test_each_command_gets_the_keys_that_it_reads(start, capsys):
   given, code = start(
-    "--config=here.py",
+    f"--config={CONFIG}",
     "--output=there",
     "--config.search.steps=7",
     "--config.finetune.steps=9",
@@ -64,14 +64,14 @@ def test_each_command_gets_the_keys_that_it_reads(start, capsys):
   assert all(path.exists() for path in scripts)
   search, finetune, evaluate, export = (command[2:] for command in given)
   assert search == [
-    "--config=here.py",
+    f"--config={CONFIG}",
     "--config.search.steps=7",
     "--config.budget=bops=3bit",
     "--config.data.name=digits",
     "--workdir=there/search",
   ]
   assert finetune == [
-    "--config=here.py",
+    f"--config={CONFIG}",
     "--config.finetune.steps=9",
     "--config.data.name=digits",
     "--policy=there/search/policy.json",
@@ -83,7 +83,7 @@ def test_each_command_gets_the_keys_that_it_reads(start, capsys):
   assert export[-1] == "--output=there"
   assert {"--format=onnx", "--format=packed"} < set(export)
   printed = capsys.readouterr().out
-  assert "$ python launch/finetune.py --config=here.py" in printed
+  assert f"$ python launch/finetune.py --config={CONFIG}" in printed
 
 
 def test_a_command_that_fails_is_the_last(start):

@@ -27,6 +27,12 @@ def config(tiny_config):
     ("model", "resnet9", "resnet9"),
     ("bits", (), "bits"),
     ("bits", (2, 2), "2"),
+    ("bits", (4,), r"bits is \(4,\).*nothing to search.*--policy=4bit"),
+    (
+      "rules",
+      ({"pattern": ".*", "weight_bits": 4, "activation_bits": 4},),
+      "nothing to search",
+    ),
     ("bits", (4, 9), "9"),
     ("budget", "bops", "bops"),
     ("budget", "bops=1", r"lowest reachable: \d"),

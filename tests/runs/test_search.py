@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from unittest import mock
 
@@ -100,7 +101,7 @@ def test_a_finished_run_does_not_need_its_report(config, whole, tmp_path):
 def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
   with (
     mock.patch.object(run_warnings, "HIGH_DISCRETISATION_GAP", -1.0),
-    caplog.at_level("WARNING", logger="absl"),
+    caplog.at_level("INFO", logger="absl"),
   ):
     finished = search_run.run(config, tmp_path)
     page = (tmp_path / "report.html").read_text()
@@ -110,6 +111,12 @@ def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
   assert said in caplog.text
   assert said in page
   assert f"warning: {said}" in search_run.format_result(finished)
+  # What takes long is told before it begins.
+  told = [line for line in caplog.messages if "evaluating" in line]
+  for name in ("the mixture of all bits", "the policy"):
+    before, after = (line for line in told if name in line)
+    assert "which may take a minute" in before
+    assert re.search(r"took \d+\.\d s$", after)
 
 
 def test_events_for_tensorboard_hold_each_step_once(config, whole, tmp_path):
