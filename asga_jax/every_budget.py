@@ -16,8 +16,8 @@ from asga_jax.cost import costs as costs_lib
 
 _UNITS = {
   "bops": "BOPs",
-  "size": "bits",
-  "container_size": "bits",
+  "size": "bytes",
+  "container_size": "bytes",
   "latency": "ms",
 }
 _LEAST_POINTS = 2
@@ -60,8 +60,9 @@ def pareto(
       which may have thousands for a large network.
 
   Returns:
-    The curve, with the uniform policies and the policy of the search's own
-    budget where they meet `budget`. `policy_at` makes a policy of a point.
+    The curve, its costs in BOPs, bytes, ms or the unit of a cost of your own,
+    with the uniform policies and the policy of the search's own budget where
+    they meet `budget`. `policy_at` makes a policy of a point.
 
   Raises:
     InfeasibleBudgetError: no policy meets `budget`.
@@ -89,7 +90,7 @@ def pareto(
 
   def point(bits: Bits) -> pareto_curve.ParetoPoint:
     return pareto_curve.ParetoPoint(
-      cost=costs_lib.total_cost(space.network, bits, costs[cost]),
+      cost=_shown(cost, costs_lib.total_cost(space.network, bits, costs[cost])),
       score=_score_of(space, result.scores[score], bits),
       bits=bits,
     )
@@ -120,7 +121,10 @@ def pareto(
     limits,
     points=points,
     # What the curve has where these policies lie.
-    at=[even.cost for even in beside],
+    at=[
+      costs_lib.total_cost(space.network, even.bits, costs[cost])
+      for even in beside
+    ],
   )
   rising: list[pareto_curve.ParetoPoint] = []
   for one in map(point, found):
@@ -128,7 +132,9 @@ def pareto(
     if not rising or one.score > rising[-1].score:
       rising.append(one)
   try:
-    float_cost = costs_lib.float_cost(space.network, costs[cost])
+    float_cost = _shown(
+      cost, costs_lib.float_cost(space.network, costs[cost])
+    )
   except ValueError:  # a table without float32
     float_cost = None
   return pareto_curve.ParetoCurve(
@@ -188,9 +194,15 @@ def policy_at(
 def _budget_text(cost: str, amount: costs_lib.Number) -> str:
   """Write an amount as a budget that is exactly that."""
   exact = decimal.Decimal(repr(amount))
-  if cost == "size":
-    return f"{cost}={exact / 8:f}B"
-  return f"{cost}={exact:f}{'ms' if cost == 'latency' else ''}"
+  suffix = {"bytes": "B", "ms": "ms"}.get(_UNITS.get(cost, ""), "")
+  return f"{cost}={exact:f}{suffix}"
+
+
+def _shown(cost: str, amount: costs_lib.Number) -> costs_lib.Number:
+  """Turn an amount into the unit of the curve: bits into bytes, exactly."""
+  if _UNITS.get(cost) != "bytes":
+    return amount
+  return amount // 8 if amount % 8 == 0 else amount / 8
 
 
 def _score_of(

@@ -52,7 +52,10 @@ def make_result(network, choices, scores, costs=(), budget="bops=8bit"):
 def draw_case(seed):
   network, choices, scores, costs, everything = cases.draw_case(seed)
   result = make_result(network, choices, scores, costs[2:])
-  return result, everything
+  policies, amounts, totals = everything
+  # A curve's sizes are in bytes.
+  amounts = {**amounts, "size": np.asarray(amounts["size"]) / 8}
+  return result, (policies, amounts, totals)
 
 
 def brute_curve(costs, scores, allowed=None):
@@ -123,6 +126,7 @@ def test_other_budgets_hold_at_every_point(budget):
       space.choices,
       search_space.known_costs(result.costs),
     )
+    limits["size"] /= 8
     allowed = np.all([amounts[n] <= x for n, x in limits.items()], axis=0)
     if not allowed.any():
       with pytest.raises(budget_lib.InfeasibleBudgetError):
@@ -133,7 +137,7 @@ def test_other_budgets_hold_at_every_point(budget):
     np.testing.assert_allclose(pairs_of(curve), expected, rtol=0, atol=1e-7)
     for index in range(len(curve.points)):
       policy = asga_jax.policy_at(result, curve, index)
-      assert policy.cost["size_bytes"] <= math.ceil(limits["size"] / 8)
+      assert policy.cost["size_bytes"] <= math.ceil(limits["size"])
       assert policy.budget.startswith(f"bops={curve.points[index].cost},size=")
       assert 0 < policy.cost["budget_used"] <= 1
     for even in curve.uniform:
@@ -289,6 +293,31 @@ def test_a_latency_curve_needs_a_table():
     asga_jax.pareto(result, cost="latency")
 
 
+def test_sizes_are_in_bytes_and_older_files_still_read(tmp_path):
+  result, _ = draw_case(2)
+  space = result.space
+  curve = asga_jax.pareto(result, cost="size", points=5)
+  assert curve.unit == "bytes"
+  size = next(
+    cost for cost in search_space.known_costs(()) if cost.name == "size"
+  )
+  in_bits = [
+    costs_lib.total_cost(space.network, point.bits, size)
+    for point in curve.points
+  ]
+  assert [8 * point.cost for point in curve.points] == in_bits
+  assert 8 * curve.float_cost == costs_lib.float_cost(space.network, size)
+  raw = json.loads(pareto_curve.to_json(curve))
+  older = json.loads(json.dumps(raw))
+  older |= {"schema_version": 1, "unit": "bits"}
+  older["float_cost"] *= 8
+  for point in (*older["points"], *older["uniform"], older["chosen"]):
+    if point is not None:
+      point["cost"] *= 8
+  (tmp_path / "older.json").write_text(json.dumps(older))
+  assert asga_jax.load_pareto(tmp_path / "older.json") == curve
+
+
 @pytest.fixture
 def curve():
   made = asga_jax.pareto(draw_case(2)[0], points=6)
@@ -301,7 +330,7 @@ def test_the_file_reads_as_what_was_written(curve, tmp_path):
   asga_jax.save_pareto(curve, path)
   assert asga_jax.load_pareto(path) == curve
   raw = json.loads(path.read_text())
-  assert raw["schema_version"] == 1
+  assert raw["schema_version"] == 2
   assert (raw["cost"], raw["unit"], raw["score"]) == (
     "bops",
     "BOPs",
@@ -319,7 +348,7 @@ def test_the_file_reads_as_what_was_written(curve, tmp_path):
 @pytest.mark.parametrize(
   ("change", "named"),
   [
-    (lambda raw: raw.update(schema_version=2), "schema_version = 2"),
+    (lambda raw: raw.update(schema_version=3), "schema_version = 3"),
     (lambda raw: raw.update(more=1), "more"),
     (lambda raw: raw.pop("unit"), "unit"),
     (lambda raw: raw.update(model=3), "model = 3"),

@@ -1,10 +1,10 @@
 """The Pareto curve of one search: the best score at every cost, and its file.
 
-`pareto.json` is {"schema_version": 1, "model": ..., "cost": "bops", "unit":
+`pareto.json` is {"schema_version": 2, "model": ..., "cost": "bops", "unit":
 "BOPs", "score": "first_order", "budget": "", "float_cost": ..., "complete":
 false, "points": [{"cost": ..., "score": ..., "bits": {path: [bw, ba]}}, ...],
 "uniform": [{"bits": 4, "cost": ..., "score": ...}, ...], "chosen": null or as a
-point}. Costs are in `unit`, points by rising cost.
+point}. Costs are in `unit`, points by rising cost. Version 1 had sizes in bits.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_SIZES_IN_BITS = 1
 # Points that the table shows.
 _SHOWN = 12
 
@@ -103,7 +104,7 @@ class ParetoCurve:
   """
 
   model: str
-  # The cost and its unit: BOPs, bits (size), ms (latency), "" for one's own.
+  # The cost and its unit: BOPs, bytes (size), ms (latency), "" for one's own.
   cost: str
   unit: str
   # The score; larger is better.
@@ -168,7 +169,9 @@ def from_json(text: str, *, source: str = "pareto curve") -> ParetoCurve:
   try:
     fields = _checked(raw, ParetoCurve, "the curve", "schema_version")
     version = fields.pop("schema_version")
-    if version != SCHEMA_VERSION:
+    if version == _SIZES_IN_BITS:
+      fields = in_bytes(fields)
+    elif version != SCHEMA_VERSION:
       raise ParetoError(
         f"schema_version = {version!r}: this version reads {SCHEMA_VERSION}."
       )
@@ -184,6 +187,24 @@ def from_json(text: str, *, source: str = "pareto curve") -> ParetoCurve:
     return ParetoCurve(**fields)
   except ParetoError as error:
     raise ParetoError(f"{source}: {error}") from error
+
+
+def in_bytes(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """Bring the fields of a file of version 1 to the units of today."""
+  if raw.get("unit") != "bits":
+    return dict(raw)
+
+  def changed(value: Any) -> Any:
+    if isinstance(value, list):
+      return [changed(item) for item in value]
+    if isinstance(value, dict) and isinstance(value.get("cost"), int | float):
+      return {**value, "cost": value["cost"] / 8}
+    return value
+
+  new = {name: changed(value) for name, value in raw.items()}
+  if isinstance(new.get("float_cost"), int | float):
+    new["float_cost"] /= 8
+  return {**new, "unit": "bytes"}
 
 
 def _checked(raw: Any, kind: type, what: str, *more: str) -> dict[str, Any]:
@@ -266,7 +287,9 @@ def format_table(curve: ParetoCurve) -> str:
     below = [point.score for point in curve.points if point.cost <= cost]
     if mark:
       mark += f" (curve {max(below):.5g})" if below else ""
-    amount = costs_lib.format_amount(curve.cost, cost)
+    # Which takes sizes as they are counted, in bits.
+    counted = 8 * cost if curve.unit == "bytes" else cost
+    amount = costs_lib.format_amount(curve.cost, counted)
     rows.append((amount, share, f"{score:.5g}", bits, mark))
   return tabulate.tabulate(
     rows,

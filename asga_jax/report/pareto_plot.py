@@ -15,7 +15,7 @@ _CURVE, _UNIFORM, _CHOSEN = "#1f77b4", "#ff7f0e", "#c0392b"
 # Unit of the file -> units of the axis, and how many of the first each is.
 _AXES = {
   "BOPs": (("G BOPs", 1e9), ("M BOPs", 1e6), ("BOPs", 1.0)),
-  "bits": (("MB", 8e6), ("KB", 8e3), ("B", 8.0)),
+  "bytes": (("MB", 1e6), ("KB", 1e3), ("B", 1.0)),
 }
 # A ratio of costs from which the axis is logarithmic.
 _WIDE = 3
@@ -45,7 +45,7 @@ def plot_pareto(
 ) -> None:
   """Draw the best score at every cost, and the uniform policies.
 
-  Costs in BOPs and bits are drawn in G BOPs and MB, or less. A curve that has
+  Costs in BOPs and bytes are drawn in G BOPs and MB, or less. A curve that has
   every point that there is is drawn as the stairs that it is.
 
   Args:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asga_jax import policy as policy_lib
+from asga_jax.allocation import curve as curve_lib
 from asga_jax import sharpness
 from asga_jax.report import curves
 from asga_jax.report import run as run_lib
@@ -15,7 +16,7 @@ from asga_jax.runs import config_checks as config_lib
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import workdir
 
-PARETO_VERSION = 1
+PARETO_VERSIONS = (1, curve_lib.SCHEMA_VERSION)
 EVALUATIONS = "evaluation-*.json"
 _NO_NUMBERS = ("warnings", "data")  # of a summary
 
@@ -81,6 +82,7 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
   if (directory / "pareto.json").exists():
     pareto = _read_object(directory / "pareto.json")
     _check_pareto(pareto, directory / "pareto.json")
+    pareto = curve_lib.in_bytes(pareto)
   return run_lib.Run(
     name=directory.resolve().name,
     path=directory,
@@ -158,10 +160,10 @@ def _check_config(
 
 def _check_pareto(pareto: Mapping[str, Any], file: pathlib.Path) -> None:
   """Check what the curve is drawn from."""
-  if pareto.get("schema_version") != PARETO_VERSION:
+  if pareto.get("schema_version") not in PARETO_VERSIONS:
     raise RunFilesError(
       f"{file}: schema_version is {pareto.get('schema_version')!r}; this "
-      f"version reads {PARETO_VERSION}"
+      f"version reads {PARETO_VERSIONS}"
     )
   for name in ("cost", "unit", "score"):
     if not isinstance(pareto.get(name), str):

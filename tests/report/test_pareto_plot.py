@@ -68,7 +68,7 @@ def test_the_curve_the_uniform_policies_and_the_chosen_are_drawn(
 @pytest.mark.parametrize(
   ("unit", "label", "first"),
   [
-    ("bits", "mine (MB)", 1.0),
+    ("bytes", "mine (MB)", 8.0),
     ("BOPs", "mine (M BOPs)", 8.0),
     ("ms", "mine (ms)", 8e6),
     ("", "mine", 8e6),
