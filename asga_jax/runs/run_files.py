@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from asga_jax import policy as policy_lib
-from asga_jax.allocation import curve as curve_lib
 from asga_jax import sharpness
+from asga_jax.allocation import curve as curve_lib
 from asga_jax.report import curves
 from asga_jax.report import run as run_lib
 from asga_jax.runs import config_checks as config_lib
