@@ -132,9 +132,7 @@ def pareto(
     if not rising or one.score > rising[-1].score:
       rising.append(one)
   try:
-    float_cost = _shown(
-      cost, costs_lib.float_cost(space.network, costs[cost])
-    )
+    float_cost = _shown(cost, costs_lib.float_cost(space.network, costs[cost]))
   except ValueError:  # a table without float32
     float_cost = None
   return pareto_curve.ParetoCurve(
