@@ -1,4 +1,4 @@
-"""What the Python calls return: their own copies, settled, in evaluation mode."""
+"""What the Python calls return: copies, settled, in evaluation mode."""
 
 import io
 import sys
