@@ -41,7 +41,9 @@ if TYPE_CHECKING:
   from asga_jax.sharpness import ascent_point as ascent_point
   from asga_jax.sharpness import asga_transform as asga_transform
   from asga_jax.sharpness import diagnostics as diagnostics
-  from asga_jax.sharpness import preset as preset
+  from asga_jax.sharpness import gsam as gsam
+  from asga_jax.sharpness import sagm as sagm
+  from asga_jax.sharpness import sam as sam
   from asga_jax.training.losses import make_loss as make_loss
   from asga_jax.training.steps import cross_entropy as cross_entropy
   from asga_jax.weights.load import load_weights as load_weights
@@ -67,6 +69,7 @@ _PLACES = {
   "export_stablehlo": "deploy.stablehlo",
   "finish": "search",
   "format_rules": "quantization.remembered",
+  "gsam": "sharpness",
   "latency": "cost.latency_table",
   "layer_stats": "quantization.remembered",
   "load_latency": "cost.latency_table",
@@ -78,9 +81,10 @@ _PLACES = {
   "not_searched": "quantization.remembered",
   "pareto": "every_budget",
   "policy_at": "every_budget",
-  "preset": "sharpness",
   "quantize": "conversion",
   "reestimate_batch_norm": "conversion",
+  "sagm": "sharpness",
+  "sam": "sharpness",
   "save_packed": "deploy.packing",
   "save_pareto": "allocation.curve:save",
   "save_policy": "policy:save",
@@ -110,6 +114,7 @@ __all__ = [
   "export_stablehlo",
   "finish",
   "format_rules",
+  "gsam",
   "latency",
   "layer_stats",
   "load_latency",
@@ -121,9 +126,10 @@ __all__ = [
   "not_searched",
   "pareto",
   "policy_at",
-  "preset",
   "quantize",
   "reestimate_batch_norm",
+  "sagm",
+  "sam",
   "save_packed",
   "save_pareto",
   "save_policy",

@@ -9,7 +9,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax.training import averaging, loop, sharding, steps
+from asga_jax.quantization import logit_layout
+from asga_jax.training import loop, optimizers, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
@@ -28,8 +29,8 @@ class FinetuneSettings(setup.TrainingSettings):
   warmup_fraction: float = 0.05
   milestones: tuple[float, ...] = (0.5, 0.75)
   decay_factor: float = 0.1
-  # Of a running average of weights and step sizes, see averaging.track_average;
-  # 0 for none.
+  # Of a running average of weights and step sizes, see
+  # optimizers.track_average; 0 for none.
   ema_decay: float = 0.0
 
   def __post_init__(self):
@@ -43,7 +44,7 @@ class Training(NamedTuple):
   step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
   state: state_lib.TrainState
   graphdef: nnx.GraphDef
-  layout: state_lib.LogitLayout
+  layout: logit_layout.LogitLayout
   mesh: Mesh
 
 
@@ -69,7 +70,7 @@ def start_training(
     decay_factor=settings.decay_factor,
   )
   if settings.ema_decay:
-    average = averaging.track_average(settings.ema_decay)
+    average = optimizers.track_average(settings.ema_decay)
     optimizer = optax.chain(optimizer, average)
   started = setup.start(
     taken,
@@ -108,7 +109,7 @@ def trained_model(
   # Copies, since the next step donates the state.
   params, rest = sharding.copied((state.params, state.rest))
   if averaged:
-    average = averaging.find_average(state.optimizer)
+    average = optimizers.find_average(state.optimizer)
     if average is None:
       raise ValueError("ema_decay=0 keeps no average; expected it above 0.")
     params = params._replace(**sharding.copied(average))

@@ -12,8 +12,7 @@ from flax import nnx
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import calls as tracing
-from asga_jax.quantization import bit_choice, layers
-from asga_jax.training import state as state_lib
+from asga_jax.quantization import bit_choice, layers, logit_layout
 
 # The path of a variable in an `nnx.State`.
 VariablePath = tuple[Any, ...]
@@ -43,10 +42,10 @@ class SearchSpace:
 
   def expected_use(
     self,
-    layout: state_lib.LogitLayout,
+    layout: logit_layout.LogitLayout,
     limits: Mapping[str, float],
     costs: Sequence[costs_lib.Cost] = (),
-  ) -> Callable[[state_lib.StackedLogits], jax.Array]:
+  ) -> Callable[[logit_layout.StackedLogits], jax.Array]:
     """Make the function from probabilities to expected cost over budget.
 
     Layers with equally many candidates are treated together: with p of the
@@ -88,7 +87,7 @@ class SearchSpace:
       for name, limit in limits.items()
     ]
 
-    def use(stacked: state_lib.StackedLogits) -> jax.Array:
+    def use(stacked: logit_layout.StackedLogits) -> jax.Array:
       totals = [jnp.asarray(constant) for _, constant in relative]
       for shape, paths in alike.items():
         weights, inputs = (

@@ -1,12 +1,12 @@
-"""Sharpness-aware optax transformations: SGD, SAM, GSAM, SAGM and ASGA."""
+"""Sharpness-aware optax transformations: SAM, GSAM, SAGM and ASGA."""
 
+from asga_jax.sharpness.core import Transformation as Transformation
 from asga_jax.sharpness.presets import PRESETS as PRESETS
-from asga_jax.sharpness.presets import asga as asga
 from asga_jax.sharpness.presets import gsam as gsam
 from asga_jax.sharpness.presets import preset as preset
 from asga_jax.sharpness.presets import sagm as sagm
 from asga_jax.sharpness.presets import sam as sam
-from asga_jax.sharpness.presets import sgd as sgd
+from asga_jax.sharpness.presets import unread_by as unread_by
 from asga_jax.sharpness.state import AsgaState as AsgaState
 from asga_jax.sharpness.state import ascent_point as ascent_point
 from asga_jax.sharpness.state import diagnostics as diagnostics

@@ -1,51 +1,14 @@
-"""Checks of what the transformation is built with and called with."""
+"""Checks of what the transformation is called with."""
 
-import math
-import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from asga_jax.sharpness import ascent as ascent_lib
-from asga_jax.sharpness import perturbation
-from asga_jax.sharpness import radius as radius_lib
-
 PyTree = Any
-COMBINATIONS = ("mean", "perturbed", "gsam", "plain")
 ValueAndGradFn = Callable[[PyTree], tuple[Any, PyTree]]
-
-
-def check_number(
-  name: str, value: Any, accepts: Callable[[float], bool], accepted: str
-) -> None:
-  """Check a hyper-parameter; a traced one cannot be and is let through.
-
-  Raises:
-    ValueError: not a finite scalar number, or not one that `accepts` accepts.
-  """
-  if isinstance(value, jax.core.Tracer):
-    return
-  scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if isinstance(value, jax.Array):
-    scalar = value.shape == ()
-  # NaN and infinity fail the comparison with infinity.
-  if not (scalar and abs(float(value)) < float("inf") and accepts(value)):
-    raise ValueError(f"{name}={value!r}; accepted: {accepted}")
-
-
-def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
-  """Check that an argument is one of a few values; ValueError if it is not."""
-  if value not in accepted:
-    raise ValueError(f"{name}={value!r}; accepted: {list(accepted)}")
-
-
-def check_bool(name: str, value: Any) -> None:
-  """Check that an argument is a Python boolean; ValueError if it is not."""
-  if not isinstance(value, bool):
-    raise ValueError(f"{name}={value!r}; accepted: True or False")
 
 
 def refuse_masked_nodes(tree: PyTree) -> None:
@@ -59,73 +22,6 @@ def refuse_masked_nodes(tree: PyTree) -> None:
       " needs the whole parameters, and some were masked out. Put it outside,"
       " in a chain, and choose what is perturbed by asga_transform(mask=...)"
     )
-
-
-def check_settings(
-  *,
-  rho_max: Any,
-  phi: Any,
-  align: Any,
-  radius: Any,
-  combination: Any,
-  gap_ema: Any,
-  cap_align: Any,
-  rho_min: Any,
-  gsam_alpha: Any,
-  mask: Any,
-  gap_from_gradients: Any,
-  axis_name: Any,
-  ascent: Any,
-  ascent_every: Any,
-) -> None:
-  """Check what `asga_transform` is built with.
-
-  Raises:
-    ValueError: names the argument, its value and what is accepted.
-  """
-  check_choice("radius", radius, radius_lib.KINDS)
-  check_choice("combination", combination, COMBINATIONS)
-  check_choice("ascent", ascent, ascent_lib.KINDS)
-  if not callable(rho_max):
-    check_number("rho_max", rho_max, lambda x: x > 0, "a positive number")
-  if not callable(rho_min):
-    ceiling: Any = rho_max if isinstance(rho_max, numbers.Real) else math.inf
-    check_number(
-      "rho_min", rho_min, lambda x: 0 <= x <= ceiling, "0 <= rho_min <= rho_max"
-    )
-  check_number("phi", phi, lambda x: x > 0, "a positive number")
-  check_number("align", align, lambda x: x >= 0, "a number >= 0")
-  check_number("gap_ema", gap_ema, lambda x: 0 <= x < 1, "a number in [0, 1)")
-  check_number("gsam_alpha", gsam_alpha, lambda x: x >= 0, "a number >= 0")
-  check_bool("cap_align", cap_align)
-  check_bool("gap_from_gradients", gap_from_gradients)
-  perturbation.check_mask(mask)
-  if axis_name is not None and not isinstance(axis_name, str):
-    raise ValueError(
-      f"axis_name={axis_name!r}; accepted: None or the name of one mesh axis"
-    )
-  check_number(
-    "ascent_every",
-    ascent_every,
-    lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer) and x >= 1,
-    "a whole number of at least 1",
-  )
-  if ascent == "fresh":
-    return
-  # One gradient a step leaves nothing to combine, skip or hold by shard.
-  for name, value, accepted in (
-    ("combination", combination, ("mean", "perturbed")),
-    ("axis_name", axis_name, (None,)),
-    ("ascent_every", ascent_every, (1,)),
-    ("cap_align", cap_align, (True,)),
-    ("gap_from_gradients", gap_from_gradients, (False,)),
-  ):
-    traced = isinstance(value, jax.core.Tracer)
-    if not traced and value not in accepted:
-      raise ValueError(
-        f"ascent={ascent!r} with {name}={value!r}; accepted: {list(accepted)}, "
-        "or ascent='fresh'"
-      )
 
 
 def check_call(
@@ -178,23 +74,42 @@ def check_call(
 
 
 def second_pass(
-  value_and_grad_fn: ValueAndGradFn, params: PyTree, grads: PyTree
+  value_and_grad_fn: ValueAndGradFn,
+  displaced: PyTree,
+  grads: PyTree,
+  params: PyTree,
 ) -> tuple[jax.typing.ArrayLike, PyTree]:
   """Call `value_and_grad_fn` once and check what it returns.
 
   Args:
     value_and_grad_fn: function of the parameters to (loss, gradients).
-    params: the displaced parameters.
+    displaced: the parameters to call it with.
     grads: the first gradient, whose structure the second is given. Gradients
       that are boxed leaf by leaf, as flax.nnx returns them, are unboxed.
+    params: the parameters themselves, for their dtypes.
 
   Returns:
     The loss, shape=(), and the gradients in the structure of `grads`.
 
   Raises:
-    ValueError: the result is not of that form, structure and shapes.
+    ValueError: the result is not of that form, structure and shapes; or the
+      function fails at perturbed parameters that are of a wider dtype.
   """
-  result = value_and_grad_fn(params)
+  try:
+    result = value_and_grad_fn(displaced)
+  except (TypeError, ValueError) as error:
+    pairs = zip(*map(jax.tree.leaves, (params, displaced)), strict=True)
+    wider = sorted(
+      {f"{a.dtype} -> {b.dtype}" for a, b in pairs if a.dtype != b.dtype}
+    )
+    if not wider:
+      raise
+    raise ValueError(
+      "value_and_grad_fn fails at the perturbed parameters, which are wider "
+      f"than params ({', '.join(wider)}) so that a small radius is not rounded "
+      "away: it must take both dtypes, by casting inputs to those of the "
+      f"parameters for instance; {type(error).__name__}: {error}"
+    ) from error
   if not (isinstance(result, tuple) and len(result) == 2):
     raise ValueError(
       f"value_and_grad_fn returned {type(result).__name__}; accepted: a tuple"
@@ -218,12 +133,18 @@ def second_pass(
     ) from error
 
 
-def vary(leaf: jax.Array, axis_name: str) -> jax.Array:
-  """Mark a leaf as possibly different on each shard of a mesh axis."""
-  try:
-    return jax.lax.pcast(leaf, axis_name, to="varying")
-  except ValueError:  # It is marked already, or the axis is one of jax.vmap.
-    return leaf
+def vary(tree: PyTree, axis_name: str | None) -> PyTree:
+  """Mark leaves as possibly different on each shard of a mesh axis, if any."""
+  if axis_name is None:
+    return tree
+
+  def mark(leaf: jax.Array) -> jax.Array:
+    try:
+      return jax.lax.pcast(leaf, axis_name, to="varying")
+    except ValueError:  # It is marked already, or the axis is one of jax.vmap.
+      return leaf
+
+  return jax.tree.map(mark, tree)
 
 
 def check_varying(grads: PyTree, axis_name: str) -> None:

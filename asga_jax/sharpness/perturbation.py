@@ -117,10 +117,10 @@ def safe_divide(numerator: jax.Array, divisor: jax.Array) -> jax.Array:
 
 def step_coefficient(
   norm: jax.Array,
-  radius: jax.Array,
+  rho: jax.Array,
   align: jax.typing.ArrayLike,
   *,
-  cap_align: bool,
+  cap_align: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """Return c and λ of the displacement δ = c·g with c = ρ/‖g‖ − λ.
 
@@ -129,7 +129,7 @@ def step_coefficient(
 
   Args:
     norm: ‖g‖. shape=(), floating.
-    radius: ρ. shape=(), the dtype of `norm`.
+    rho: ρ. shape=(), the dtype of `norm`.
     align: λ, the strength of the implicit alignment, >= 0.
     cap_align: whether λ is capped.
 
@@ -140,10 +140,10 @@ def step_coefficient(
   is this project's.
   """
   align = jnp.asarray(align, norm.dtype)
-  ascent = safe_divide(radius, norm)
+  whole = safe_divide(rho, norm)
   if cap_align:
-    align = jnp.where(norm > 0, jnp.minimum(align, ascent / 2), align)
-  return jnp.where(norm > 0, ascent - align, 0), align
+    align = jnp.where(norm > 0, jnp.minimum(align, whole / 2), align)
+  return jnp.where(norm > 0, whole - align, 0), align
 
 
 def displace(
@@ -158,9 +158,9 @@ def displace(
     mask: booleans in the structure of `params`.
 
   Returns:
-    The displaced parameters, each leaf computed in float32 or better and
-    returned in its own dtype; a bfloat16 leaf so loses a displacement below
-    half of its spacing.
+    The displaced parameters. A perturbed leaf is float32 or better whatever
+    its own dtype: a radius shared by millions of weights moves each by less
+    than half of the spacing of bfloat16. The others are as they were.
   """
 
   def move(flag: bool, param: jax.Array, grad: jax.Array) -> jax.Array:
@@ -168,6 +168,11 @@ def displace(
       return param
     dtype = wide_dtype(param, grad)
     step = coefficient.astype(dtype) * grad.astype(dtype)
-    return (param.astype(dtype) + step).astype(param.dtype)
+    return param.astype(dtype) + step
 
   return jax.tree.map(move, mask, params, grads)
+
+
+def cast_as(grads: PyTree, params: PyTree) -> PyTree:
+  """Give gradients taken at widened parameters the parameters' dtypes."""
+  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)

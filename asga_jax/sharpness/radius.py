@@ -8,15 +8,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# A positive number or an optax schedule of the step count.
-Radius = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
+# ρ or a bound of it: a positive number, or an optax schedule of the step count.
+Rho = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
 
 KINDS = ("adaptive", "growing", "fixed")
 
 
-def at_step(radius: Radius, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def at_step(rho: Rho, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Return the value of a radius, or of its schedule, at a step. shape=()."""
-  return jnp.asarray(radius(count) if callable(radius) else radius, dtype)
+  return jnp.asarray(rho(count) if callable(rho) else rho, dtype)
 
 
 def adaptive_radius(

@@ -4,33 +4,41 @@ from typing import Any, NamedTuple
 
 import jax
 
-from asga_jax.sharpness import ascent as ascent_lib
-
 PyTree = Any
+
+
+class Displacement(NamedTuple):
+  """That of the next step, δ = c·m, where it comes from earlier steps."""
+
+  # m, float32 or float64; optax.MaskedNode at leaves that are not perturbed.
+  direction: PyTree
+  norm: jax.Array  # ‖m‖, shape=(), dtype=float32
+  coefficient: jax.Array  # c, shape=(), dtype=float32
 
 
 class AsgaState(NamedTuple):
   """State of `asga_transform`; float64 if a parameter is, else float32.
 
-  After an update without a second pass (`ascent_every`), what a second pass
-  measures is that of the last update that had one.
+  After an update without a second pass (`ascent_every`), the figures that a
+  second pass measures are NaN: raw_gap, perturbed_value, cosine and
+  perturbed_gradient_norm; and so is the radius, which was not used.
 
   Attributes:
     count: number of updates made.
     gaps_seen: number of those whose gap was finite.
     gap: the gap that enters the next radius: the exponential average of the
       finite gaps, with `gap_ema=0` the newest finite gap; 0 before the first.
-    raw_gap: h of the last update as it was measured, finite or not.
+    raw_gap: h of the last update as it was measured.
     radius: ρ used in the last update; before the first, the one it will use.
     value: L, as given to the last update.
     perturbed_value: L', the loss at the displaced parameters.
     cosine: cos(g, g') over the perturbed leaves; 0 if either is zero.
     gradient_norm: ‖g‖ over the perturbed leaves.
     perturbed_gradient_norm: ‖g'‖ over the perturbed leaves.
-    coefficient: c of the last update, which took g' at θ + c·g, or with an
-      ascent from earlier steps at θ + c·m; 0 if it had no second pass.
-    ascent: that of the next step; () with `ascent="fresh"`. With it L is an
-      estimate to first order, and ‖m‖ stands for ‖g‖.
+    coefficient: c of the last update, which took g' at θ + c·g, or in the form
+      of one pass at θ + c·m; 0 if it had no second pass.
+    displacement: that of the next step in the form of one pass, else (). With
+      it L is an estimate to first order, and ‖m‖ stands for ‖g‖.
   """
 
   count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
@@ -44,7 +52,7 @@ class AsgaState(NamedTuple):
   gradient_norm: jax.Array  # shape=(), dtype=float32
   perturbed_gradient_norm: jax.Array  # shape=(), dtype=float32
   coefficient: jax.Array  # shape=(), dtype=float32
-  ascent: ascent_lib.Ascent | tuple[()] = ()
+  displacement: Displacement | tuple[()] = ()
 
 
 def _find(opt_state: PyTree) -> AsgaState:
@@ -77,7 +85,7 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
   return {
     name: jax.tree.leaves(field)[0]
     for name, field in _find(opt_state)._asdict().items()
-    if name != "ascent"
+    if name != "displacement"
   }
 
 
@@ -95,10 +103,23 @@ def ascent_point(opt_state: PyTree, params: PyTree) -> PyTree:
     params: θ.
 
   Returns:
-    θ + c·m on the perturbed leaves, each in its own dtype.
+    θ + c·m on the perturbed leaves, float32 or better whatever their own dtype
+    (`update` gives the result the dtypes of `params`); the others as they are.
 
   Raises:
     ValueError: there is no state of the transformation, or more than one.
   """
-  ascent = _find(opt_state).ascent
-  return ascent_lib.point(ascent, params) if ascent else params
+  displacement = _find(opt_state).displacement
+  if not displacement:
+    return params
+  # A field may be boxed, as nnx.Optimizer does.
+  coefficient = jax.tree.leaves(displacement.coefficient)[0]
+
+  def move(param: jax.Array, part: PyTree) -> jax.Array:
+    direction = jax.tree.leaves(part)
+    if not direction:
+      return param
+    step = coefficient.astype(direction[0].dtype) * direction[0]
+    return param.astype(step.dtype) + step
+
+  return jax.tree.map(move, params, displacement.direction)

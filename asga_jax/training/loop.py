@@ -53,7 +53,10 @@ class DivergedError(RuntimeError):
 
 def _diverged(record: Record) -> str | None:
   """Name the figure that shows that a step spoilt the weights."""
-  names = ("loss", "gradient_norm", "perturbed_gradient_norm", "logit_spread")
+  names = ["loss", "gradient_norm", "perturbed_gradient_norm", "logit_spread"]
+  # A second pass that was skipped has used no radius.
+  if math.isnan(record.get("radius", 0.0)):
+    names.remove("perturbed_gradient_norm")
   for name in names:
     if not math.isfinite(record.get(name, 0.0)):
       return name

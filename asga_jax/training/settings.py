@@ -18,6 +18,10 @@ from asga_jax.training import state as state_lib
 # Field -> (whether its value fits, what would).
 Checks = Mapping[str, tuple[bool, str]]
 
+# Of the sharpness settings of configurations and searches, for the presets that
+# read them.
+SHARPNESS_DEFAULTS = {"rho_max": 0.05, "phi": 2e-3, "gap_ema": 0.9}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
@@ -25,7 +29,9 @@ class TrainingSettings:
 
   # Steps of the schedule.
   steps: int
-  # One of sharpness.PRESETS, and arguments that differ from it.
+  # One of sharpness.PRESETS, and arguments of `asga_transform` that differ from
+  # it. One that the preset does not read is an error, unless it has its value
+  # in SHARPNESS_DEFAULTS.
   preset: str
   sharpness: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   learning_rate: float = 0.05
@@ -44,11 +50,32 @@ class TrainingSettings:
         ),
       }
     )
+    make_transform(self)
 
   def _check(self, checks: Checks) -> None:
     for name, (fits, accepted) in checks.items():
       if not fits:
         raise ValueError(f"{name}={getattr(self, name)!r}; expected {accepted}")
+
+
+def make_transform(settings: TrainingSettings) -> sharpness_lib.Transformation:
+  """Make the transformation of the gradients that the settings name.
+
+  Raises:
+    ValueError: a bad argument of the preset, or one that it does not read.
+  """
+  given = dict(settings.sharpness)
+  try:
+    for name in sharpness_lib.unread_by(settings.preset, given):
+      if given[name] == SHARPNESS_DEFAULTS.get(name):
+        del given[name]
+    return sharpness_lib.preset(
+      settings.preset, mask=state_lib.PERTURBED, **given
+    )
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"sharpness of preset={settings.preset!r}: {error}"
+    ) from error
 
 
 _Settings = TypeVar("_Settings", bound=TrainingSettings)
@@ -58,15 +85,14 @@ def settings_group(settings: TrainingSettings) -> ml_collections.ConfigDict:
   """Make the group of a configuration that holds settings.
 
   Arguments of `sharpness.asga_transform` stand under `sharpness`; None leaves
-  the preset's own.
+  the preset's own, and so does what SHARPNESS_DEFAULTS gives where the preset
+  does not read it.
   """
   group = ml_collections.ConfigDict(dataclasses.asdict(settings))
   placeholder = config_dict.placeholder
   group.sharpness = ml_collections.ConfigDict(
     {
-      "rho_max": 0.05,
-      "phi": 2e-3,
-      "gap_ema": 0.9,
+      **SHARPNESS_DEFAULTS,
       "align": placeholder(float),
       "radius": placeholder(str),
       "rho_min": placeholder(float),
@@ -173,9 +199,7 @@ def start(
     layout=taken.layout,
     loss_fn=loss_fn,
     prepare=prepare or (lambda key, batch: batch),
-    transform=sharpness_lib.preset(
-      settings.preset, mask=state_lib.PERTURBED, **settings.sharpness
-    ),
+    transform=make_transform(settings),
     optimizer=optimizer,
     # The one candidate of each tensor has nothing to learn.
     logit_optimizer=logit_optimizer or optax.set_to_zero(),

@@ -1,7 +1,5 @@
 """What a training step carries on, and how it is cut out of a network."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +8,7 @@ import optax
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice, surgery
+from asga_jax.quantization import bit_choice, logit_layout, surgery
 from asga_jax.xla import lowering
 
 
@@ -41,44 +39,7 @@ class TrainState(NamedTuple):
   logit_optimizer: optax.OptState
   multiplier: jax.Array  # shape=(budgets,), dtype=float32
   # Sum over the steps of dL/dp of each candidate, centred; as the logits.
-  slope_sum: "StackedLogits"
-
-
-StackedLogits = dict[int, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class LogitLayout:
-  """Which row of the stacked logits belongs to which variable."""
-
-  # Number of candidates -> paths of the variables, in the order of the rows.
-  rows: Mapping[int, tuple[tuple[Any, ...], ...]]
-
-  @classmethod
-  def of(cls, logits: nnx.State) -> "LogitLayout":
-    """Read the layout from a state of `BitLogits`."""
-    rows: dict[int, list[tuple[Any, ...]]] = {}
-    for path, leaf in nnx.to_flat_state(logits):
-      rows.setdefault(leaf.size, []).append(path)
-    return cls({count: tuple(paths) for count, paths in sorted(rows.items())})
-
-  def stack(self, logits: nnx.State) -> StackedLogits:
-    """Stack the leaves of a state."""
-    flat = dict(nnx.to_flat_state(logits))
-    return {
-      count: jnp.stack([flat[path] for path in paths])
-      for count, paths in self.rows.items()
-    }
-
-  def unstack(self, stacked: StackedLogits) -> nnx.State:
-    """Put the rows back into a state."""
-    return nnx.from_flat_state(
-      [
-        (path, stacked[count][row])
-        for count, paths in self.rows.items()
-        for row, path in enumerate(paths)
-      ]
-    )
+  slope_sum: logit_layout.StackedLogits
 
 
 _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
@@ -111,7 +72,7 @@ class Trainable(NamedTuple):
   graphdef: nnx.GraphDef
   # Of the same network, whose bit choices hold probabilities.
   step_graphdef: nnx.GraphDef
-  layout: LogitLayout
+  layout: logit_layout.LogitLayout
   params: Params  # with stacked logits
   rest: nnx.State
 
@@ -121,7 +82,7 @@ def take_apart(model: nnx.Module) -> Trainable:
   model = nnx.clone(model)
   model.train()
   graphdef, params, rest = split_model(model)
-  layout = LogitLayout.of(params.logits)
+  layout = logit_layout.LogitLayout.of(params.logits)
   return Trainable(
     graphdef=graphdef,
     step_graphdef=split_model(

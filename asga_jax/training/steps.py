@@ -1,4 +1,4 @@
-"""One compiled step of the search."""
+"""One compiled step, of a search or of a training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,10 +11,8 @@ from jax.sharding import Mesh
 
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import bit_choice
-from asga_jax.sharpness import perturbation
-from asga_jax.training import changed_codes as code_changes
-from asga_jax.training import sharding
+from asga_jax.quantization import bit_choice, logit_layout
+from asga_jax.training import changed_codes, sharding
 from asga_jax.training import state as state_lib
 from asga_jax.xla import lowering, outline
 
@@ -32,14 +30,14 @@ class StepParts(NamedTuple):
 
   # Of the network whose bit choices hold probabilities.
   graphdef: nnx.GraphDef
-  layout: state_lib.LogitLayout
+  layout: logit_layout.LogitLayout
   loss_fn: LossFn
   prepare: PrepareFn
-  transform: optax.GradientTransformationExtraArgs
+  transform: sharpness.Transformation
   optimizer: optax.GradientTransformation
   logit_optimizer: optax.GradientTransformation
   # From stacked probabilities to expected cost over budget, shape=(budgets,).
-  expected_use: Callable[[state_lib.StackedLogits], jax.Array] | None = None
+  expected_use: Callable[[logit_layout.StackedLogits], jax.Array] | None = None
   temperature: Schedule = optax.constant_schedule(1.0)
   multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
@@ -93,8 +91,8 @@ def _checked(result: Any) -> tuple[jax.Array, Metrics]:
 
 
 def stacked_probabilities(
-  logits: state_lib.StackedLogits, temperature: jax.Array
-) -> state_lib.StackedLogits:
+  logits: logit_layout.StackedLogits, temperature: jax.Array
+) -> logit_layout.StackedLogits:
   """Compute the probabilities of all tensors, as their logits are stacked."""
   return {
     count: bit_choice.probabilities(rows, temperature)
@@ -102,7 +100,7 @@ def stacked_probabilities(
   }
 
 
-def _spread(logits: state_lib.StackedLogits) -> jax.Array:
+def _spread(logits: logit_layout.StackedLogits) -> jax.Array:
   """Give the mean over searched tensors of highest minus lowest logit."""
   spreads = [
     jnp.max(rows, axis=1) - jnp.min(rows, axis=1)
@@ -112,21 +110,34 @@ def _spread(logits: state_lib.StackedLogits) -> jax.Array:
   return jnp.mean(jnp.concatenate(spreads)) if spreads else jnp.zeros(())
 
 
-def search_step(
+class Choosing(NamedTuple):
+  """What a step carries on of the choice of bits."""
+
+  logits: logit_layout.StackedLogits
+  optimizer: optax.OptState
+  multiplier: jax.Array  # shape=(budgets,), dtype=float32
+  slope_sum: logit_layout.StackedLogits
+
+
+# Of (params, rest, batch) to ((loss, (figures, rest)), gradients).
+Pass = Callable[..., tuple[tuple[jax.Array, Any], state_lib.Params]]
+
+
+def train_step(
   parts: StepParts,
   state: state_lib.TrainState,
   batch: Any,
   heldout: Any = None,
 ) -> tuple[state_lib.TrainState, Metrics]:
-  """Make one step of the search.
+  """Make one step of a search, or of training a fixed or a float network.
 
   Joint (`heldout` None): weights and logits move by one aligned gradient of two
   passes on `batch`. Bilevel: weights by two passes on `batch`, then logits by
   two passes on `heldout`, where the weights are perturbed by that batch's own
   gradient; both halves use one radius.
 
-  With an ascent from earlier steps the second pass falls away, and the first is
-  at the displaced weights: loss and figures are those there.
+  With a displacement from earlier steps the second pass falls away, and the
+  first is at the displaced weights: loss and figures are those there.
   With no candidate to choose from and no budget it trains a fixed policy.
 
   Args:
@@ -136,146 +147,177 @@ def search_step(
     heldout: a raw batch for logits, or None.
 
   Returns:
-    The state after, and figures of the step, each of shape ().
+    The state after, and figures of the step, each of shape (); those of a
+    second pass are NaN where it was skipped.
   """
   temperature = parts.temperature(state.step)
   key = jax.random.fold_in(state.key, state.step)
-  rest = state.rest
+  one_pass = make_pass(parts)
+
+  gradients, new_sharpness, rest, figures = aligned_gradient(
+    parts, state, state.params, batch, key, one_pass
+  )
+  params, optimizer = move_weights(parts, state, gradients)
+  before = Choosing(
+    params.logits, state.logit_optimizer, state.multiplier, state.slope_sum
+  )
+  if heldout is None:
+    chosen = move_logits(parts, before, gradients.logits, temperature)
+  else:
+
+    def on_heldout(before: Choosing) -> tuple[Choosing, jax.Array]:
+      gradients, _, _, figures = aligned_gradient(
+        parts, state, params, heldout, jax.random.fold_in(key, 1), one_pass
+      )
+      chosen = move_logits(parts, before, gradients.logits, temperature)
+      return chosen, figures["loss"]
+
+    chosen, figures["heldout_loss"] = jax.lax.cond(
+      state.step % parts.logits_every == 0,
+      on_heldout,
+      lambda before: (before, jnp.full((), jnp.nan, figures["loss"].dtype)),
+      before,
+    )
+  new_state = state_lib.TrainState(
+    step=state.step + 1,
+    key=state.key,
+    params=params._replace(logits=chosen.logits),
+    rest=rest,
+    sharpness=new_sharpness,
+    optimizer=optimizer,
+    logit_optimizer=chosen.optimizer,
+    multiplier=chosen.multiplier,
+    slope_sum=chosen.slope_sum,
+  )
+  return new_state, figures | _state_figures(parts, new_state, temperature)
+
+
+def make_pass(parts: StepParts) -> Pass:
+  """Make the forward and backward pass that all gradients of a step share."""
 
   def loss(params, rest, data):
     model = state_lib.merge_model(parts.graphdef, params, rest)
     value, figures = _checked(parts.loss_fn(model, data))
     return value, (figures, state_lib.split_model(model)[2])
 
-  one_pass = outline.outlined(jax.value_and_grad(loss, has_aux=True))
+  return outline.outlined(jax.value_and_grad(loss, has_aux=True))
 
-  def aligned(params, raw, key):
-    """Give the aligned gradient at params and all that came with it.
 
-    In the place of the logits it is that of the stacked probabilities.
-    """
-    data = parts.prepare(key, raw)
-    mixed = stacked_probabilities(params.logits, temperature)
-    stacked, unstacked = params, parts.layout.unstack(mixed)
-    params = params._replace(logits=unstacked)
-    point = sharpness.ascent_point(state.sharpness, stacked)
-    displaced = point is not stacked
-    point = point._replace(logits=unstacked)
-    (value, (figures, new_rest)), gradients = one_pass(point, rest, data)
-    figures = {"loss": value, **figures}
-    passes = ["first"]
+def aligned_gradient(
+  parts: StepParts,
+  state: state_lib.TrainState,
+  params: state_lib.Params,
+  raw: Any,
+  key: jax.Array,
+  one_pass: Pass,
+) -> tuple[state_lib.Params, sharpness.AsgaState, nnx.State, Metrics]:
+  """Compute the sharpness-aware gradient at some parameters.
 
-    def second_pass(point):
-      passes.append("second")
-      (value, _), gradients = one_pass(point, rest, data)
-      return value, gradients
+  Args:
+    parts: the constants.
+    state: before the step: its rest, temperature and radius.
+    params: where the gradient is taken, with stacked logits.
+    raw: a raw batch.
+    key: for its preparation.
+    one_pass: from `make_pass`.
 
-    combined, new_sharpness = parts.transform.update(
-      gradients,
-      state.sharpness,
-      params,
-      value=value,
-      value_and_grad_fn=second_pass,
-    )
-    if len(passes) > 1:
-      point = perturbation.displace(
-        params,
-        gradients,
-        new_sharpness.coefficient,
-        perturbation.resolve_mask(state_lib.PERTURBED, params),
-      )
-    if displaced or len(passes) > 1:
-      figures["codes_changed"] = code_changes.changed_codes(
-        parts.graphdef, rest, params, point
-      )
-    combined = combined._replace(logits=parts.layout.stack(combined.logits))
-    return combined, new_sharpness, new_rest, figures
+  Returns:
+    The gradient, in the place of the logits that of the stacked probabilities;
+    the next state of the transformation; the rest of the network after the
+    first pass; and the figures of the first pass, with the share of codes that
+    the perturbation changes where there is one.
+  """
+  data = parts.prepare(key, raw)
+  temperature = parts.temperature(state.step)
+  mixed = stacked_probabilities(params.logits, temperature)
+  unstacked = params._replace(logits=parts.layout.unstack(mixed))
+  point = sharpness.ascent_point(state.sharpness, params)
+  displaced = point is not params
+  point = point._replace(logits=unstacked.logits)
+  (value, (figures, rest)), gradients = one_pass(point, state.rest, data)
 
-  def move_logits(logits, slopes, optimizer, multiplier, slope_sum):
-    """Move the logits by dL/dp and the budget's penalty."""
-    mixed, pull_back = jax.vjp(
-      lambda logits: stacked_probabilities(logits, temperature), logits
-    )
-    # What moving the whole mixture to a candidate would change, to first order.
-    slope_sum = jax.tree.map(
-      lambda total, slope, p: (
-        total + slope - jnp.sum(p * slope, axis=1, keepdims=True)
-      ),
-      slope_sum,
-      slopes,
-      mixed,
-    )
-    if parts.expected_use is not None:
-      use, pull_use = jax.vjp(parts.expected_use, mixed)
-      # The gradient of budget_lib.penalty in the expected use.
-      (costs,) = pull_use(jax.grad(budget_lib.penalty, 1)(multiplier, use))
-      slopes = jax.tree.map(jnp.add, slopes, costs)
-      multiplier = budget_lib.update_multiplier(
-        multiplier, use, rate=parts.multiplier_rate
-      )
-    (gradients,) = pull_back(slopes)
-    updates, optimizer = parts.logit_optimizer.update(
-      gradients, optimizer, logits
-    )
-    return (
-      optax.apply_updates(logits, updates),
-      optimizer,
-      multiplier,
-      slope_sum,
+  def second_pass(point):
+    (value, _), gradients = one_pass(point, state.rest, data)
+    return value, gradients
+
+  def share_of_changed_codes(point):
+    return changed_codes.changed_codes(
+      parts.graphdef, state.rest, unstacked, point
     )
 
-  params = state.params
-  gradients, new_sharpness, new_rest, figures = aligned(params, batch, key)
-  trained = {"weights": params.weights, "quantizers": params.quantizers}
+  combined, new_sharpness, changed = parts.transform.update_and_look(
+    gradients,
+    state.sharpness,
+    unstacked,
+    value=value,
+    value_and_grad_fn=second_pass,
+    look=share_of_changed_codes,
+  )
+  if displaced:
+    changed = share_of_changed_codes(point)
+  figures = {"loss": value, **figures}
+  if changed is not None:
+    figures["codes_changed"] = changed
+  combined = combined._replace(logits=parts.layout.stack(combined.logits))
+  return combined, new_sharpness, rest, figures
+
+
+def move_weights(
+  parts: StepParts, state: state_lib.TrainState, gradients: state_lib.Params
+) -> tuple[state_lib.Params, optax.OptState]:
+  """Move weights and step sizes; the logits stay."""
+  of_trained, trained = (
+    {"weights": tree.weights, "quantizers": tree.quantizers}
+    for tree in (gradients, state.params)
+  )
   updates, optimizer = parts.optimizer.update(
-    {"weights": gradients.weights, "quantizers": gradients.quantizers},
-    state.optimizer,
-    trained,
+    of_trained, state.optimizer, trained
   )
-  params = state_lib.Params(
-    **optax.apply_updates(trained, updates), logits=params.logits
+  trained = optax.apply_updates(trained, updates)
+  return state.params._replace(**trained), optimizer
+
+
+def move_logits(
+  parts: StepParts,
+  before: Choosing,
+  slopes: logit_layout.StackedLogits,
+  temperature: jax.Array,
+) -> Choosing:
+  """Move the logits by the loss and the budget's penalty, then the multiplier.
+
+  Args:
+    parts: the constants.
+    before: the logits and what goes with them.
+    slopes: dL/dp of the stacked probabilities p.
+    temperature: τ of p = softmax(logits / τ). shape=().
+  """
+  mixed, pull_back = jax.vjp(
+    lambda logits: stacked_probabilities(logits, temperature), before.logits
   )
-  before = (
-    params.logits,
-    state.logit_optimizer,
-    state.multiplier,
-    state.slope_sum,
+  # What moving the whole mixture to a candidate would change, to first order.
+  slope_sum = jax.tree.map(
+    lambda total, slope, p: (
+      total + slope - jnp.sum(p * slope, axis=1, keepdims=True)
+    ),
+    before.slope_sum,
+    slopes,
+    mixed,
   )
-
-  def from_gradients(gradients, carried):
-    logits, optimizer, multiplier, slope_sum = carried
-    return move_logits(logits, gradients, optimizer, multiplier, slope_sum)
-
-  if heldout is None:
-    after = from_gradients(gradients.logits, before)
-  else:
-    other_key = jax.random.fold_in(key, 1)
-
-    def on_heldout(carried):
-      gradients, _, _, figures = aligned(params, heldout, other_key)
-      return from_gradients(gradients.logits, carried), figures["loss"]
-
-    after, heldout_loss = jax.lax.cond(
-      state.step % parts.logits_every == 0,
-      on_heldout,
-      lambda carried: (carried, jnp.full((), jnp.nan, figures["loss"].dtype)),
-      before,
+  multiplier = before.multiplier
+  if parts.expected_use is not None:
+    use, pull_use = jax.vjp(parts.expected_use, mixed)
+    # The gradient of budget_lib.penalty in the expected use.
+    (costs,) = pull_use(jax.grad(budget_lib.penalty, 1)(multiplier, use))
+    slopes = jax.tree.map(jnp.add, slopes, costs)
+    multiplier = budget_lib.update_multiplier(
+      multiplier, use, rate=parts.multiplier_rate
     )
-    figures["heldout_loss"] = heldout_loss
-  logits, logit_optimizer, multiplier, slope_sum = after
-  new_state = state_lib.TrainState(
-    step=state.step + 1,
-    key=state.key,
-    params=params._replace(logits=logits),
-    rest=new_rest,
-    sharpness=new_sharpness,
-    optimizer=optimizer,
-    logit_optimizer=logit_optimizer,
-    multiplier=multiplier,
-    slope_sum=slope_sum,
+  (gradients,) = pull_back(slopes)
+  updates, optimizer = parts.logit_optimizer.update(
+    gradients, before.optimizer, before.logits
   )
-  figures |= _state_figures(parts, new_state, temperature)
-  return new_state, figures
+  logits = optax.apply_updates(before.logits, updates)
+  return Choosing(logits, optimizer, multiplier, slope_sum)
 
 
 def _state_figures(
@@ -320,7 +362,7 @@ def compile_step(
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
   def step(state, *batches):
-    return search_step(parts, state, *batches)
+    return train_step(parts, state, *batches)
 
   return jax.jit(
     step,

@@ -13,6 +13,7 @@ import asga_jax
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
+from asga_jax.quantization import logit_layout
 from asga_jax.training import state as state_lib
 
 
@@ -24,7 +25,7 @@ def _space(model):
 def _random_probabilities(space, model, seed):
   """Gives probabilities by group, and stacked as a step holds them."""
   _, params, _ = state_lib.split_model(model)
-  layout = state_lib.LogitLayout.of(params.logits)
+  layout = logit_layout.LogitLayout.of(params.logits)
   random = np.random.default_rng(seed)
   drawn = jax.tree.map(
     lambda leaf: jnp.asarray(random.dirichlet(np.ones(leaf.size)), jnp.float32),

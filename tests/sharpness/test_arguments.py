@@ -25,9 +25,6 @@ VALUE, GRADS = FN(PARAMS)
     ("rho_max", "0.05"),
     ("rho_max", True),
     ("rho_max", jnp.ones((2,))),
-    ("rho_min", -0.1),
-    ("rho_min", 0.06),
-    ("rho_min", None),
     ("phi", 0.0),
     ("phi", -1e-3),
     ("phi", optax.constant_schedule(1e-3)),
@@ -35,7 +32,6 @@ VALUE, GRADS = FN(PARAMS)
     ("align", math.inf),
     ("gap_ema", 1.0),
     ("gap_ema", -0.1),
-    ("gsam_alpha", -0.01),
     ("radius", "Adaptive"),
     ("radius", 0.05),
     ("combination", "sum"),
@@ -51,6 +47,77 @@ def test_a_bad_setting_is_named_with_its_value(name, value):
   shown = 1.0 if name == "mask" else value
   with pytest.raises(ValueError, match=f"{name}.*{re.escape(repr(shown))}"):
     sharpness.asga_transform(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.06, True])
+def test_a_bad_floor_is_named(value):
+  with pytest.raises(ValueError, match=f"rho_min={value}; accepted: 0 <="):
+    sharpness.asga_transform(radius="growing", rho_min=value)
+
+
+def test_a_bad_share_of_gsam_is_named():
+  with pytest.raises(ValueError, match=r"gsam_alpha=-0\.01; accepted"):
+    sharpness.gsam(gsam_alpha=-0.01)
+
+
+@pytest.mark.parametrize(
+  ("given", "where"),
+  [
+    ({"phi": 2e-3, "radius": "fixed"}, "radius='adaptive'"),
+    ({"phi": 2e-3, "radius": "growing"}, "radius='adaptive'"),
+    ({"gap_ema": 0.0, "radius": "fixed"}, "radius='adaptive' or 'growing'"),
+    ({"rho_min": 0.0}, "radius='growing'"),
+    ({"rho_min": 0.01, "radius": "fixed"}, "radius='growing'"),
+    ({"gsam_alpha": 0.01}, "combination='gsam'"),
+    ({"gsam_alpha": 0.5, "combination": "perturbed"}, "combination='gsam'"),
+    *(
+      ({name: value, "combination": "plain"}, "another combination")
+      for name, value in {
+        "rho_max": 0.1,
+        "phi": 2e-3,
+        "align": 0.0,
+        "radius": "fixed",
+        "gap_ema": 0.9,
+        "cap_align": False,
+        "rho_min": 0.0,
+        "gsam_alpha": 0.01,
+        "gap_from_gradients": True,
+        "ascent": "previous",
+        "ascent_every": 2,
+      }.items()
+    ),
+  ],
+)
+def test_a_setting_that_nothing_reads_is_named(given, where):
+  name, value = next(iter(given.items()))
+  message = f"^{name}={value!r} is not read with .*; leave it out, or take"
+  with pytest.raises(ValueError, match=message) as caught:
+    sharpness.asga_transform(**given)
+  assert str(caught.value).endswith(f"take {where}")
+
+
+@pytest.mark.parametrize("method", ["sam", "gsam", "sagm", "asga", "sgd"])
+def test_a_preset_refuses_what_its_method_does_not_read(method):
+  settings = {"rho_max": 0.1, "phi": 1e-3, "gsam_alpha": 0.1, "gap_ema": 0.5}
+  read = {
+    "sgd": set(),
+    "sam": {"rho_max"},
+    "gsam": {"rho_max", "gsam_alpha"},
+    "sagm": {"rho_max"},
+    "asga": {"rho_max", "phi", "gap_ema"},
+  }[method]
+  assert sharpness.unread_by(method, settings) == settings.keys() - read
+  sharpness.preset(method, **{name: settings[name] for name in read})
+  for name in settings.keys() - read:
+    with pytest.raises(ValueError, match=f"^{name}="):
+      sharpness.preset(method, **{name: settings[name]})
+
+
+def test_a_preset_may_be_changed_in_what_it_then_reads():
+  sharpness.preset("sam", radius="adaptive", phi=1e-3, gap_ema=0.9)
+  assert (
+    sharpness.unread_by("sagm", {"radius": "growing", "rho_min": 0}) == set()
+  )
 
 
 def test_what_a_setting_accepts_is_listed():
@@ -104,9 +171,7 @@ def test_a_bad_call_is_refused(given, message):
 def test_a_traced_setting_is_let_through():
   @jax.jit
   def step(rho_max, align, gap_ema):
-    tx = sharpness.asga_transform(
-      rho_max=rho_max, align=align, gap_ema=gap_ema, radius="fixed"
-    )
+    tx = sharpness.asga_transform(rho_max=rho_max, align=align, gap_ema=gap_ema)
     return tx.update(
       GRADS, tx.init(PARAMS), PARAMS, value=VALUE, value_and_grad_fn=FN
     )[1].radius

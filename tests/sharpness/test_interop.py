@@ -93,7 +93,7 @@ def without_norm(params):
 def test_nnx_optimizer(boxed, mask):
   params, loss = network()
   tx = optax.chain(
-    sharpness.asga(rho_max=0.5, phi=1e-2, mask=mask), optax.sgd(0.2)
+    sharpness.asga_transform(rho_max=0.5, phi=1e-2, mask=mask), optax.sgd(0.2)
   )
   want, state = train(tx, params, loss, steps=2)
 
@@ -128,7 +128,7 @@ def test_partition_after_the_transform_in_a_chain():
   params, loss = network()
   labels = {"hidden": "sgd", "norm": "sgd", "out": "adam"}
   groups = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.01)}
-  tx = optax.chain(sharpness.asga(), optax.partition(groups, labels))
+  tx = optax.chain(sharpness.asga_transform(), optax.partition(groups, labels))
   _, state = train(tx, params, loss)
   assert sharpness.diagnostics(state)["count"] == 4
   assert optax.tree.get(state, "radius") == state[0].radius
@@ -149,9 +149,11 @@ def test_masking_around_the_transform_is_refused(wrap):
   params, _ = network()
   message = r"optax\.masked or optax\.partition around.*mask=\.\.\."
   with pytest.raises(ValueError, match=message):
-    wrap(sharpness.asga()).init(params)
-  masked = optax.masked(sharpness.asga(), {"hidden": True, "norm": 0, "out": 1})
-  state = optax.transforms.MaskedState(sharpness.asga().init(params))
+    wrap(sharpness.asga_transform()).init(params)
+  masked = optax.masked(
+    sharpness.asga_transform(), {"hidden": True, "norm": 0, "out": 1}
+  )
+  state = optax.transforms.MaskedState(sharpness.asga_transform().init(params))
   with pytest.raises(ValueError, match=message):
     masked.update(params, state, params)
 
@@ -198,7 +200,7 @@ def test_injected_radius_is_data():
 
 def test_map_params_passes_over_the_state():
   params, _ = network()
-  tx = optax.chain(sharpness.asga(), optax.sgd(0.1, momentum=0.9))
+  tx = optax.chain(sharpness.asga_transform(), optax.sgd(0.1, momentum=0.9))
   state = tx.init(params)
   doubled = optax.tree.map_params(tx, lambda x: x + 1, state)
   assert doubled[0] == state[0]
@@ -208,6 +210,8 @@ def test_map_params_passes_over_the_state():
 @pytest.mark.parametrize("count", [0, 2])
 def test_diagnostics_reads_exactly_one_state(count):
   params = jnp.ones((2,))
-  tx = optax.chain(optax.sgd(0.1), *[sharpness.asga() for _ in range(count)])
+  tx = optax.chain(
+    optax.sgd(0.1), *[sharpness.asga_transform() for _ in range(count)]
+  )
   with pytest.raises(ValueError, match=f"holds {count} states"):
     sharpness.diagnostics(tx.init(params))

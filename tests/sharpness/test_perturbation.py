@@ -90,7 +90,7 @@ def test_double_precision_is_kept():
 
 
 @pytest.mark.parametrize(
-  ("norm", "radius", "align", "cap", "coefficient", "align_used"),
+  ("norm", "rho", "align", "cap", "coefficient", "align_used"),
   [
     (2.0, 0.05, 1e-3, True, 0.025 - 1e-3, 1e-3),
     (2.0, 0.05, 1e-3, False, 0.025 - 1e-3, 1e-3),
@@ -101,9 +101,9 @@ def test_double_precision_is_kept():
     (0.0, 0.05, 1e-3, False, 0.0, 1e-3),
   ],
 )
-def test_step_coefficient(norm, radius, align, cap, coefficient, align_used):
+def test_step_coefficient(norm, rho, align, cap, coefficient, align_used):
   got = perturbation.step_coefficient(
-    jnp.float32(norm), jnp.float32(radius), align, cap_align=cap
+    jnp.float32(norm), jnp.float32(rho), align, cap_align=cap
   )
   np.testing.assert_allclose(got, (coefficient, align_used), rtol=1e-5)
 
@@ -135,10 +135,7 @@ def test_bfloat16_leaves_are_moved_in_float32():
   exact = np.asarray(params, np.float32) + np.float32(0.0123) * np.asarray(
     grads, np.float32
   )
-  want = jnp.asarray(exact, jnp.bfloat16)
-  assert moved.dtype == jnp.bfloat16
-  assert np.array_equal(moved, want)
-  # The same in bfloat16 throughout is another result, so the test can fail.
-  assert not np.array_equal(
-    params + coefficient.astype("bfloat16") * grads, want
-  )
+  assert moved.dtype == jnp.float32
+  np.testing.assert_allclose(moved, exact, rtol=1e-6)
+  # In bfloat16 it would be another result, so the test can fail.
+  assert not np.array_equal(moved, moved.astype(jnp.bfloat16))

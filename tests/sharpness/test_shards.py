@@ -72,7 +72,13 @@ try:
     in_specs=(P(), P(), P("data")), out_specs=P())), tx, sharded)
 except ValueError as error:
   out["summed"] = str(error)
-tx = optax.chain(sharpness.sgd(axis_name="data"), optax.sgd(case["rate"]))
+for name, every in {"int": 2, "array": jnp.int32(2)}.items():
+  tx = chain(axis_name="data", ascent_every=every)
+  out[f"every_{name}"] = run(jax.jit(jax.shard_map(
+    lambda *a: step(tx, *a, local=vary), mesh=mesh,
+    in_specs=(P(), P(), P("data")), out_specs=P())), tx, sharded)
+tx = optax.chain(
+  sharpness.preset("sgd", axis_name="data"), optax.sgd(case["rate"]))
 out["plain"] = run(jax.jit(jax.shard_map(
   lambda *a: step(tx, *a, local=vary), mesh=mesh,
   in_specs=(P(), P(), P("data")), out_specs=P())), tx, sharded)
@@ -86,25 +92,33 @@ def draw():
   return factors @ factors.transpose(0, 2, 1) / 5, rng.normal(size=5)
 
 
-def per_shard(A, x):
-  """Perturb by each group's own gradient; average the gap over the groups."""
+def per_shard(A, x, every=1):
+  """Perturb by each group's own gradient; average the gap over the groups.
+
+  Between every k-th step the plain gradient is taken, and there is no gap.
+  """
   keep = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
   rho, track = RHO_MAX, []
-  for _ in range(STEPS):
+  for index in range(STEPS):
     grads, gaps, values, norms = [], [], [], []
     for Ai in A:
       g = Ai @ x
       m = keep * g
       norm = np.linalg.norm(m)
+      norms.append(norm)
+      values.append(0.5 * x @ Ai @ x)
+      if index % every:
+        grads.append(g)
+        continue
       lam = min(ALIGN, rho / (2 * norm))
       y = x + (rho / norm - lam) * m
       second = Ai @ y
       grads.append((g + second) / 2)
-      values.append(0.5 * x @ Ai @ x)
       gaps.append(0.5 * y @ Ai @ y - values[-1] + lam * m @ second)
-      norms.append(norm)
-    gap, used = np.mean(gaps), rho
-    rho = RHO_MAX if gap <= 0 else min(RHO_MAX, PHI / np.log(gap + 1))
+    gap, used = np.nan, np.nan
+    if gaps:
+      gap, used = np.mean(gaps), rho
+      rho = RHO_MAX if gap <= 0 else min(RHO_MAX, PHI / np.log(gap + 1))
     x = x - RATE * np.mean(grads, axis=0)
     track.append([*x, used, gap, np.mean(values), np.mean(norms)])
   return np.array(track)
@@ -148,6 +162,15 @@ def test_each_shard_is_perturbed_by_its_own_gradient(results, check_vma):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
   assert len(np.unique(want[:, 5])) > 1
   assert np.abs(got - np.array(results["global"]))[:, :5].max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["int", "array"])
+def test_each_shard_is_perturbed_at_every_second_step(results, name):
+  want = per_shard(*draw(), every=2)
+  got = np.array(results[f"every_{name}"])
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  assert np.isnan(want[1, 5:7]).all()
+  assert want[0, 5] != want[2, 5]
 
 
 def test_a_gradient_already_summed_over_the_shards_is_refused(results):

@@ -106,20 +106,71 @@ def abstract_step(tx, params):
   return jax.eval_shape(step, params, tx.init(params))
 
 
+def test_a_radius_shared_by_many_bfloat16_weights_moves_them():
+  # Each moves by 5e-5, and the spacing of bfloat16 at 1 is 8e-3.
+  def loss(params):
+    return jnp.sum(params["w"].astype(jnp.float32) ** 2) + params["b"][0]
+
+  params = {
+    "w": jnp.ones(1_000_000, jnp.bfloat16),
+    "b": jnp.ones(2, "bfloat16"),
+  }
+  mask = {"w": True, "b": False}
+  updates, state, calls = one_step(sharpness.sam(mask=mask), params, loss)
+  np.testing.assert_allclose(calls[0]["w"], 1 + 5e-5, rtol=1e-7)
+  assert calls[0]["b"] is params["b"]
+  # ρ‖g‖ + ρ², where float32 resolves a sum of a million to 0.06.
+  np.testing.assert_allclose(state.raw_gap, 0.05 * 2000, rtol=2e-3)
+  assert updates["w"].dtype == jnp.bfloat16
+
+
+def test_a_function_of_bfloat16_alone_says_that_it_must_take_float32():
+  kernel = jnp.ones((1, 1, 3, 3), jnp.bfloat16)
+
+  def loss(params):
+    # It asks for one dtype.
+    image = jnp.ones((1, 1, 8, 8), jnp.bfloat16)
+    return jnp.sum(jax.lax.conv(image, params, (1, 1), "SAME"))
+
+  with pytest.raises(ValueError, match=r"bfloat16 -> float32.*both dtypes"):
+    one_step(sharpness.sam(), kernel, loss)
+
+  def cast(params):
+    image = jnp.ones((1, 1, 8, 8), params.dtype)
+    return jnp.sum(jax.lax.conv(image, params, (1, 1), "SAME"))
+
+  _, state, _ = one_step(sharpness.sam(), kernel, cast)
+  assert state.raw_gap > 0
+
+
+def test_an_error_of_the_function_itself_is_left_alone():
+  def loss(params):
+    if calls:
+      raise ValueError("mine")
+    calls.append(1)
+    return jnp.sum(params)
+
+  calls = []
+  with pytest.raises(ValueError, match=r"^mine"):
+    one_step(sharpness.sam(), jnp.ones(2), loss)
+
+
 @all_cases
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes_and_shapes_do_not_change(kwargs, dtype):
   params = params_of(dtype)
   tx = sharpness.asga_transform(**kwargs)
   updates, state, calls = abstract_step(tx, params)
-  for got in (updates, *calls):
-    assert jax.tree.structure(got) == jax.tree.structure(params)
+  # The second pass is at perturbed leaves of float32.
+  wanted = [params, *([params_of(jnp.float32)] * len(calls))]
+  for got, like in zip((updates, *calls), wanted, strict=True):
+    assert jax.tree.structure(got) == jax.tree.structure(like)
     for leaf, want in zip(
-      jax.tree.leaves(got), jax.tree.leaves(params), strict=True
+      jax.tree.leaves(got), jax.tree.leaves(like), strict=True
     ):
       assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)
   start = tx.init(params)
-  assert start.ascent == state.ascent == ()
+  assert start.displacement == state.displacement == ()
   for name in sharpness.diagnostics(start):
     want = jnp.int32 if name in ("count", "gaps_seen") else jnp.float32
     for leaf in (getattr(start, name), getattr(state, name)):
@@ -259,7 +310,9 @@ def test_accumulation_inside_the_function_equals_the_full_batch():
     return jax.lax.scan(add, zero, x.reshape(4, 8, 2))[0]
 
   def run(fn):
-    tx = optax.chain(sharpness.asga(phi=1e-3), optax.sgd(0.3, momentum=0.9))
+    tx = optax.chain(
+      sharpness.asga_transform(phi=1e-3), optax.sgd(0.3, momentum=0.9)
+    )
 
     def step(carry, _):
       params, state = carry
@@ -280,7 +333,7 @@ def test_accumulation_inside_the_function_equals_the_full_batch():
 
 
 def test_plain_needs_no_extra_argument_and_returns_the_gradient_itself():
-  tx = sharpness.sgd()
+  tx = sharpness.preset("sgd")
   grads = params_of()
   updates, state = tx.update(grads, tx.init(grads))
   assert updates is grads

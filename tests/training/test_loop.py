@@ -233,3 +233,13 @@ def test_buffer_fetches_once_for_all_steps(monkeypatch):
   ]
   assert not isinstance(records[0]["loss"], jax.Array)
   assert buffer.flush() == []
+
+
+@pytest.mark.parametrize("name", ["gap", "perturbed_gradient_norm"])
+def test_a_skipped_second_pass_is_no_divergence(name):
+  def step(state, batch):
+    state, figures = _step(state, batch)
+    skipped = {name: jnp.nan, "radius": jnp.nan} if state.step > 1 else {}
+    return state, {"radius": 0.05, name: 1.0, **figures, **skipped}
+
+  assert _run([0.0, 0.0, 0.0], 3, step=step).step == 3

@@ -155,5 +155,17 @@ def test_a_batch_that_does_not_split_is_named(batch_size):
     sharding.check_batch_size(batch_size, EightDevices)
 
 
-def test_a_multiple_splits():
-  sharding.check_batch_size(3 * sharding.data_mesh().size, sharding.data_mesh())
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+def test_multiples_of_the_devices_alone_split(size):
+  class Mesh:
+    pass
+
+  mesh = Mesh()
+  mesh.size = size
+  refused = set()
+  for batch_size in range(1, 25):
+    try:
+      sharding.check_batch_size(batch_size, mesh)
+    except ValueError:
+      refused.add(batch_size)
+  assert set(range(1, 25)) - refused == set(range(size, 25, size))

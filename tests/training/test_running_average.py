@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from asga_jax.training import averaging
+from asga_jax.training import optimizers
 
 
 def test_it_follows_the_recurrence_and_leaves_the_updates():
   decay, rate = 0.6, 0.1
   inner = optax.sgd(rate)
-  chained = optax.chain(inner, averaging.track_average(decay))
+  chained = optax.chain(inner, optimizers.track_average(decay))
   params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
   state = chained.init(params)
   value = average = np.array([1.0, -2.0])
@@ -25,17 +25,17 @@ def test_it_follows_the_recurrence_and_leaves_the_updates():
     kept = min(decay, (1 + seen) / (10 + seen))
     average = kept * average + (1 - kept) * value
     np.testing.assert_allclose(params["a"], value, rtol=1e-5)
-    found = averaging.find_average(state)
+    found = optimizers.find_average(state)
     np.testing.assert_allclose(found["a"], average, rtol=1e-5)
     np.testing.assert_allclose(found["b"], 3.0, rtol=1e-6)
 
 
 def test_there_may_be_none():
   state = optax.sgd(0.1, momentum=0.9).init({"a": jnp.zeros(2)})
-  assert averaging.find_average(state) is None
+  assert optimizers.find_average(state) is None
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
 def test_a_bad_decay_is_named(decay):
   with pytest.raises(ValueError, match=f"decay={decay}"):
-    averaging.track_average(decay)
+    optimizers.track_average(decay)
