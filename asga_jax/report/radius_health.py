@@ -15,11 +15,12 @@ def radius_health(
 
   A healthy adaptive radius is neither pinned to rho_max nor jumps to and fro
   between two values; the second shows as a negative lag-1 autocorrelation,
-  r_1 = Σ_t (ρ_t − m)(ρ_{t+1} − m) / Σ_t (ρ_t − m)² with m the mean.
+  r_1 = Σ_t (ρ_t − m)(ρ_{t+1} − m) / Σ_t (ρ_t − m)² with m the mean, over the
+  steps that used a radius.
 
   Args:
     radii: the radius used in each step, shape [steps]; None or NaN marks a step
-      without one, and is left out.
+      without a second pass, which is passed over.
     rho_max: the cap of the radius, above 0.
 
   Returns:
@@ -37,8 +38,6 @@ def radius_health(
   values = np.asarray(radii, dtype=np.float64)
   if values.ndim != 1:
     raise ValueError(f"radii has shape {values.shape}; it must be [steps]")
-  following = values[1:]
-  pairs = np.isfinite(values[:-1]) & np.isfinite(following)
   known = values[np.isfinite(values)]
   health = dict.fromkeys(
     ("share_at_max", "lag1_autocorrelation", "mean", "minimum", "maximum"),
@@ -53,9 +52,8 @@ def radius_health(
   health["minimum"] = float(np.min(known))
   health["maximum"] = float(np.max(known))
   if known.size >= 3 and np.ptp(known) > _TOLERANCE * np.max(np.abs(known)):
-    deviation = values - np.mean(known)
-    products = deviation[:-1] * deviation[1:]
+    deviation = known - np.mean(known)
     health["lag1_autocorrelation"] = float(
-      np.sum(products[pairs]) / np.nansum(deviation**2)
+      np.sum(deviation[:-1] * deviation[1:]) / np.sum(deviation**2)
     )
   return health

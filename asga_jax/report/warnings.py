@@ -86,7 +86,8 @@ def _known(
 def high_gap(records: Sequence[Mapping[str, Any]]) -> str | None:
   """Warn of a surrogate gap that is high at the end."""
   last = max(END_STEPS, math.ceil(END_SHARE * len(records)))
-  gaps = _known(records[-last:], "gap")
+  # Steps without a second pass have none.
+  gaps = _known(records, "gap")[-last:]
   if not gaps.size or np.mean(gaps) <= HIGH_GAP:
     return None
   return (

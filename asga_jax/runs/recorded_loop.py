@@ -1,6 +1,7 @@
 """The loop in a work directory: metrics, progress, checkpoints, event files."""
 
 import contextlib
+import math
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -83,9 +84,14 @@ def train(
       writer.write(records)
       if events is not None:
         events.write(records)
-      last = records[-1]
-      shown = {name: last[name] for name in plan.shown}
-      progress.update(int(last["step"]), shown)
+      # Of each the newest: a step without a second pass lacks some.
+      shown = {
+        name: record[name]
+        for record in records
+        for name in plan.shown
+        if math.isfinite(record[name])
+      }
+      progress.update(int(records[-1]["step"]), shown)
 
     return loop.run(
       step,

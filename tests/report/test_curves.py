@@ -30,5 +30,15 @@ def test_gaps_are_left_out_of_means_and_stay_gaps():
   )
 
 
+def test_a_figure_of_every_second_step_is_joined():
+  values = np.array([np.nan, 1.0, np.nan, 3.0, np.nan, 8.0, np.nan])
+  np.testing.assert_array_equal(
+    curves.smooth(values, 3), [np.nan, 1, 2, 3, 5.5, 8, np.nan]
+  )
+  np.testing.assert_array_equal(
+    curves.smooth(values, 5), [np.nan, 2, 3, 4, 4.75, 5.5, np.nan]
+  )
+
+
 def test_only_long_curves_are_smoothed():
   assert [curves.window(steps) for steps in (1, 39, 40, 200)] == [1, 1, 3, 11]

@@ -53,11 +53,13 @@ def test_undefined_autocorrelation_is_nan(radii):
   assert math.isnan(health["mean"]) == (not known)
 
 
-def test_gaps_break_pairs():
-  # Deviations -1, 1 | -1, 1 around the gap: pairs (-1)(1) twice, over 4.
-  health = radius_lib.radius_health([1, 3, None, 1, 3], 9)
-  assert health["lag1_autocorrelation"] == pytest.approx(-0.5)
-  assert health["steps"] == 4
+def test_steps_without_a_radius_are_passed_over():
+  # An alternation is one too where every third step alone has a radius.
+  radii = 0.04 + 0.01 * (-1.0) ** np.arange(10)
+  sparse = [x for radius in radii for x in (radius, None, float("nan"))]
+  assert radius_lib.radius_health(sparse, 0.05) == radius_lib.radius_health(
+    radii, 0.05
+  )
 
 
 @pytest.mark.parametrize("rho_max", [0, -1, float("nan")])

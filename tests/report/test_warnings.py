@@ -165,3 +165,24 @@ def test_nothing_is_known_of_a_search_without_records():
 
 def test_an_overflowing_spread_is_no_error():
   assert found(records_of(logit_spread=[1e9])) == []
+
+
+def test_skipped_second_passes_leave_means_and_warnings_as_they_are():
+  # Every fourth step alone has a second pass.
+  radii = [0.02 + 0.03 * (index % 2) for index in range(25)]
+  measured = {
+    "gap": [0.3] * 25,
+    "cosine": [-0.1] * 3 + [0.9] * 22,
+    "codes_changed": [0.5e-4] * 25,
+    "radius": radii,
+  }
+
+  def spread(values):
+    return [x for value in values for x in (value, None, None, None)]
+
+  everywhere = found(records_of(25, **measured))
+  skipping = found(
+    records_of(100, **{name: spread(x) for name, x in measured.items()})
+  )
+  assert len(everywhere) == 4
+  assert skipping == everywhere
