@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib import patches as mpl_patches
-
 from asga_jax.report import figures, svg
 
 # A name below a bar is cut to this many characters, from its front.
@@ -42,40 +40,32 @@ def mirrored_bars(
     lower: the bars that point down, one a name.
     labels: what the two directions are.
   """
-  step = min(max(320 / len(names), 22), 40)
-  tall, margin = 70, 14
-  middle = tall + margin
-  bottom = middle + tall + margin
-  height = bottom + 6.2 * min(max(map(len, names)), _NAME) + 10
-  width = math.ceil(step * len(names) + 8)
+  shown = [
+    svg.plain(name if len(name) <= _NAME else "…" + name[1 - _NAME :])
+    for name in names
+  ]
+  below = 6.2 * max(map(len, shown)) + 20
+  width = min(max(320 / len(names), 22), 40) * len(names)
   most = max(max(bar.value for bar in (*upper, *lower)), 1e-12)
   hints: dict[str, str] = {}
-  with svg.canvas(width, height) as figure:
-    axes = svg.whole_axes(figure)
-    axes.plot((0, width), (middle, middle), color=svg.ink("rule"), linewidth=1)
-    for slot, bars, sign in ((0, upper, -1), (1, lower, 1)):
+  with svg.canvas(math.ceil(width), 160 + below) as figure:
+    axes = svg.axes_within(figure, (0, below, 0, 14))
+    for slot, bars, sign in ((0, upper, 1), (1, lower, -1)):
       color = svg.ink(slot)
-      for index, bar in enumerate(bars):
-        size = sign * tall * bar.value / most
-        left = 4 + (index + 0.14) * step
-        hints[f"bar{len(hints)}"] = bar.hint
-        axes.add_artist(
-          mpl_patches.Rectangle(
-            (left, middle),
-            0.72 * step,
-            size,
-            facecolor="none" if bar.hollow else color,
-            edgecolor=color,
-            gid=f"bar{len(hints) - 1}",
-          )
-        )
-        end = middle + size + (12 if sign > 0 else -4)
-        center = left + 0.36 * step
-        axes.text(center, end, svg.plain(bar.text), ha="center")
-    for index, name in enumerate(names):
-      shown = name if len(name) <= _NAME else "…" + name[1 - _NAME :]
-      x = 4 + (index + 0.5) * step + 4
-      svg.upright(axes, x, bottom + 4, shown)
-    drawn = svg.inline(figure, title, hints=hints, fluid=False)
+      drawn = axes.bar(
+        range(len(names)),
+        [sign * bar.value for bar in bars],
+        width=0.72,
+        color=["none" if bar.hollow else color for bar in bars],
+        edgecolor=color,
+      )
+      for shape, bar in zip(drawn, bars, strict=True):
+        shape.set_gid(f"bar{len(hints)}")
+        hints[shape.get_gid()] = bar.hint
+      axes.bar_label(drawn, [svg.plain(bar.text) for bar in bars], padding=3)
+    axes.axhline(0, color=svg.ink("rule"), linewidth=1)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(-most, most), yticks=[])
+    svg.stand(axes, shown, pad=18)
+    made = svg.inline(figure, title, hints=hints, fluid=False)
   keys = [figures.Key(label, slot) for slot, label in enumerate(labels)]
-  return figures.Chart(title, drawn, keys, wide=True)
+  return figures.Chart(title, made, keys, wide=True)

@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import axes as mpl_axes
 from matplotlib import collections as mpl_collections
 from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
-from matplotlib import patches as mpl_patches
 
 from asga_jax.report import figures, plots, svg
 
@@ -53,23 +53,42 @@ def plot_confusion(
   image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
   figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
   axes.set(xlabel="predicted", ylabel="class", title=title)
-  if classes <= _MOST_NAMED:
-    axes.set_xticks(range(classes), class_names, rotation=90, fontsize=8)
-    axes.set_yticks(range(classes), class_names, fontsize=8)
-  if classes <= _MOST_WRITTEN:
-    for row, column in np.ndindex(classes, classes):
-      value = share[row, column]
-      if value >= 1:
-        axes.text(
-          column,
-          row,
-          f"{value:.0f}",
-          ha="center",
-          va="center",
-          fontsize=7,
-          color="white" if value > 60 else "black",
-        )
+  names = class_names if classes <= _MOST_NAMED else ()
+  _write(axes, share / 100, names, ("black", "white"), (8, 7))
   plots.save_png(figure, path)
+
+
+def _write(
+  axes: mpl_axes.Axes,
+  shares: np.ndarray,
+  names: Sequence[str],
+  inks: tuple[str, str],
+  sizes: tuple[float, float],
+) -> None:
+  """Write names beside a matrix, and the shares in it where there is room.
+
+  Args:
+    axes: of the matrix, whose cells are 1 by 1.
+    shares: see `matrix`.
+    names: of the classes; may be left out.
+    inks: for light cells, and for dark ones.
+    sizes: of the letters of names, and of shares.
+  """
+  if names:
+    svg.stand(axes, names, labelsize=sizes[0])
+    axes.set_yticks(range(len(names)), names, fontsize=sizes[0])
+  if len(shares) > _MOST_WRITTEN:
+    return
+  for row, column in np.argwhere(shares >= _FAINTEST):
+    axes.text(
+      column,
+      row,
+      f"{100 * shares[row, column]:.0f}",
+      ha="center",
+      va="center",
+      fontsize=sizes[1],
+      color=inks[int(shares[row, column] > 0.6)],
+    )
 
 
 def matrix(
@@ -84,49 +103,28 @@ def matrix(
     names: of the classes.
   """
   classes = len(names)
-  cell = _SIDE / classes
   shown = [
-    name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    svg.plain(name if len(name) <= _NAME else name[: _NAME - 1] + "…")
     for name in names
     if classes <= _MOST_NAMED
   ]
   left = 7 * max(map(len, shown)) + 8 if shown else 4
+  drawn = np.argwhere(shares >= _FAINTEST)
+  square = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
   with svg.canvas(left + _SIDE + 4, _SIDE + left + 4) as figure:
-    axes = svg.whole_axes(figure)
-    rows, columns = np.nonzero(shares >= _FAINTEST)
-    corners = np.stack([left + columns * cell, rows * cell], axis=-1)
-    square = cell * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    axes = svg.axes_within(figure, (left, left, 4, 4))
+    axes.spines[:].set(visible=True, color=svg.ink("rule"))
+    ends = -0.5, classes - 0.5
+    axes.set(xlim=ends, ylim=ends[::-1], xticks=[], yticks=[])
     axes.add_collection(
       mpl_collections.PolyCollection(
-        [corner + square for corner in corners],
+        [place[::-1] + square for place in drawn],
         facecolors=[
-          mpl_colors.to_rgba(svg.ink(0), shares[place])
-          for place in zip(rows, columns, strict=True)
+          mpl_colors.to_rgba(svg.ink(0), shares[tuple(place)])
+          for place in drawn
         ],
         linewidths=0,
       )
     )
-    if classes <= _MOST_WRITTEN:
-      for (x, y), row, column in zip(corners, rows, columns, strict=True):
-        share = shares[row, column]
-        axes.text(
-          x + cell / 2,
-          y + cell / 2 + 4,
-          f"{100 * share:.0f}",
-          ha="center",
-          color=svg.ink("back" if share > 0.5 else "text"),
-        )
-    axes.add_artist(
-      mpl_patches.Rectangle(
-        (left, 0.5),
-        _SIDE,
-        _SIDE,
-        facecolor="none",
-        edgecolor=svg.ink("rule"),
-      )
-    )
-    for index, name in enumerate(shown):
-      middle = (index + 0.5) * cell + 4
-      axes.text(left - 5, middle, svg.plain(name), ha="right")
-      svg.upright(axes, left + middle, _SIDE + 6, name)
+    _write(axes, shares, shown, (svg.ink("text"), svg.ink("back")), (11, 11))
     return figures.Chart(title, svg.inline(figure, "confusion matrix"))

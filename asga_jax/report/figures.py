@@ -123,7 +123,6 @@ def _scale(axes: mpl_axes.Axes, x: np.ndarray, y: np.ndarray) -> None:
   axes.yaxis.set_major_locator(rows)
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(lambda value, _: number(value))
-  axes.tick_params(left=False, bottom=False, pad=5)
   axes.grid(axis="y", color=svg.ink("rule"), linewidth=1)
   axes.set_axisbelow(True)
 

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 import markupsafe
@@ -78,28 +79,21 @@ def axes_within(
   )
   axes.patch.set_visible(False)
   axes.spines[:].set_visible(False)
+  axes.tick_params(left=False, bottom=False, pad=5)
   return axes
 
 
-def whole_axes(figure: mpl_figure.Figure) -> mpl_axes.Axes:
-  """Make axes whose units are the figure's, from its upper left corner."""
-  axes = axes_within(figure, (0, 0, 0, 0))
-  width, height = 72 * figure.get_size_inches()
-  axes.set(xlim=(0, width), ylim=(height, 0))
-  axes.set_axis_off()
-  return axes
-
-
-def upright(axes: mpl_axes.Axes, x: float, y: float, text: str) -> None:
-  """Write a text that ends at a place, from below."""
-  axes.text(
-    x,
-    y,
-    plain(text),
+def stand(axes: mpl_axes.Axes, names: Sequence[str], **ticks: Any) -> None:
+  """Write names below an axis, upright, each up to its place: 0, 1, ..."""
+  axes.set_xticks(
+    range(len(names)),
+    names,
     rotation=90,
     rotation_mode="anchor",
     ha="right",
+    va="center",
   )
+  axes.tick_params(axis="x", **ticks)
 
 
 def inline(

@@ -174,7 +174,7 @@ def test_an_evaluation_shows_what_is_mistaken(tmp_path, run):
     ]
     (drawn,) = (page.charts[x] for x in page.charts if x.startswith("Rows:"))
     # The frame, and the cells that are not empty.
-    assert drawn.count("<path") == 1 + 6
+    assert drawn.count("<path") == 4 + 6
     assert ">80</text>" in drawn
 
 
@@ -186,7 +186,7 @@ def test_a_matrix_of_many_classes_is_drawn_without_names(tmp_path):
   made_runs.make_evaluation(tuned, names, networks={"quantized": figures})
   page = made_runs.written(tuned)
   (drawn,) = (page.charts[x] for x in page.charts if x.startswith("Rows:"))
-  assert drawn.count("<path") == 1 + 100
+  assert drawn.count("<path") == 4 + 100
   assert "n99" not in page.words
   assert "No mistake was made" in page.words
 
