@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from asga_jax.quantization import mixture
-from asga_jax.xla import lowering, mixture_kernel
+from asga_jax.quantization import mixture as formula
+from asga_jax.quantization import quantizers
+from asga_jax.xla import lowering, mixture, mixture_kernel
 
 # Twelve are more than users may have: how time grows.
 CANDIDATES = (
@@ -64,14 +65,15 @@ def main(_: list[str]) -> None:
     f"{jax.devices()[0].device_kind}, jax {jax.__version__}: a copy takes "
     f"{1e3 * copy:.3f} ms, a product {1e3 * product:.3f} ms"
   )
+  settings = mixture.Settings(0.0, "full", quantizers.SMALLEST_STEP)
   print(f"{'candidates':12}{'forward':>22}{'backward':>22}{'kernel':>22}")
   for bits in CANDIDATES:
-    grids = mixture.make_grids(jnp.asarray(bits), jnp.asarray(True), True)
+    grids = formula.make_grids(jnp.asarray(bits), jnp.asarray(True), True)
     steps = 1.5 / jnp.maximum(grids.upper, 1)
     weights = jnp.full(len(bits), 1 / len(bits))
 
     def mix(x, steps, weights, grids=grids):
-      return mixture.mixture(x, steps, weights, grids)
+      return mixture.mix(x, steps, weights, grids, settings)
 
     found = [(seconds(mix, x, steps, weights), copy)]
     for kernel in (False, True):

@@ -1,6 +1,5 @@
 """The choice of a tensor's bit-width: its variables and its forward pass."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from flax import nnx
 
 from asga_jax.quantization import mixture as mixture_lib
 from asga_jax.quantization import quantizers
+from asga_jax.xla import mixture as fast_mixture
 
 
 class BitLogits(nnx.Variable):
@@ -80,19 +80,18 @@ def mix(
   """
   quantizer = form.quantizer
   grids = read_grids(grid_data)
-  mixed = functools.partial(
-    mixture_lib.mixture,
-    steps=quantizer.step(parameter, grids.upper, form.elements),
-    grids=grids,
-    offset=quantizer.offset,
-    step_gradient=quantizer.step_gradient,
+  steps = quantizer.step(parameter, grids.upper, form.elements)
+  settings = fast_mixture.Settings(
+    quantizer.offset, quantizer.step_gradient, quantizers.SMALLEST_STEP
   )
   transformed = quantizer.transform(x)
   if transformed is x:
-    return mixed(x, probabilities=weights)
+    return fast_mixture.mix(x, steps, weights, grids, settings)
   # A float candidate is the tensor itself, not its transform.
   kept = jnp.where(grids.is_float, weights, 0)
-  quantized = mixed(transformed, probabilities=weights - kept)
+  quantized = fast_mixture.mix(
+    transformed, steps, weights - kept, grids, settings
+  )
   return quantized + kept.sum().astype(x.dtype) * x
 
 

@@ -65,7 +65,7 @@ def of(
       (candidates, channels) with the channels on the last axis of x.
     grids: the codes of each candidate, see `mixture.Grids`.
     offset: added to every code.
-    step_gradient: see `mixture.mixture`.
+    step_gradient: see `mixture.Settings`.
 
   Returns:
     The sums of g times the code (for a float candidate: times x) and of g times

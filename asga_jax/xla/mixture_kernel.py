@@ -26,7 +26,7 @@ class Gradients(NamedTuple):
 
   dx: jax.Array  # shape and dtype of the tensor
   quantized: jax.Array  # shape=(candidates,), dtype=float32: of g * Q_b(x)
-  steps: jax.Array  # shape=(candidates,), dtype=float32: of g * dQ_b/dstep
+  steps: jax.Array  # shape of the steps, dtype=float32: of g * dQ_b/dstep
 
 
 def runs(x: jax.Array, steps: jax.Array) -> bool:

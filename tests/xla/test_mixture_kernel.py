@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asga_jax.quantization import mixture as mixture_lib
-from asga_jax.xla import mixture_kernel
+from asga_jax.quantization import mixture as formula
+from asga_jax.quantization import quantizers
+from asga_jax.xla import mixture, mixture_kernel
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8, 32)
 
@@ -17,15 +18,20 @@ def _operands(shape, bits, *, signed=True, dtype=jnp.float32):
   """Makes x, g, steps that clip some elements, probabilities and grids."""
   keys = jax.random.split(jax.random.key(0))
   x, g = (jax.random.normal(key, shape).astype(dtype) for key in keys)
-  grids = mixture_lib.make_grids(jnp.asarray(bits), jnp.asarray(signed), True)
+  grids = formula.make_grids(jnp.asarray(bits), jnp.asarray(signed), True)
   steps = 1.5 / jnp.maximum(grids.upper, 1)
   probabilities = jax.nn.softmax(0.3 * jnp.arange(len(bits)))
   return x if signed else jax.nn.relu(x), g, steps, probabilities, grids
 
 
-def _assert_equals_the_sweep(operands, **settings):
-  found = mixture_lib._by_kernel(*operands, **settings, interpret=True)
-  expected = mixture_lib._by_sweep(*operands, **settings)
+def _settings(offset=0.0, step_gradient="full"):
+  return mixture.Settings(offset, step_gradient, quantizers.SMALLEST_STEP)
+
+
+def _assert_equals_the_sweep(operands, *settings):
+  settings = _settings(*settings)
+  found = mixture.by_kernel(*operands, settings=settings, interpret=True)
+  expected = mixture.by_sweep(*operands, settings=settings)
   np.testing.assert_array_equal(found[0], expected[0])
   assert np.abs(np.asarray(found[0], np.float32)).max() > 0.1
   for new, old in zip(found[1:], expected[1:], strict=True):
@@ -42,37 +48,36 @@ def _assert_equals_the_sweep(operands, **settings):
 def test_equals_the_form_for_xla(bits, offset, step_gradient):
   # Five programs, the last one partly outside of the tensor.
   operands = _operands((7, 31, 43), bits)
-  _assert_equals_the_sweep(operands, offset=offset, step_gradient=step_gradient)
+  _assert_equals_the_sweep(operands, offset, step_gradient)
 
 
 def test_equals_it_for_unsigned_codes_with_many_zeros():
   operands = _operands((7, 31, 43), ALL_BITS, signed=False)
   assert np.mean(np.asarray(operands[0]) == 0) > 0.4
-  _assert_equals_the_sweep(operands, offset=0.0, step_gradient="full")
+  _assert_equals_the_sweep(operands)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_types_are_summed_in_float32(dtype):
   operands = _operands((70, 43), (2, 8), dtype=dtype)
-  _assert_equals_the_sweep(operands, offset=0.0, step_gradient="full")
+  _assert_equals_the_sweep(operands)
 
 
-def test_equals_autodiff_of_the_sum_of_candidates():
+def test_equals_the_formula():
   x, g, steps, probabilities, grids = _operands((70, 43), (2, 5, 32))
 
   def mix(x, steps, probabilities):
-    return mixture_lib.naive_mixture(x, steps, probabilities, grids)
+    return formula.mixture(x, steps, probabilities, grids)
 
   _, pull_back = jax.vjp(mix, x, steps, probabilities)
   dx, dsteps, dprobabilities = pull_back(g)
-  found = mixture_lib._by_kernel(
+  found = mixture.by_kernel(
     x,
     g,
     steps,
     probabilities,
     grids,
-    offset=0.0,
-    step_gradient="full",
+    settings=_settings(),
     interpret=True,
   )
   np.testing.assert_allclose(found[0], dx, rtol=1e-5, atol=1e-6)
@@ -88,7 +93,7 @@ def _lowered(platform, dtype=jnp.float32):
 
   def gradients(x, g, *others):
     def mix(*primals):
-      return mixture_lib.mixture(*primals, grids)
+      return mixture.mix(*primals, grids, _settings())
 
     return jax.vjp(mix, x, *others)[1](g)
 
