@@ -12,7 +12,6 @@ python benchmarks/wall.py --output=runs/wall [--config.data.name=cifar10]
 import contextlib
 import copy
 import functools
-import gc
 import json
 import os
 import pathlib
@@ -192,9 +191,11 @@ def profile_whole(config: Any, directory: str, cache: str) -> dict[str, float]:
     return compiling
 
   jax.config.update("jax_compilation_cache_dir", cache)
-  # As the command does.
-  gc.freeze()
-  gc.set_threshold(200_000)
+  # As the command does; its folder is no package.
+  sys.path.append(str(ROOT / "launch"))
+  import process
+
+  process.prepare()
   with (
     mock.patch.object(ahead, "start_compiling", start_and_time),
     timed_parts(WHOLE, spent),

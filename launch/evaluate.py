@@ -6,6 +6,7 @@ python launch/evaluate.py --workdir=DIR [--split=test] [--compare=float]
 import logging as std_logging
 import sys
 
+import process
 from absl import app, flags, logging
 
 from asga_jax.runs import command
@@ -29,6 +30,7 @@ _COMPARE = flags.DEFINE_multi_string(
 
 def main(_: list[str]) -> None:
   """Evaluate and print a table."""
+  process.prepare()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:

@@ -11,6 +11,7 @@ import logging as std_logging
 import pathlib
 import sys
 
+import process
 from absl import app, flags, logging
 
 from asga_jax import every_budget, files
@@ -27,7 +28,6 @@ from asga_jax.runs import export as export_run
 from asga_jax.runs import measure as export_report
 from asga_jax.runs import read as trained_runs
 from asga_jax.runs import search as search_run
-from asga_jax.xla import compile_cache
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -207,7 +207,6 @@ def export() -> None:
     print(f"written to {output}")
   if not written:
     return
-  compile_cache.enable()
   data = run_data.of_run(directory) if searched or _REPORT.value else None
   if searched:
     assert data is not None
@@ -271,6 +270,7 @@ def export_pareto() -> None:
 
 def main(_: list[str]) -> None:
   """Read the run and write what was asked for."""
+  process.prepare()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:

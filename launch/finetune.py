@@ -3,10 +3,10 @@
 python launch/finetune.py --config=configs/resnet8.py --policy=policy.json
 """
 
-import gc
 import logging as std_logging
 import sys
 
+import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -39,10 +39,7 @@ _TENSORBOARD = flags.DEFINE_bool(
 
 def main(_: list[str]) -> None:
   """Run the training and print its result."""
-  # What was imported stays, and tracing makes millions of objects but hardly
-  # any garbage: little use in looking for it.
-  gc.freeze()
-  gc.set_threshold(200_000)
+  process.prepare()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   name = config_flags.get_config_filename(flags.FLAGS["config"])

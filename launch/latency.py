@@ -11,6 +11,7 @@ the same here, is printed and kept in the table.
 import logging as std_logging
 import sys
 
+import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -36,6 +37,7 @@ _REPEATS = flags.DEFINE_integer(
 
 def main(_: list[str]) -> None:
   """Measure the table and write it."""
+  process.prepare()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:

@@ -3,10 +3,10 @@
 python launch/search.py --config=configs/mobilenetv2.py
 """
 
-import gc
 import logging as std_logging
 import sys
 
+import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -28,10 +28,7 @@ _TENSORBOARD = flags.DEFINE_bool(
 
 def main(_: list[str]) -> None:
   """Run the search and print its policy."""
-  # What was imported stays, and tracing makes millions of objects but hardly
-  # any garbage: little use in looking for it.
-  gc.freeze()
-  gc.set_threshold(200_000)
+  process.prepare()
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   name = config_flags.get_config_filename(flags.FLAGS["config"])

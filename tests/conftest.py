@@ -4,6 +4,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import process
 import pytest
 from absl import flags
 from flax import nnx
@@ -113,9 +114,13 @@ def tiny_search(tiny_searchable):
 
 @pytest.fixture(scope="module")
 def script_flags():
-  """Take the flags away again that a script defines when it is imported."""
+  """Undo what a script does to its process: its flags, and what it prepares.
+
+  Gives the mock that stands for `process.prepare`.
+  """
   before = set(flags.FLAGS)
-  yield
+  with mock.patch.object(process, "prepare") as prepare:
+    yield prepare
   for name in set(flags.FLAGS) - before:
     delattr(flags.FLAGS, name)
 

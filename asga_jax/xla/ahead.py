@@ -1,6 +1,5 @@
 """A step compiled before its first call, so that a run can say what it does."""
 
-import gc
 import time
 from concurrent import futures
 from typing import Any
@@ -14,9 +13,7 @@ def start_compiling(
 ) -> futures.Future[jax.stages.Compiled]:
   """Trace a jitted step, and compile it while the caller goes on.
 
-  Both are logged with how long they took. In a process that has frozen objects
-  for the garbage collector, as the commands do, all that there are after
-  tracing are frozen too: millions that stay.
+  Both are logged with how long they took.
 
   Args:
     step: from `jax.jit`.
@@ -32,17 +29,7 @@ def start_compiling(
     "if it is in the cache"
   )
   started = time.perf_counter()
-  # Tracing makes millions of objects and hardly any garbage: looking for it
-  # takes a third of the time.
-  collecting = gc.isenabled()
-  gc.disable()
-  try:
-    lowered = step.lower(*args)
-  finally:
-    if gc.get_freeze_count():
-      gc.freeze()
-    if collecting:
-      gc.enable()
+  lowered = step.lower(*args)
   traced = time.perf_counter()
 
   def finish() -> jax.stages.Compiled:

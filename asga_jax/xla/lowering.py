@@ -11,12 +11,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from asga_jax.quantization import layers
 from asga_jax.xla import depthwise, outline
+
+# XLA calls these experimental: it may drop them.
+CPU_OPTIONS = {
+  # XLA prefers 256 bits where a CPU has 512; the mixture gains a third.
+  "xla_cpu_prefer_vector_width": 512,
+  # YNNPACK's convolutions are no faster here, take a quarter more memory, and
+  # loading their programs from a cache takes time quadratic in their size.
+  "xla_cpu_experimental_ynn_fusion_type": "",
+}
 
 _Pads = tuple[tuple[int, int], ...]
 _Ints = tuple[int, ...]
@@ -90,16 +99,27 @@ def conv_general_dilated(
 
 
 def compiler_options() -> dict[str, Any]:
-  """Give the options that a step is compiled with on this platform."""
+  """Give the options that a step is compiled with on this platform.
+
+  Those that the installed XLA does not know are left out, and logged once.
+  """
   if jax.default_backend() != "cpu":
     return {}
   return {
-    # XLA prefers 256 bits where a CPU has 512; the mixture gains a third.
-    "xla_cpu_prefer_vector_width": 512,
-    # YNNPACK's convolutions are no faster here, take a quarter more memory, and
-    # loading their programs from a cache takes time quadratic in their size.
-    "xla_cpu_experimental_ynn_fusion_type": "",
+    name: value for name, value in CPU_OPTIONS.items() if _knows(name, value)
   }
+
+
+@functools.cache
+def _knows(name: str, value: Any) -> bool:
+  """Say whether XLA compiles with an option; it takes milliseconds."""
+  program = jax.jit(lambda x: x).lower(0.0)
+  try:
+    program.compile(compiler_options={name: value})
+  except jax.errors.JaxRuntimeError as error:
+    logging.info("steps are compiled without %s=%r: %s", name, value, error)
+    return False
+  return True
 
 
 def _convolve(
@@ -187,21 +207,14 @@ def with_fast_convolutions(model: nnx.Module) -> nnx.Module:
   """Let the convolutions of a network take the form above.
 
   Args:
-    model: float or quantized; it is not changed. A convolution that does not
-      call `lax` keeps what it calls.
+    model: float or quantized; it is not changed. A module that does not call
+      `lax.conv_general_dilated` through an attribute keeps what it calls.
 
   Returns:
     A copy.
   """
   model = nnx.clone(model)
-  for _, module in nnx.iter_modules(model):
-    if not isinstance(module, nnx.Conv):
-      continue
-    name = "conv_general_dilated"
-    if isinstance(module, layers.QuantConv):
-      name = "product"
-    if getattr(module, name) is lax.conv_general_dilated:
-      setattr(module, name, conv_general_dilated)
+  _exchange(model, lax.conv_general_dilated, conv_general_dilated)
   return model
 
 
@@ -211,7 +224,12 @@ def use_lax_convolutions(model: nnx.Module) -> None:
   Args:
     model: float or quantized; what does not call the form above stays.
   """
+  _exchange(model, conv_general_dilated, lax.conv_general_dilated)
+
+
+def _exchange(model: nnx.Module, old: Any, new: Any) -> None:
+  """Put a function where the modules of a network hold another one."""
   for _, module in nnx.iter_modules(model):
-    for name in ("conv_general_dilated", "product"):
-      if getattr(module, name, None) is conv_general_dilated:
-        setattr(module, name, lax.conv_general_dilated)
+    held = [name for name, value in vars(module).items() if value is old]
+    for name in held:
+      setattr(module, name, new)

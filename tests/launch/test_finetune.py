@@ -1,6 +1,5 @@
 """launch/finetune.py: its flags, and what goes wrong in a line."""
 
-import gc
 import importlib.util
 import pathlib
 import sys
@@ -27,14 +26,8 @@ def script(script_flags):
 def _run(script, *arguments):
   line = ["finetune", CONFIG, *arguments]
   # Where the flag of a configuration looks for those of its keys.
-  thresholds = gc.get_threshold()
-  try:
-    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
-      script.main(script.parse(line))
-  finally:
-    # A command sets these for its whole process.
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()
+  with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
+    script.main(script.parse(line))
 
 
 def test_flags_reach_the_configuration(script, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Steps compiled before their first call, and beside other work."""
 
-import gc
 import threading
 
 import jax
@@ -53,21 +52,3 @@ def test_an_error_of_the_compiler_reaches_who_waits():
   step.go_on.set()
   with pytest.raises(RuntimeError, match="no memory"):
     ahead.compile_step(step)
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_objects_of_tracing_are_frozen_where_the_caller_froze_its_own(before):
-  step = _Step()
-  step.go_on.set()
-  assert gc.get_freeze_count() == 0
-  if before:
-    gc.freeze()
-  try:
-    frozen = gc.get_freeze_count()
-    step.traced = [[] for _ in range(1000)]
-    ahead.compile_step(step)
-    grown = gc.get_freeze_count() - frozen
-    assert grown > 900 if before else grown == 0
-  finally:
-    gc.unfreeze()
-  assert gc.isenabled()

@@ -104,6 +104,41 @@ def test_networks_are_given_the_fast_form():
   )
 
 
+class _Own(nnx.Module):
+  """A stranger's layer that holds the function under a name of its own."""
+
+  def __init__(self):
+    self.convolve = lax.conv_general_dilated
+
+
+def test_whatever_holds_the_function_is_given_the_fast_form_and_it_is_undone(
+  tiny_searchable,
+):
+  network = nnx.Dict(own=_Own(), quantized=nnx.clone(tiny_searchable))
+  fast = lowering.with_fast_convolutions(network)
+  assert fast.own.convolve is lowering.conv_general_dilated
+  assert fast.quantized.middle.product is lowering.conv_general_dilated
+  assert network.own.convolve is lax.conv_general_dilated
+  lowering.use_lax_convolutions(fast)
+  assert fast.own.convolve is lax.conv_general_dilated
+  assert fast.quantized.middle.product is lax.conv_general_dilated
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, caplog):
+  known = dict(lowering.CPU_OPTIONS)
+  monkeypatch.setattr(
+    lowering, "CPU_OPTIONS", {"xla_cpu_invented": True, **known}
+  )
+  with caplog.at_level("INFO"):
+    for _ in range(2):
+      options = lowering.compiler_options()
+  assert options == known
+  said = [line for line in caplog.messages if "xla_cpu_invented" in line]
+  assert len(said) == 1
+  step = jax.jit(lambda x: x + 1, compiler_options=options)
+  assert step(1.0) == 2
+
+
 @pytest.mark.parametrize(
   ("lhs_shape", "rhs_shape", "settings"),
   [
