@@ -22,8 +22,8 @@ def by_step(run: run_lib.Run) -> list[figures.Chart]:
           series.append(
             figures.Series(label, steps, scale * curve, slot, faint=True)
           )
-          curve = curves.smooth(curve, width)
-        series.append(figures.Series(label, steps, scale * curve, slot))
+        mean = scale * curves.smooth(curve, width)
+        series.append(figures.Series(label, steps, mean, slot))
       left = key == panel.left
       limit = panel.line if left else None
       if key == "radius":

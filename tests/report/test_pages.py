@@ -1,6 +1,7 @@
 """The pages: well-formed, self-contained, complete, and safe."""
 
 import json
+import re
 
 import made_runs
 import pytest
@@ -57,6 +58,20 @@ def test_a_page_draws_bits_shares_and_every_curve(run):
   assert "blocks/1/conv: 32 bits for the activations" in page.words
   assert ">32</text>" in page.charts[labels[0]]
   assert ">45</text>" in page.charts[labels[1]]
+
+
+def test_a_figure_of_every_other_step_is_a_line(tmp_path):
+  run = made_runs.make_run(tmp_path / "run")
+  records = (run / "metrics.jsonl").read_text().splitlines()
+  every_other = [
+    json.dumps(json.loads(x) | {"cosine": [0.5, None][i % 2]})
+    for i, x in enumerate(records)
+  ]
+  (run / "metrics.jsonl").write_text("\n".join(every_other) + "\n")
+  page = made_runs.written(run)
+  drawn = page.charts["cosine of the two gradients"]
+  (line,) = re.findall(r'<path d="([^"]*)" style="[^"]*var\(--c0\)', drawn)
+  assert line.count("M") == 1 <= line.count("L")
 
 
 def test_the_pareto_curve_is_shown_where_there_is_one(run):
