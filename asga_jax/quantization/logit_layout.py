@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asga_jax.quantization import bit_choice
+
 # Number of candidates n -> shape=(tensors, n), float32.
 StackedLogits = dict[int, jax.Array]
 
@@ -47,3 +49,13 @@ class LogitLayout:
         for row, path in enumerate(paths)
       ]
     )
+
+
+def probabilities(
+  logits: StackedLogits, temperature: jax.Array
+) -> StackedLogits:
+  """Compute the probabilities of all tensors, as their logits are stacked."""
+  return {
+    count: bit_choice.probabilities(rows, temperature)
+    for count, rows in logits.items()
+  }

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import bit_choice, logit_layout
+from asga_jax.quantization import logit_layout
 from asga_jax.training import changed_codes, sharding
+from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
 from asga_jax.xla import lowering, outline
 
@@ -90,26 +91,6 @@ def _checked(result: Any) -> tuple[jax.Array, Metrics]:
   return result
 
 
-def stacked_probabilities(
-  logits: logit_layout.StackedLogits, temperature: jax.Array
-) -> logit_layout.StackedLogits:
-  """Compute the probabilities of all tensors, as their logits are stacked."""
-  return {
-    count: bit_choice.probabilities(rows, temperature)
-    for count, rows in logits.items()
-  }
-
-
-def _spread(logits: logit_layout.StackedLogits) -> jax.Array:
-  """Give the mean over searched tensors of highest minus lowest logit."""
-  spreads = [
-    jnp.max(rows, axis=1) - jnp.min(rows, axis=1)
-    for count, rows in logits.items()
-    if count > 1
-  ]
-  return jnp.mean(jnp.concatenate(spreads)) if spreads else jnp.zeros(())
-
-
 class Choosing(NamedTuple):
   """What a step carries on of the choice of bits."""
 
@@ -155,7 +136,7 @@ def train_step(
   one_pass = make_pass(parts)
 
   gradients, new_sharpness, rest, figures = aligned_gradient(
-    parts, state, state.params, batch, key, one_pass
+    parts, state, state.params, batch, key, temperature, one_pass
   )
   params, optimizer = move_weights(parts, state, gradients)
   before = Choosing(
@@ -166,8 +147,9 @@ def train_step(
   else:
 
     def on_heldout(before: Choosing) -> tuple[Choosing, jax.Array]:
+      other_key = jax.random.fold_in(key, 1)
       gradients, _, _, figures = aligned_gradient(
-        parts, state, params, heldout, jax.random.fold_in(key, 1), one_pass
+        parts, state, params, heldout, other_key, temperature, one_pass
       )
       chosen = move_logits(parts, before, gradients.logits, temperature)
       return chosen, figures["loss"]
@@ -189,7 +171,8 @@ def train_step(
     multiplier=chosen.multiplier,
     slope_sum=chosen.slope_sum,
   )
-  return new_state, figures | _state_figures(parts, new_state, temperature)
+  figures |= figures_lib.of_state(new_state, temperature, parts.expected_use)
+  return new_state, figures
 
 
 def make_pass(parts: StepParts) -> Pass:
@@ -209,16 +192,18 @@ def aligned_gradient(
   params: state_lib.Params,
   raw: Any,
   key: jax.Array,
+  temperature: jax.Array,
   one_pass: Pass,
 ) -> tuple[state_lib.Params, sharpness.AsgaState, nnx.State, Metrics]:
   """Compute the sharpness-aware gradient at some parameters.
 
   Args:
     parts: the constants.
-    state: before the step: its rest, temperature and radius.
+    state: before the step: its rest and its radius.
     params: where the gradient is taken, with stacked logits.
     raw: a raw batch.
     key: for its preparation.
+    temperature: τ of p = softmax(logits / τ). shape=().
     one_pass: from `make_pass`.
 
   Returns:
@@ -228,8 +213,7 @@ def aligned_gradient(
     the perturbation changes where there is one.
   """
   data = parts.prepare(key, raw)
-  temperature = parts.temperature(state.step)
-  mixed = stacked_probabilities(params.logits, temperature)
+  mixed = logit_layout.probabilities(params.logits, temperature)
   unstacked = params._replace(logits=parts.layout.unstack(mixed))
   point = sharpness.ascent_point(state.sharpness, params)
   displaced = point is not params
@@ -292,7 +276,8 @@ def move_logits(
     temperature: τ of p = softmax(logits / τ). shape=().
   """
   mixed, pull_back = jax.vjp(
-    lambda logits: stacked_probabilities(logits, temperature), before.logits
+    lambda logits: logit_layout.probabilities(logits, temperature),
+    before.logits,
   )
   # What moving the whole mixture to a candidate would change, to first order.
   slope_sum = jax.tree.map(
@@ -318,32 +303,6 @@ def move_logits(
   )
   logits = optax.apply_updates(before.logits, updates)
   return Choosing(logits, optimizer, multiplier, slope_sum)
-
-
-def _state_figures(
-  parts: StepParts, state: state_lib.TrainState, temperature: jax.Array
-) -> Metrics:
-  measured = sharpness.diagnostics(state.sharpness)
-  figures = {
-    "gap": measured["raw_gap"],
-    "smoothed_gap": measured["gap"],
-    "radius": measured["radius"],
-    "perturbed_loss": measured["perturbed_value"],
-    "cosine": measured["cosine"],
-    "gradient_norm": measured["gradient_norm"],
-    "perturbed_gradient_norm": measured["perturbed_gradient_norm"],
-    "temperature": temperature,
-    "logit_spread": _spread(state.params.logits),
-  }
-  if parts.expected_use is not None:
-    use = parts.expected_use(
-      stacked_probabilities(state.params.logits, temperature)
-    )
-    for index in range(state.multiplier.size):
-      suffix = "" if index == 0 else f"_{index}"
-      figures[f"expected_use{suffix}"] = use[index]
-      figures[f"multiplier{suffix}"] = state.multiplier[index]
-  return figures
 
 
 def compile_step(

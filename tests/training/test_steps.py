@@ -324,7 +324,7 @@ def test_the_state_is_donated(tiny_search, tiny_batches):
 
 def test_stacked_probabilities_are_those_of_each_tensor():
   rows = jnp.asarray([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]])
-  stacked = steps.stacked_probabilities({3: rows}, jnp.float32(0.5))
+  stacked = logit_layout.probabilities({3: rows}, jnp.float32(0.5))
   for row, found in zip(rows, stacked[3], strict=True):
     expected = np.exp(2 * row) / np.exp(2 * row).sum()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
