@@ -36,10 +36,9 @@ from asga_jax.deploy import folding, packing, reference, timing
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy.onnx import export as onnx_export
 from asga_jax.deploy.onnx import layer as onnx_layer
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import config as search_config
+from asga_jax.runs import build, read
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
-from asga_jax.runs import read as trained_runs
 from asga_jax.runs import search as search_run
 from asga_jax.weights import files as weight_files
 
@@ -75,11 +74,11 @@ _TIMED = {1: 200, 32: 30}
 
 def base_config(network: str) -> Any:
   """Make the configuration that all runs of a network share."""
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = network
   # On two cores the resolution of the small stem takes MobileNetV2 too long.
   config.stem = _STEMS.get(network, "small")
-  search_config.apply_variant(config, "small")
+  config_lib.apply_variant(config, "small")
   config.batch_size = _BATCH_SIZES.get(network, 64)
   config.budget = _BUDGET.value
   config.search.update(steps=_SEARCH.value, learning_rate=_SMALL_RATE)
@@ -99,10 +98,10 @@ def train(network: str, folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """
   config = base_config(network)
   config.finetune.update(steps=_FLOAT.value, learning_rate=_RATE)
-  finetune_run.run(config, folder / "float")
+  finetune_run.run_finetuning(config, folder / "float")
   config = base_config(network)
   config.weights.path = str(folder / "float" / "weights.safetensors")
-  search_run.run(config, folder / "search")
+  search_run.run_search(config, folder / "search")
   found = {"float": folder / "float"}
   searched = folder / "search" / "policy.json"
   for name, policy in {"8 bits": "8bit", "mixed": str(searched)}.items():
@@ -110,7 +109,7 @@ def train(network: str, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     config.finetune.policy = policy
     config.finetune.start_from = str(folder / "float")
     found[name] = folder / name.replace(" ", "_")
-    finished = finetune_run.run(config, found[name])
+    finished = finetune_run.run_finetuning(config, found[name])
     logging.info("%s, %s: %s", network, name, finished.summary["top1"])
   return found
 
@@ -128,10 +127,10 @@ def measure(
   Returns:
     By the name of a run, its figures: shares in [0, 1], sizes in bytes.
   """
-  runs = {name: trained_runs.read(path) for name, path in found.items()}
+  runs = {name: read.read_trained(path) for name, path in found.items()}
   config = runs["float"].config
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
-  prepare = search_parts.make_prepare(config, dataset, train=False)
+  prepare = build.make_prepare(config, dataset, train=False)
   test = {"image": dataset.test_images, "label": dataset.test_labels}
   images = np.asarray(prepare(jax.random.key(0), test)["image"])
   rows: dict[str, dict[str, Any]] = {}

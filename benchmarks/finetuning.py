@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
 from asga_jax import files
-from asga_jax.runs import config as search_config
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
 from asga_jax.runs import search as search_run
 
@@ -38,9 +38,9 @@ _RATE, _SMALL_RATE = 0.1, 0.02
 
 def base_config(seed: int) -> Any:
   """Make the configuration that all runs of a seed share."""
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "resnet20"
-  search_config.apply_variant(config, "cifar10,small")
+  config_lib.apply_variant(config, "cifar10,small")
   config.batch_size = _BATCH.value
   config.budget = f"bops={_BITS.value}bit"
   config.search.update(
@@ -64,11 +64,13 @@ def one_seed(seed: int, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """
   config = base_config(seed)
   config.finetune.update(steps=_FLOAT.value, learning_rate=_RATE)
-  found = {"float": finetune_run.run(config, folder / "float").summary}
+  found = {
+    "float": finetune_run.run_finetuning(config, folder / "float").summary
+  }
   weights = str(folder / "float" / "weights.safetensors")
   config = base_config(seed)
   config.weights.path = weights
-  searched = search_run.run(config, folder / "search")
+  searched = search_run.run_search(config, folder / "search")
   found["search"] = {
     **searched.summary,
     "bits": {
@@ -81,7 +83,7 @@ def one_seed(seed: int, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     config.finetune.policy = policy
     config.finetune.start_from = str(folder / "float")
     place = folder / name.replace(" ", "_")
-    found[name] = finetune_run.run(config, place).summary
+    found[name] = finetune_run.run_finetuning(config, place).summary
     logging.info("seed %d, %s: %s", seed, name, found[name]["top1"])
   return found
 

@@ -28,9 +28,9 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import calibration
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import config as search_config
-from asga_jax.runs import search_loop, search_start
+from asga_jax.runs import build
+from asga_jax.runs import config as config_lib
+from asga_jax.runs import search as search_run
 from asga_jax.training import loop
 from asga_jax.xla import compile_cache
 
@@ -48,7 +48,7 @@ Bits = Mapping[str, tuple[int, int]]
 
 def make_config(seed: int, **sharpness: Any) -> Any:
   """Make the configuration of ResNet-8 on the embedded proxy."""
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "resnet8"
   config.deployed.update(image_size=32, num_classes=10, stem="small")
   config.budget = f"bops={_BITS.value}bit"
@@ -65,9 +65,14 @@ class Bench:
     self.config = make_config(seed, **sharpness)
     self.dataset = dataset
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
-    self.search = search_start.start(self.config, dataset, self.splits)
+    self.search = search_run.set_ranges(
+      self.config,
+      search_run.build_search(self.config, dataset.info),
+      dataset,
+      self.splits,
+    )
     self.start = search.trained_model(self.search, self.search.state)
-    self.plain = search_parts.make_prepare(self.config, dataset, train=False)
+    self.plain = build.make_prepare(self.config, dataset, train=False)
 
   def batches(self, steps: int) -> Any:
     """Yield training batches."""
@@ -85,7 +90,7 @@ class Bench:
     state = loop.run(
       self.search.step,
       self.search.state,
-      search_loop.batches(
+      search_run.make_batches(
         self.config, self.dataset, self.splits, 0, self.search.mesh
       ),
       steps,
@@ -101,7 +106,7 @@ class Bench:
       settings=finetune.FinetuneSettings(
         steps=_TRAIN_STEPS.value, seed=self.config.search.seed
       ),
-      prepare=search_parts.make_prepare(self.config, self.dataset, train=True),
+      prepare=build.make_prepare(self.config, self.dataset, train=True),
     )
     inputs = (
       self.plain(jax.random.key(0), jax.tree.map(jnp.asarray, batch))["image"]
@@ -162,9 +167,7 @@ def one_seed(seed: int, dataset: data_lib.Dataset) -> dict[str, Any]:
   for name, members in policies.items():
     rows[name] = [bench.policy_accuracy(policy) for policy in members]
     logging.info("seed %d, %s: %s", seed, name, rows[name])
-  network = search_parts.make_network(
-    bench.config, dataset.num_classes, seed=seed
-  )
+  network = build.make_network(bench.config, dataset.num_classes, seed=seed)
   rows["float"] = [{"accuracy": bench.accuracy(network), "budget_used": None}]
   rows["bits found"] = {
     path: [layer.weight_bits, layer.activation_bits]

@@ -33,10 +33,9 @@ from asga_jax import data as data_lib
 from asga_jax import every_budget, files
 from asga_jax.data import batches as batches_lib
 from asga_jax.report import pareto_plot
-from asga_jax.runs import checkpoints, search_loop, search_start
+from asga_jax.runs import checkpoints, read, recorded_loop, summary
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
-from asga_jax.runs import summary as search_summary
 from asga_jax.training import loop, progress, sharding
 from asga_jax.xla import ahead
 
@@ -52,15 +51,15 @@ PARTS: dict[str, tuple[Any, str]] = {
 
 # What a search does from its start to its end, by the functions that do it.
 WHOLE: dict[str, tuple[Any, str]] = {
-  "start: network, quantizers": (search_start, "build"),
+  "start: network, quantizers": (search_run, "build_search"),
   "start: tracing the step": (ahead, "start_compiling"),
-  "start: calibrating, beside loading": (search_start, "calibrate"),
-  "steps": (search_loop, "train"),
-  "end: network, scores": (search_run, "finish"),
-  "end: plots": (search_run, "_plot"),
+  "start: calibrating, beside loading": (search_run, "set_ranges"),
+  "steps": (recorded_loop, "train"),
+  "end: network, scores": (read, "end_search"),
+  "end: plots": (summary, "plot_search"),
   "end: Pareto curve": (every_budget, "pareto"),
   "end: its file and plot": (pareto_plot, "write"),
-  "end: evaluating": (search_summary, "summarise"),
+  "end: evaluating": (summary, "summarise_search"),
 }
 
 STEP = "the compiled step"
@@ -201,7 +200,7 @@ def profile_whole(config: Any, directory: str, cache: str) -> dict[str, float]:
     timed_parts(WHOLE, spent),
   ):
     started = time.perf_counter()
-    search_run.run(config, directory)
+    search_run.run_search(config, directory)
     whole = time.perf_counter() - started
   return {**spent, "the rest": whole - sum(spent.values())}
 
@@ -224,8 +223,10 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
   config.search.steps = steps
-  made = search_start.start(config, dataset, splits)
-  raw = next(search_loop.batches(config, dataset, splits, 0, made.mesh))
+  made = search_run.set_ranges(
+    config, search_run.build_search(config, dataset.info), dataset, splits
+  )
+  raw = next(search_run.make_batches(config, dataset, splits, 0, made.mesh))
   batch = sharding.place_batch(raw, made.mesh)
   compiled = ahead.compile_step(made.step, made.state, batch)
 
@@ -242,12 +243,12 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
       timed_parts(PARTS, spent),
     ):
       started = time.perf_counter()
-      search_loop.train(
-        config,
-        made._replace(step=step),
+      recorded_loop.train(
+        step,
         state,
-        dataset,
-        splits,
+        search_run.make_batches(config, dataset, splits, 0, made.mesh),
+        made.mesh,
+        search_run.make_plan(config),
         pathlib.Path(directory),
         None,
         kept.save,

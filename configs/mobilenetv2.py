@@ -19,12 +19,12 @@ Variants, behind a colon:
            searched; also cifar10,small.
 """
 
-from asga_jax.runs import config as search_config
+from asga_jax.runs import config as config_lib
 
 
 def get_config(variant: str = ""):
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "mobilenet_v2"
   # On two cores the resolution of the small stem would take too long.
   config.stem = "small" if variant else "imagenet"
-  return search_config.apply_variant(config, variant)
+  return config_lib.apply_variant(config, variant)

@@ -10,13 +10,13 @@ Variants, behind a colon:
            ASGA_DATA_DIR.
 """
 
-from asga_jax.runs import config as search_config
+from asga_jax.runs import config as config_lib
 
 
 def get_config(variant: str = ""):
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "resnet20"
   config.deployed.image_size = 32
   config.deployed.num_classes = 10
   config.deployed.stem = "small"
-  return search_config.apply_variant(config, variant)
+  return config_lib.apply_variant(config, variant)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from asga_jax.deploy import formats as export_formats
-from asga_jax.runs import command, finetune_config
-from asga_jax.runs import config as search_config
+from asga_jax.runs import command
+from asga_jax.runs import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config",
@@ -47,9 +47,9 @@ def commands(
   Raises:
     ValueError: a key that no command reads.
   """
-  search_config.check_flag_names(keys)
-  of_search = _without(keys, search_config.OF_FINETUNE)
-  of_finetune = _without(keys, finetune_config.OF_SEARCH)
+  config_lib.check_flag_names(keys)
+  of_search = _without(keys, config_lib.OF_FINETUNE)
+  of_finetune = _without(keys, config_lib.OF_SEARCH)
   searched, trained = f"{output}/search", f"{output}/finetune"
   formats = ["policy", *export_formats.FORMATS]
   return {

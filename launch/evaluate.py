@@ -3,14 +3,12 @@
 python launch/evaluate.py --workdir=DIR [--split=test] [--compare=float]
 """
 
-import logging as std_logging
 import sys
 
 import process
 from absl import app, flags, logging
 
-from asga_jax.runs import command
-from asga_jax.runs import evaluate as evaluate_run
+from asga_jax.runs import command, evaluate
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -31,16 +29,15 @@ _COMPARE = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
   """Evaluate and print a table."""
   process.prepare()
-  logging.set_verbosity(logging.INFO)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  command.start_logging()
   try:
-    report = evaluate_run.run(
+    report = evaluate.evaluate_run(
       _WORKDIR.value, split=_SPLIT.value, compare=_COMPARE.value
     )
   except (ValueError, OSError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
-  print(evaluate_run.format_report(report))
+  print(evaluate.format_evaluation(report))
   names = (f"evaluation-{report['split']}.json", f"confusion-{report['split']}")
   print(f"written to {_WORKDIR.value}: {names[0]}, {names[1]}.png")
 

@@ -3,15 +3,14 @@
 python launch/finetune.py --config=configs/resnet8.py --policy=policy.json
 """
 
-import logging as std_logging
 import sys
 
 import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax.runs import command, finetune_config, workdir
-from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import command, finetune, summary, workdir
+from asga_jax.runs import config as config_lib
 from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,28 +39,29 @@ _TENSORBOARD = flags.DEFINE_bool(
 def main(_: list[str]) -> None:
   """Run the training and print its result."""
   process.prepare()
-  logging.set_verbosity(logging.INFO)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  command.start_logging()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
-    config = finetune_config.of_finetune(_CONFIG.value)
+    config = config_lib.of_finetune(_CONFIG.value)
     if _POLICY.value is not None:
       config.finetune.policy = _POLICY.value
     if _FROM.value is not None:
       config.finetune.start_from = _FROM.value
     path = _WORKDIR.value or workdir.default_workdir(name, config)
-    finished = finetune_run.run(config, path, tensorboard=_TENSORBOARD.value)
+    finished = finetune.run_finetuning(
+      config, path, tensorboard=_TENSORBOARD.value
+    )
   except (ValueError, OSError, loop.DivergedError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
-  print(finetune_run.format_result(finished))
+  print(summary.format_training(finished))
   print(f"written to {path}: weights.safetensors, report.html, finetune.png")
 
 
 def parse(arguments: list[str]) -> list[str]:
   """Parse the flags; see `command.parse`."""
   return command.parse(
-    arguments, required=("config",), unread=finetune_config.OF_SEARCH
+    arguments, required=("config",), unread=config_lib.OF_SEARCH
   )
 
 

@@ -8,7 +8,6 @@ configuration's candidates and float; what was run, and which bit-widths cost
 the same here, is printed and kept in the table.
 """
 
-import logging as std_logging
 import sys
 
 import process
@@ -16,9 +15,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asga_jax.cost import latency_table
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import command
-from asga_jax.runs import config as search_config
+from asga_jax.runs import command, latency
+from asga_jax.runs import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."
@@ -38,28 +36,15 @@ _REPEATS = flags.DEFINE_integer(
 def main(_: list[str]) -> None:
   """Measure the table and write it."""
   process.prepare()
-  logging.set_verbosity(logging.INFO)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  command.start_logging()
   try:
-    from asga_jax.deploy import layer_timing
-
-    config = search_config.of_search(_CONFIG.value)
-    search_config.check_config(config)
-    latency_table.check_output(_OUTPUT.value)
-    model, shape = search_parts.make_deployed(config)
-    bits = search_parts.candidate_bits(config)
-    # Float is what percentages of a budget are of.
-    pairs = {(bw, ba) for bw in bits for ba in bits} | {(32, 32)}
-    table = layer_timing.measure(
-      model,
-      shape,
-      sorted(pairs),
-      model_name=f"{config.model} at {'x'.join(map(str, shape))}",
+    table = latency.measure_latency(
+      _CONFIG.value,
+      _OUTPUT.value,
       batch=_BATCH.value,
       threads=_THREADS.value,
       repeats=_REPEATS.value,
     )
-    latency_table.save(table, _OUTPUT.value)
   except ModuleNotFoundError as error:
     sys.exit(f"{error}; install what is needed: pip install 'asga-jax[onnx]'")
   except (ValueError, OSError) as error:
@@ -74,7 +59,7 @@ def parse(arguments: list[str]) -> list[str]:
   return command.parse(
     arguments,
     required=("config", "output"),
-    unread=search_config.OF_FINETUNE,
+    unread=config_lib.OF_FINETUNE,
   )
 
 

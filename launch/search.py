@@ -3,16 +3,14 @@
 python launch/search.py --config=configs/mobilenetv2.py
 """
 
-import logging as std_logging
 import sys
 
 import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax.runs import command, workdir
-from asga_jax.runs import config as search_config
-from asga_jax.runs import search as search_run
+from asga_jax.runs import command, search, summary, workdir
+from asga_jax.runs import config as config_lib
 from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,24 +27,23 @@ _TENSORBOARD = flags.DEFINE_bool(
 def main(_: list[str]) -> None:
   """Run the search and print its policy."""
   process.prepare()
-  logging.set_verbosity(logging.INFO)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  command.start_logging()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
-    config = search_config.of_search(_CONFIG.value)
+    config = config_lib.of_search(_CONFIG.value)
     path = _WORKDIR.value or workdir.default_workdir(name, config)
-    finished = search_run.run(config, path, tensorboard=_TENSORBOARD.value)
+    finished = search.run_search(config, path, tensorboard=_TENSORBOARD.value)
   except (ValueError, OSError, loop.DivergedError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
-  print(search_run.format_result(finished))
+  print(summary.format_search(finished))
   print(f"written to {path}: policy.json, report.html, policy.png, search.png")
 
 
 def parse(arguments: list[str]) -> list[str]:
   """Parse the flags; see `command.parse`."""
   return command.parse(
-    arguments, required=("config",), unread=search_config.OF_FINETUNE
+    arguments, required=("config",), unread=config_lib.OF_FINETUNE
   )
 
 

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import asga_jax
 from asga_jax import models
-from asga_jax.runs import config as search_config
+from asga_jax.runs import config as config_lib
 
 
 class TinyNetwork(nnx.Module):
@@ -168,7 +168,7 @@ def make_tiny():
 
 
 def make_tiny_config():
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "tiny"
   config.deployed.image_size = 8
   config.deployed.num_classes = 10

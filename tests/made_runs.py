@@ -7,8 +7,8 @@ import re
 from xml.etree import ElementTree
 
 from asga_jax import policy as policy_lib
-from asga_jax.runs import config as search_config
-from asga_jax.runs import finetune_config, report
+from asga_jax.runs import config as config_lib
+from asga_jax.runs import report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 # Attributes by which a page would fetch something or run something.
@@ -115,7 +115,7 @@ def make_run(
 ):
   """A work directory as a search leaves it, made up."""
   directory.mkdir()
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.search.steps = total
   config.search.seed = seed
   (directory / "config.json").write_text(config.to_json_best_effort())
@@ -156,7 +156,7 @@ def make_run(
 def make_tuning(directory, *, layers=LAYERS, ended=True, top1=0.5):
   """A work directory as a fine-tuning leaves it, made up."""
   directory.mkdir()
-  config = finetune_config.of_finetune(search_config.default_config())
+  config = config_lib.of_finetune(config_lib.default_config())
   config.finetune.steps = 12
   config.finetune.policy = "policy.json" if layers else "float"
   config.finetune.start_from = "runs/float"

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from asga_jax.cost import macs
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import config as search_config
+from asga_jax.runs import build
+from asga_jax.runs import config as config_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -25,16 +25,16 @@ def test_configuration_is_accepted(path):
   found = {}
   for variant in ("", "cifar10", "small", "cifar10,small"):
     config = found[variant] = _load(path).get_config(variant)
-    search_config.check_config(config)
+    config_lib.check_search_config(config)
     assert ("cifar10" in variant) == (config.data.name == "cifar10")
   assert found["small"].deployed == found["cifar10,small"].deployed
   # The deployed networks take the images that are said, as does the searched.
-  network, shape = search_parts.make_deployed(found[""])
+  network, shape = build.make_deployed(found[""])
   assert macs.network_stats(network, shape).paths
-  network, shape = search_parts.make_deployed(found["small"])
-  assert shape == tuple(search_parts.example_shape(found["small"]))
+  network, shape = build.make_deployed(found["small"])
+  assert shape == tuple(build.example_shape(found["small"]))
   searched = nnx.eval_shape(
-    lambda: search_parts.make_network(found["small"], 10, trained=False)
+    lambda: build.make_network(found["small"], 10, trained=False)
   )
   assert macs.network_stats(network, shape) == macs.network_stats(
     searched, shape

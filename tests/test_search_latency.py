@@ -13,9 +13,8 @@ from flax import nnx
 import asga_jax
 from asga_jax import models
 from asga_jax.cost import latency_table, macs
-from asga_jax.runs import build as search_parts
+from asga_jax.runs import build, read, recorded_loop
 from asga_jax.runs import search as search_run
-from asga_jax.runs import search_loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 BITS = (2, 4, 8, 32)
@@ -75,7 +74,7 @@ def searched(tmp_path_factory, make_config):
   latency_table.save(latency_table.LatencyTable(_entries()), table)
   # The ends have 8 bits, 3 ms each; 4 bits cost 1.5 ms.
   config = make_config(table, "latency=7.5ms,bops=8bit")
-  found = search_run.run(config, folder / "run")
+  found = search_run.run_search(config, folder / "run")
   return folder, config, found
 
 
@@ -120,7 +119,7 @@ def test_a_finished_search_serves_other_latencies_without_its_table(searched):
   moved = folder / "moved.csv"
   (folder / "table.csv").rename(moved)
   try:
-    result = search_run.restore(folder / "run")
+    result = read.read_search(folder / "run")
     for budget in ("latency=7ms", "latency=4bit", "latency=20%,bops=4bit"):
       policy = asga_jax.allocate(result, budget=budget)
       assert policy.cost["latency"] == _latency(policy)
@@ -158,7 +157,7 @@ def test_a_table_that_changed_is_told_on_going_on(searched, tmp_path):
   changed = latency_table.LatencyTable(_entries(2))
   latency_table.save(changed, cut / "latency_table.csv")
   with pytest.raises(ValueError, match=r"table\.csv is not the latency table"):
-    search_run.run(config, cut)
+    search_run.run_search(config, cut)
 
 
 def _broken(name):
@@ -188,7 +187,7 @@ def test_a_bad_table_is_told_before_anything_is_searched(
   config = make_config("" if name == "none" else table, "latency=4bit")
   early = name in ("nowhere", "none")
   with (
-    mock.patch.object(search_loop, "train", side_effect=AssertionError),
+    mock.patch.object(recorded_loop, "train", side_effect=AssertionError),
     mock.patch.object(
       search_run.data_lib,
       "load",
@@ -196,13 +195,13 @@ def test_a_bad_table_is_told_before_anything_is_searched(
     ),
     pytest.raises(ValueError, match=named),
   ):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_table_is_of_the_deployed_network(make_config):
   config = make_config("", "bops=4bit")
-  network = macs.network_stats(*search_parts.make_deployed(config))
+  network = macs.network_stats(*build.make_deployed(config))
   assert network.paths == ("first", "middle", "head")
 
 
@@ -212,4 +211,4 @@ def test_candidate_bits_are_those_of_all_rules(make_config):
     {"pattern": "middle", "weight_bits": [3, 5], "activation_bits": 32},
     {"pattern": "first"},
   )
-  assert search_parts.candidate_bits(config) == (2, 3, 4, 5, 8, 32)
+  assert build.candidate_bits(config) == (2, 3, 4, 5, 8, 32)

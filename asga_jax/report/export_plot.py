@@ -24,7 +24,7 @@ def plot_export(
   """Draw size with top-1, and latency, by format.
 
   Args:
-    rows: see `export_report.measure`.
+    rows: see `runs.measure.measure_files`.
     path: the PNG to write; it is replaced whole or not at all.
     baseline: the name of the row that latencies are multiples of; without one,
       or without latencies, sizes alone are drawn.

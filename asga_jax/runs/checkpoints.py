@@ -8,7 +8,6 @@ permission, is an error: only proven damage sets a checkpoint aside.
 """
 
 import json
-import logging as std_logging
 import os
 import pathlib
 import shutil
@@ -38,16 +37,6 @@ class CheckpointError(ValueError):
   """Checkpoints that cannot be read, or that belong to another model."""
 
 
-def _is_not_chatter(record: std_logging.LogRecord) -> bool:
-  parts = pathlib.Path(record.pathname).parts
-  return record.levelno > std_logging.INFO or "orbax" not in parts
-
-
-def quiet_orbax() -> None:
-  """Drop Orbax's INFO lines (some thirty a save); warnings still show."""
-  logging.get_absl_logger().addFilter(_is_not_chatter)
-
-
 class _DamageError(ValueError):
   """What was read is not what was written."""
 
@@ -73,8 +62,7 @@ class Checkpoints:
     """
     if keep < 2:
       raise ValueError(f"keep is {keep}; it must be 2 or more")
-    quiet_orbax()
-    # Not left to Orbax, which does it in the background and may not finish.
+      # Not left to Orbax, which does it in the background and may not finish.
     if jax.process_index() == 0:
       for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -216,7 +204,6 @@ def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
     CheckpointError: if there is none, or the newest cannot be read though it
       is not damaged.
   """
-  quiet_orbax()
   for step in _steps(directory):
     path = pathlib.Path(directory).absolute() / str(step)
     try:
@@ -277,7 +264,6 @@ def restore_latest(
       damaged (a permission, memory), if the newest whole one is of another
       model (its names, shapes or dtypes differ), or if all are damaged.
   """
-  quiet_orbax()
   steps, leaves = _steps(directory), leaves_lib.named_leaves(target)
   damaged: list[pathlib.Path] = []
   for step in steps:

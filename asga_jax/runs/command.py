@@ -1,14 +1,15 @@
-"""What the commands share of their flags: errors in a line, and the help."""
+"""What the commands share: the log, their flags' errors in a line, the help."""
 
 import difflib
 import importlib.util
+import logging as std_logging
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import config_checks
@@ -19,6 +20,21 @@ _EXPECTED = {
   "workdir": "--workdir=DIR, the work directory of a run",
 }
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)$")
+
+
+def start_logging() -> None:
+  """Show what the library logs, and of JAX and Orbax only warnings.
+
+  Orbax tells some thirty lines a save.
+  """
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+  logging.get_absl_logger().addFilter(_is_not_chatter)
+
+
+def _is_not_chatter(record: std_logging.LogRecord) -> bool:
+  parts = pathlib.Path(record.pathname).parts
+  return record.levelno > std_logging.INFO or "orbax" not in parts
 
 
 def parse(

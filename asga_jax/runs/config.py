@@ -1,4 +1,4 @@
-"""The configuration of a search from the command line."""
+"""The configuration of a search and of a fine-tuning from the command line."""
 
 import dataclasses
 import re
@@ -10,11 +10,21 @@ import ml_collections
 from asga_jax import finetune, models, search
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
-from asga_jax.runs import config_checks as config_lib
+from asga_jax.runs import config_checks
+from asga_jax.training import losses, steps
 from asga_jax.training import settings as setup
 
-# What only a fine-tuning reads.
+# What only a fine-tuning reads: keys, or groups of them.
 OF_FINETUNE = ("finetune",)
+# What only a search reads.
+OF_SEARCH = (
+  "budget",
+  "latency_table",
+  "bits",
+  "tie_shared_inputs",
+  "data.heldout_fraction",
+  "search",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -104,31 +114,76 @@ def default_config() -> ml_collections.ConfigDict:
 
 def of_search(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Copy a configuration without what only a fine-tuning reads."""
-  return config_lib.drop(config.copy_and_resolve_references(), OF_FINETUNE)
+  return config_checks.drop(config.copy_and_resolve_references(), OF_FINETUNE)
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def of_finetune(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Copy a configuration without what only a search reads."""
+  return config_checks.drop(config.copy_and_resolve_references(), OF_SEARCH)
+
+
+def check_search_config(config: ml_collections.ConfigDict) -> None:
   """Check the keys, types and values of a search's configuration.
 
   Raises:
     ValueError: names the key, its value and what is accepted.
   """
-  defaults = config_lib.drop(default_config(), OF_FINETUNE)
-  config_lib.check_config(of_search(config), defaults)
-  make_settings(config)
+  defaults = config_checks.drop(default_config(), OF_FINETUNE)
+  config_checks.check_keys(of_search(config), defaults)
+  search_settings(config)
   check_common(config)
   weights = config.weights
   if not weights.path and (weights.name_map or weights.skip):
-    raise config_lib.ConfigError(
+    raise config_checks.ConfigError(
       f"config.weights.path is empty, and config.weights.name_map is "
       f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
       "expected the path of a file of weights"
     )
   share = config.data.heldout_fraction
   if config.search.mode == "bilevel" and not 0 < share < 1:
-    raise config_lib.ConfigError(
+    raise config_checks.ConfigError(
       f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
       " above 0 and below 1"
+    )
+
+
+def check_finetune_config(config: ml_collections.ConfigDict) -> None:
+  """Check the keys, types and values of a fine-tuning's configuration.
+
+  Args:
+    config: from `of_finetune`.
+
+  Raises:
+    ValueError: names the key, its value and what is accepted.
+  """
+  defaults = config_checks.drop(default_config(), OF_SEARCH)
+  config_checks.check_keys(config, defaults)
+  finetune_settings(config)
+  finetune_loss(config)
+  check_common(config)
+  weights, start = config.weights, config.finetune.start_from
+  if weights.path and start:
+    raise config_checks.ConfigError(
+      f"config.weights.path is {weights.path!r} and config.finetune.start_from "
+      f"is {start!r}; expected one of them"
+    )
+  if not weights.path and (
+    weights.name_map or (tuple(weights.skip) and not start)
+  ):
+    raise config_checks.ConfigError(
+      f"config.weights.path is empty, and config.weights.name_map is "
+      f"{weights.name_map!r} and config.weights.skip is {tuple(weights.skip)}; "
+      "expected the path of a file of weights"
+    )
+  distillation = config.finetune.distillation
+  if bool(distillation.weight) != bool(distillation.path):
+    raise config_checks.ConfigError(
+      "config.finetune.distillation.weight is "
+      f"{distillation.weight} and config.finetune.distillation.path is "
+      f"{distillation.path!r}; expected a weight above 0 and the path of the "
+      "teacher's float weights, or neither"
     )
 
 
@@ -152,10 +207,10 @@ def check_common(config: ml_collections.ConfigDict) -> None:
     "deployed.image_size": 1,
     "deployed.num_classes": 1,
   }
-  flat = config_lib.flatten(config)
+  flat = config_checks.flatten(config)
   for name, least in lowest.items():
     if flat[name] < least:
-      raise config_lib.ConfigError(
+      raise config_checks.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
 
@@ -178,7 +233,7 @@ def check_flag_names(
     if not match:
       continue
     if any(f"{match[1]}.".startswith(f"{key}.") for key in unread):
-      raise config_lib.ConfigError(
+      raise config_checks.ConfigError(
         f"config.{match[1]} is not read by this command; it does not read "
         + ", ".join(f"config.{key}" for key in unread)
       )
@@ -188,12 +243,34 @@ def check_flag_names(
     for name in groups:
       group = group.setdefault(name, {})
     group.setdefault(last, None)
-    config_lib.check_config(given, defaults.to_dict())
+    config_checks.check_keys(given, defaults.to_dict())
 
 
-def make_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
+def search_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
   """Make the settings of the search; raises ValueError for a bad value."""
   return setup.read_settings(search.SearchSettings, config.search)
+
+
+def is_float(config: ml_collections.ConfigDict) -> bool:
+  """Tell whether a fine-tuning is of the float network, without a policy."""
+  return config.finetune.policy in ("", "float")
+
+
+def finetune_settings(
+  config: ml_collections.ConfigDict,
+) -> finetune.FinetuneSettings:
+  """Make the settings of the training; raises ValueError for a bad value."""
+  return setup.read_settings(finetune.FinetuneSettings, config.finetune)
+
+
+def finetune_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
+  """Make the loss of the training; raises ValueError for a bad value."""
+  group = config.finetune
+  return losses.make_loss(
+    label_smoothing=group.label_smoothing,
+    distillation_weight=group.distillation.weight,
+    temperature=group.distillation.temperature,
+  )
 
 
 def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
@@ -203,7 +280,7 @@ def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
   for index, fields in enumerate(config.rules):
     unknown = sorted(set(fields) - known)
     if unknown or "pattern" not in fields:
-      raise config_lib.ConfigError(
+      raise config_checks.ConfigError(
         f"config.rules[{index}] has the fields {sorted(fields)}; expected "
         f"'pattern' and any of {sorted(known - {'pattern'})}"
       )
@@ -236,7 +313,7 @@ def apply_variant(
   words = [word for word in variant.split(",") if word]
   unknown = [word for word in words if word not in ("cifar10", "small")]
   if unknown:
-    raise config_lib.ConfigError(
+    raise config_checks.ConfigError(
       f"variant {variant!r} is unknown; accepted: 'cifar10', 'small', both "
       "joined by a comma, or none"
     )

@@ -111,7 +111,7 @@ def _unknown_key(
   return ConfigError(f"config.{prefix}{key} is unknown; {hint}")
 
 
-def check_config(config: Config, defaults: Config) -> None:
+def check_keys(config: Config, defaults: Config) -> None:
   """Check that a configuration has the keys and types of the defaults.
 
   An integer may stand for a float and a list for a tuple; where the default is

@@ -10,8 +10,7 @@ from flax import nnx
 from asga_jax import data as data_lib
 from asga_jax import evaluate
 from asga_jax.quantization import calibration
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import workdir
+from asga_jax.runs import build, workdir
 from asga_jax.training import steps
 
 
@@ -53,7 +52,7 @@ def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
     seed,
     dataset,
     {name: part for name, part in parts.items() if len(part)},
-    search_parts.make_prepare(config, dataset, train=False),
+    build.make_prepare(config, dataset, train=False),
   )
 
 

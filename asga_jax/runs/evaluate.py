@@ -14,19 +14,16 @@ from asga_jax import data as data_lib
 from asga_jax import evaluate, files
 from asga_jax.quantization import layers
 from asga_jax.report import confusion
-from asga_jax.runs import build as search_parts
+from asga_jax.runs import build, read, waits
 from asga_jax.runs import data as run_data
-from asga_jax.runs import read as trained_runs
-from asga_jax.runs import waits
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
-from asga_jax.xla import compile_cache
 
 # What `compare` calls the weights of the run itself in float.
 OWN_FLOAT = "float"
 
 
-def run(
+def evaluate_run(
   path: str | os.PathLike[str],
   *,
   split: str = "test",
@@ -57,9 +54,8 @@ def run(
     OSError: the work directory cannot be written to; found before the
       evaluation.
   """
-  compile_cache.enable()
   directory = pathlib.Path(path)
-  trained = trained_runs.read(directory)
+  trained = read.read_trained(directory)
   config = trained.config
   data = run_data.load(config, trained.seed)
   dataset = data.dataset
@@ -101,7 +97,7 @@ def run(
 
 
 def _networks(
-  trained: trained_runs.TrainedRun,
+  trained: read.TrainedRun,
   dataset: data_lib.Dataset,
   compare: Sequence[str],
 ) -> dict[str, nnx.Module]:
@@ -123,7 +119,7 @@ def _networks(
 
 def _read_other(config: ml_collections.ConfigDict, path: str) -> nnx.Module:
   """Read another run's network; ValueError if it is of other images."""
-  other = trained_runs.read(path)
+  other = read.read_trained(path)
   wanted, found = (
     (each.data.name, each.data.image_size) for each in (config, other.config)
   )
@@ -146,9 +142,7 @@ def _in_float(model: nnx.Module) -> nnx.Module:
 def _load_float(
   config: ml_collections.ConfigDict, dataset: data_lib.Dataset, path: str
 ) -> nnx.Module:
-  network = search_parts.make_network(
-    config, dataset.num_classes, trained=False
-  )
+  network = build.make_network(config, dataset.num_classes, trained=False)
   arrays = weight_files.read(path)
   try:
     return pretrained.fill(network, arrays, source=path)
@@ -160,7 +154,7 @@ def _load_float(
     ) from error
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_evaluation(report: dict[str, Any]) -> str:
   """Lay out an evaluation for the terminal: a line a network."""
   rows = [("network", "top-1", "top-5", "loss")]
   for label, figures in report["networks"].items():

@@ -4,7 +4,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,40 +15,32 @@ from asga_jax import data as data_lib
 from asga_jax import files, finetune
 from asga_jax import policy as policy_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.report import policy_table
-from asga_jax.runs import build as search_parts
 from asga_jax.runs import (
+  build,
   checkpoints,
-  finetune_config,
-  finetune_summary,
+  finetune_start,
   lock,
+  read,
   recorded_loop,
   report,
+  summary,
   workdir,
 )
-from asga_jax.runs import finetune_start as finetune_parts
-from asga_jax.runs import read as trained_runs
-from asga_jax.runs import tensorboard as tensorboard_log
+from asga_jax.runs import config as config_lib
+from asga_jax.runs import tensorboard as tensorboard_lib
 from asga_jax.training import sharding
-from asga_jax.xla import ahead, compile_cache
+from asga_jax.xla import ahead
 
 # Figures that the progress display shows.
 SHOWN = ("loss", "accuracy")
 
 
-class Finished(NamedTuple):
-  """What a fine-tuning leaves in its work directory, and in memory."""
-
-  policy: policy_lib.Policy | None
-  summary: dict[str, Any]
-
-
-def run(
+def run_finetuning(
   config: ml_collections.ConfigDict,
   path: str | pathlib.Path,
   *,
   tensorboard: bool = False,
-) -> Finished:
+) -> read.FinishedTraining:
   """Train a network at its policy, or go on with one that was interrupted.
 
   The directory holds `config.json`, `policy.json` (but for a float network),
@@ -58,7 +50,7 @@ def run(
   read, not repeated.
 
   Args:
-    config: see `search_config.default_config`.
+    config: see `config_lib.default_config`.
     path: the work directory.
     tensorboard: whether to write event files to `tensorboard/` there.
 
@@ -71,30 +63,29 @@ def run(
       the first step.
     DivergedError: the loss is not finite.
   """
-  compile_cache.enable()
-  config = finetune_config.of_finetune(config)
-  finetune_config.check_config(config)
+  config = config_lib.of_finetune(config)
+  config_lib.check_finetune_config(config)
   if tensorboard:
-    tensorboard_log.check_installed()
+    tensorboard_lib.check_installed()
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     if tensorboard:
       recorded_loop.open_events(directory).close()
-    return _read(config, directory)
+    return read.read_finished_training(config, directory)
   with lock.hold(directory):
-    return _train(config, directory, tensorboard)
+    return _finetune(config, directory, tensorboard)
 
 
-def _train(
+def _finetune(
   config: ml_collections.ConfigDict, directory: pathlib.Path, tensorboard: bool
-) -> Finished:
+) -> read.FinishedTraining:
   """Run what is left of a training, in a directory that is held."""
-  policy = finetune_parts.read_policy(config)
+  policy = finetune_start.read_policy(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
-  made = start(config, policy, dataset, split, begun=begun)
-  teacher = finetune_parts.make_teacher(config, dataset.num_classes)
+  made = build_training(config, policy, dataset, split, begun=begun)
+  teacher = finetune_start.make_teacher(config, dataset.num_classes)
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(directory, config)
   if policy is not None:
@@ -111,7 +102,7 @@ def _train(
     batches = finetune.taught(
       batches,
       teacher,
-      prepare=search_parts.make_prepare(config, dataset, train=True),
+      prepare=build.make_prepare(config, dataset, train=True),
       seed=config.finetune.seed,
       first=first or 0,
       mesh=made.mesh,
@@ -141,19 +132,19 @@ def _train(
       kept.save,
       tensorboard=tensorboard,
     )
-    summary = finetune_summary.conclude(
+    figures = summary.summarise_training(
       config, made, state, dataset, split, directory
     )
-  finetune_summary.plot(config, directory)
+  summary.plot_training(config, directory)
   # The last file: it marks a training that has ended.
   files.write_text_atomic(
-    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
+    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
   )
   report.write_report([directory])
-  return Finished(policy, summary)
+  return read.FinishedTraining(policy, figures)
 
 
-def start(
+def build_training(
   config: ml_collections.ConfigDict,
   policy: policy_lib.Policy | None,
   dataset: data_lib.Dataset,
@@ -164,7 +155,7 @@ def start(
   """Build a training that is ready for its first step.
 
   Args:
-    config: from `finetune_config.of_finetune`.
+    config: from `config_lib.of_finetune`.
     policy: None for the float network.
     dataset: the data.
     split: its training images.
@@ -184,16 +175,16 @@ def start(
   raw = batches_lib.batch_at(
     split, 0, batch_size=config.batch_size, seed=config.finetune.seed
   )
-  plain = search_parts.make_prepare(config, dataset, train=False)
+  plain = build.make_prepare(config, dataset, train=False)
   images = plain(jax.random.key(0), {"image": jnp.asarray(raw["image"])})
-  model = finetune_parts.make_model(
+  model = finetune_start.make_model(
     config, policy, dataset.num_classes, images["image"], begun=begun
   )
-  prepare = search_parts.make_prepare(config, dataset, train=True)
+  prepare = build.make_prepare(config, dataset, train=True)
   return finetune.start_training(
     model,
-    finetune_config.make_loss(config),
-    settings=finetune_config.make_settings(config),
+    config_lib.finetune_loss(config),
+    settings=config_lib.finetune_settings(config),
     # A teacher needs the images before the step, see `finetune.taught`.
     prepare=None if config.finetune.distillation.weight else prepare,
     mesh=mesh,
@@ -225,24 +216,3 @@ def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
       f"the policy is not that which the training in {directory} began with,"
       f" {kept}: put that back, or choose another --workdir"
     )
-
-
-def _read(
-  config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> Finished:
-  logging.info("the training in %s has ended; this is its result", directory)
-  policy = None
-  if not finetune_config.is_float(config):
-    policy = policy_lib.load(directory / "policy.json")
-  return Finished(policy, trained_runs.read_summary(directory))
-
-
-def format_result(finished: Finished) -> str:
-  """Lay out a finished training for the terminal."""
-  lines = []
-  if finished.policy is not None:
-    lines += [policy_table.format_table(finished.policy), ""]
-  for name, value in finished.summary.items():
-    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-    lines.append(f"{name.replace('_', ' ')}: {shown}")
-  return "\n".join(lines)

@@ -19,10 +19,8 @@ from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.quantization import layers
 from asga_jax.quantization import rules as rules_lib
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import config as search_config
-from asga_jax.runs import finetune_config
-from asga_jax.runs import read as trained_runs
+from asga_jax.runs import build, read
+from asga_jax.runs import config as config_lib
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
 
@@ -40,7 +38,7 @@ def read_policy(config: ml_collections.ConfigDict) -> policy_lib.Policy | None:
     PolicyError: no such policy, a damaged one, or one of another topology.
   """
   given = config.finetune.policy
-  if finetune_config.is_float(config):
+  if config_lib.is_float(config):
     return None
   uniform = re.fullmatch(r"([2-8])bit", given)
   if uniform:
@@ -72,7 +70,7 @@ def _shapes(config: ml_collections.ConfigDict) -> nnx.Module:
 
 
 def _input_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  return tuple(search_parts.example_shape(config))
+  return tuple(build.example_shape(config))
 
 
 def uniform_policy(
@@ -90,11 +88,11 @@ def uniform_policy(
   Raises:
     ValueError: bad rules or ends.
   """
-  deployed, shape = search_parts.make_deployed(config)
+  deployed, shape = build.make_deployed(config)
   products = conversion.find_products(deployed)
   paths = macs.network_stats(deployed, shape).paths
   decided = rules_lib.resolve(
-    search_config.make_rules(config),
+    config_lib.make_rules(config),
     paths,
     bits=(bits,),
     end_bits=config.end_bits,
@@ -148,13 +146,13 @@ def make_model(
   Raises:
     ValueError: weights that cannot be read or do not fit.
   """
-  network = search_parts.make_network(
+  network = build.make_network(
     config, num_classes, seed=config.finetune.seed, trained=False
   )
   start = config.finetune.start_from
   source = None
   if not begun and start:
-    source = trained_runs.read(start).source
+    source = read.read_trained(start).source
     arrays = pretrained.variables_of(source, only=(nnx.Param, nnx.BatchStat))
     network = _fill(config, network, arrays, num_classes)
   elif not begun and config.weights.path:
@@ -228,7 +226,7 @@ def make_teacher(
   distillation = config.finetune.distillation
   if not distillation.weight:
     return None
-  network = search_parts.make_network(config, num_classes, trained=False)
+  network = build.make_network(config, num_classes, trained=False)
   return pretrained.load_weights(
     network, distillation.path, name_map=distillation.name_map or None
   )

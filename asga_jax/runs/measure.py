@@ -1,6 +1,7 @@
 """What exported files are worth: size, accuracy in their runtime, latency."""
 
 import itertools
+import json
 import os
 import pathlib
 import platform
@@ -10,20 +11,21 @@ from typing import Any
 
 import jax
 import numpy as np
+import tabulate
 from absl import logging
 from flax import nnx
 
-from asga_jax import conversion
+from asga_jax import conversion, files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.data import batches as batches_lib
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy import timing
-from asga_jax.runs import build as search_parts
+from asga_jax.report import export_plot
+from asga_jax.runs import build, waits
 from asga_jax.runs import data as run_data
-from asga_jax.runs import waits
-from asga_jax.weights import load as pretrained
+from asga_jax.weights import load as load
 
 # Of the rows that stand beside those of the files.
 REFERENCE, BASELINE = "in JAX", "float ONNX"
@@ -39,7 +41,7 @@ _HOW = (
 )
 
 
-def measure(
+def measure_files(
   network: export_formats.Deployable,
   written: Mapping[str, str | os.PathLike[str]],
   data: run_data.RunData,
@@ -127,11 +129,9 @@ def _row(name: str, runtime: str, **sizes: int | float | None) -> Any:
 
 def _in_float(model: nnx.Module, data: run_data.RunData) -> nnx.Module:
   """Give the same weights to the float network."""
-  kept = pretrained.variables_of(model, only=(nnx.Param, nnx.BatchStat))
-  return pretrained.fill(
-    search_parts.make_network(
-      data.config, data.dataset.num_classes, trained=False
-    ),
+  kept = load.variables_of(model, only=(nnx.Param, nnx.BatchStat))
+  return load.fill(
+    build.make_network(data.config, data.dataset.num_classes, trained=False),
     {name: np.asarray(array) for name, array in kept.items()},
     source="the exported network",
   )
@@ -225,3 +225,87 @@ def _time(
     calls, repeats, warm_up=_WARM_UP, before=BATCHES[size]
   )
   return dict(zip(runs, times, strict=True))
+
+
+def write_report(
+  report: dict[str, Any], path: str | os.PathLike[str]
+) -> pathlib.Path:
+  """Write a report as JSON and, beside it, its picture.
+
+  Args:
+    report: from `measure_files`.
+    path: of the JSON file.
+
+  Returns:
+    Where the picture is.
+  """
+  path = pathlib.Path(path)
+  files.write_text_atomic(path, json.dumps(report, indent=2) + "\n")
+  picture = path.with_suffix(".png")
+  where = f"{report['data']}, {report['images']} {report['split']} images"
+  export_plot.plot_export(
+    report["rows"],
+    picture,
+    baseline=BASELINE,
+    title=f"{report['model']} on {where}",
+  )
+  return picture
+
+
+def format_table(report: dict[str, Any]) -> str:
+  """Lay out a report for the terminal: a line a file, latencies as ratios."""
+  of_float = next((x for x in report["rows"] if x["name"] == BASELINE), None)
+  base = of_float["latency_ms"] if of_float else {}
+  whole = of_float["file_bytes"] if of_float else None
+  lines = [
+    (
+      "",
+      "runtime",
+      "file KB",
+      "smaller",
+      "constants",
+      "promised",
+      "top-1 %",
+      "as JAX %",
+      *(f"batch {size}" for size in BATCHES),
+    )
+  ]
+  for row in report["rows"]:
+    file, *sizes = (row[f"{x}_bytes"] for x in ("file", "stored", "promised"))
+    shares = (row["top1"], row["same"])
+    ratios = (_ratio(row["latency_ms"], base, str(size)) for size in BATCHES)
+    lines.append(
+      (
+        row["name"],
+        row["runtime"],
+        _kilobytes(file),
+        f"{whole / file:.2f}x" if whole and file else "-",
+        *map(_kilobytes, sizes),
+        *("-" if x is None else f"{100 * x:.2f}" for x in shares),
+        *ratios,
+      )
+    )
+  table = tabulate.tabulate(
+    lines,
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("left", "left", *("right",) * (len(lines[0]) - 2)),
+  )
+  where = f"{report['data']}, {report['split']}, {report['images']} images"
+  laid = [f"{report['model']} on {where}", table]
+  if report["how"]:
+    laid.append(report["how"])
+  if base:
+    each = ", ".join(f"{ms:.3g} ms at batch {n}" for n, ms in base.items())
+    laid.append(f"1.00x is the time of the float ONNX: {each}")
+  return "\n".join(laid)
+
+
+def _kilobytes(size: float | None) -> str:
+  return "-" if size is None else f"{size / 1e3:,.1f}"
+
+
+def _ratio(
+  own: Mapping[str, float], base: Mapping[str, float], size: str
+) -> str:
+  return f"{own[size] / base[size]:.2f}x" if size in base else "-"

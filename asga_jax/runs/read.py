@@ -1,22 +1,38 @@
-"""The trained networks that lie in work directories."""
+"""What lies in work directories: searches and trained networks, read again."""
 
 import json
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
+from absl import logging
 from flax import nnx
 
-from asga_jax import conversion
+from asga_jax import conversion, search
 from asga_jax import policy as policy_lib
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import finetune_config, workdir
-from asga_jax.runs import search as search_run
-from asga_jax.weights import load as pretrained
+from asga_jax import result as result_lib
+from asga_jax.runs import build, checkpoints, workdir
+from asga_jax.runs import config as config_lib
+from asga_jax.training import state as state_lib
+from asga_jax.weights import load
 
 WEIGHTS = "weights.safetensors"
 AVERAGED_WEIGHTS = "weights_ema.safetensors"
+
+
+class FinishedSearch(NamedTuple):
+  """What a search leaves in its work directory, and in memory."""
+
+  policy: policy_lib.Policy
+  summary: dict[str, Any]
+
+
+class FinishedTraining(NamedTuple):
+  """What a fine-tuning leaves in its work directory, and in memory."""
+
+  policy: policy_lib.Policy | None  # None for a float network
+  summary: dict[str, Any]
 
 
 class TrainedRun(NamedTuple):
@@ -35,26 +51,6 @@ class TrainedRun(NamedTuple):
   averaged: nnx.Module | None = None
 
 
-def read(path: str | os.PathLike[str]) -> TrainedRun:
-  """Read the network of a search or a fine-tuning from its work directory.
-
-  Args:
-    path: the directory.
-
-  Raises:
-    ValueError: no such run, one that has not ended, or a damaged file.
-  """
-  directory = pathlib.Path(path)
-  config = ml_collections.ConfigDict(workdir.read_config(directory))
-  if not (directory / "summary.json").exists():
-    raise workdir.WorkdirError(
-      f"the run in {directory} has not ended: it has no summary.json; give "
-      "its own command again, which goes on with it"
-    )
-  read_kind = _read_search if is_search(directory) else _read_finetune
-  return read_kind(directory, config)
-
-
 def is_search(path: str | os.PathLike[str]) -> bool:
   """Tell a search's work directory from that of a fine-tuning.
 
@@ -70,60 +66,25 @@ def is_search(path: str | os.PathLike[str]) -> bool:
   return "search" in found
 
 
-def _read_search(
-  directory: pathlib.Path, config: ml_collections.ConfigDict
-) -> TrainedRun:
-  model = search_run.restore(directory).model
-  policy = policy_lib.load(directory / "policy.json")
-  return TrainedRun(
-    config=config,
-    seed=config.search.seed,
-    policy=policy,
-    model=conversion.with_policy(model, policy),
-    source=model,
-  )
+def read_finished_search(directory: pathlib.Path) -> FinishedSearch:
+  """Read the policy and the summary of a search that has ended."""
+  logging.info("the search in %s has ended; this is its result", directory)
+  summary = read_summary(directory)
+  return FinishedSearch(policy_lib.load(directory / "policy.json"), summary)
 
 
-def _read_finetune(
-  directory: pathlib.Path, config: ml_collections.ConfigDict
-) -> TrainedRun:
-  finetune_config.check_config(config)
-  num_classes = read_summary(directory).get("classes")
-  if not isinstance(num_classes, int) or num_classes < 1:
-    raise workdir.WorkdirError(
-      f"{directory / 'summary.json'}: classes is {num_classes!r}; expected a "
-      "number of classes"
-    )
-  network = search_parts.make_network(
-    config, num_classes, seed=config.finetune.seed, trained=False
-  )
+def read_finished_training(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> FinishedTraining:
+  """Read the policy and the summary of a fine-tuning that has ended."""
+  logging.info("the training in %s has ended; this is its result", directory)
   policy = None
-  if not finetune_config.is_float(config):
+  if not config_lib.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
-    # Steps and signedness come from the file.
-    network = conversion.quantize(
-      network,
-      search_parts.blank_images(config),
-      policy,
-      weight_quantizer=config.weight_quantizer,
-      activation_quantizer=config.activation_quantizer,
-      per_channel=config.per_channel,
-    )
-  model = pretrained.load_weights(network, directory / WEIGHTS)
-  averaged = None
-  if config.finetune.ema_decay:
-    averaged = pretrained.load_weights(network, directory / AVERAGED_WEIGHTS)
-  return TrainedRun(
-    config=config,
-    seed=config.finetune.seed,
-    policy=policy,
-    model=model,
-    source=model,
-    averaged=averaged,
-  )
+  return FinishedTraining(policy, read_summary(directory))
 
 
-def read_summary(directory: pathlib.Path) -> dict[str, object]:
+def read_summary(directory: pathlib.Path) -> dict[str, Any]:
   """Read the summary of a run that has ended.
 
   Raises:
@@ -140,3 +101,129 @@ def read_summary(directory: pathlib.Path) -> dict[str, object]:
       "makes it again from the last checkpoint"
     ) from error
   return found
+
+
+def read_search(path: str | os.PathLike[str]) -> result_lib.SearchResult:
+  """Read the result of a search from its newest checkpoint, without its data.
+
+  Args:
+    path: the work directory.
+
+  Returns:
+    The result, for `asga_jax.allocate`: any budget, the same scores.
+
+  Raises:
+    ValueError: no configuration or no whole checkpoint there.
+  """
+  directory = pathlib.Path(path)
+  config = ml_collections.ConfigDict(workdir.read_config(directory))
+  folder = directory / "checkpoints"
+  config_lib.check_search_config(config)
+  metadata = checkpoints.latest_metadata(folder)
+  # Weights, ranges and signedness come from the checkpoint.
+  model = build.make_searchable(
+    config, metadata["num_classes"], None, trained=False
+  )
+  made = search.start_search(
+    model,
+    budget=config.budget,
+    settings=config_lib.search_settings(config),
+    costs=build.make_costs(config, workdir.kept_table(config, directory)),
+  )
+  restored = checkpoints.restore_latest(folder, made.state)
+  assert restored is not None
+  step, state = restored
+  if step < config.search.steps:
+    logging.warning(
+      "the search in %s has not ended: this is step %d of %d",
+      directory,
+      step,
+      config.search.steps,
+    )
+  return end_search(config, made, state, metadata["proxy"])
+
+
+def end_search(
+  config: ml_collections.ConfigDict,
+  made: search.Search,
+  state: state_lib.TrainState,
+  proxy: str,
+) -> result_lib.SearchResult:
+  """End a search of the command line: `search.finish` with where it is from."""
+  return search.finish(
+    made,
+    state,
+    model_name=config.model,
+    provenance={
+      "proxy": proxy,
+      "config_sha256": workdir.config_sha256(config),
+    },
+  )
+
+
+def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
+  """Read the network of a search or a fine-tuning from its work directory.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    ValueError: no such run, one that has not ended, or a damaged file.
+  """
+  directory = pathlib.Path(path)
+  config = ml_collections.ConfigDict(workdir.read_config(directory))
+  if not (directory / "summary.json").exists():
+    raise workdir.WorkdirError(
+      f"the run in {directory} has not ended: it has no summary.json; give "
+      "its own command again, which goes on with it"
+    )
+  if not is_search(directory):
+    return _read_finetuned(directory, config)
+  model = read_search(directory).model
+  policy = policy_lib.load(directory / "policy.json")
+  return TrainedRun(
+    config=config,
+    seed=config.search.seed,
+    policy=policy,
+    model=conversion.with_policy(model, policy),
+    source=model,
+  )
+
+
+def _read_finetuned(
+  directory: pathlib.Path, config: ml_collections.ConfigDict
+) -> TrainedRun:
+  config_lib.check_finetune_config(config)
+  num_classes = read_summary(directory).get("classes")
+  if not isinstance(num_classes, int) or num_classes < 1:
+    raise workdir.WorkdirError(
+      f"{directory / 'summary.json'}: classes is {num_classes!r}; expected a "
+      "number of classes"
+    )
+  network = build.make_network(
+    config, num_classes, seed=config.finetune.seed, trained=False
+  )
+  policy = None
+  if not config_lib.is_float(config):
+    policy = policy_lib.load(directory / "policy.json")
+    # Steps and signedness come from the file.
+    network = conversion.quantize(
+      network,
+      build.blank_images(config),
+      policy,
+      weight_quantizer=config.weight_quantizer,
+      activation_quantizer=config.activation_quantizer,
+      per_channel=config.per_channel,
+    )
+  model = load.load_weights(network, directory / WEIGHTS)
+  averaged = None
+  if config.finetune.ema_decay:
+    averaged = load.load_weights(network, directory / AVERAGED_WEIGHTS)
+  return TrainedRun(
+    config=config,
+    seed=config.finetune.seed,
+    policy=policy,
+    model=model,
+    source=model,
+    averaged=averaged,
+  )

@@ -2,10 +2,14 @@
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 
 from asga_jax import data as data_lib
 from asga_jax import every_budget, files, search
@@ -14,41 +18,32 @@ from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.report import pareto_plot, plots, policy_table
-from asga_jax.runs import build as search_parts
+from asga_jax.report import pareto_plot
 from asga_jax.runs import (
+  build,
   checkpoints,
-  kept_table,
+  config_checks,
   lock,
+  metrics,
+  read,
   recorded_loop,
   report,
-  search_loop,
-  search_start,
+  summary,
   workdir,
 )
-from asga_jax.runs import config as search_config
-from asga_jax.runs import metrics as metrics_log
-from asga_jax.runs import summary as search_summary
-from asga_jax.runs import tensorboard as tensorboard_log
-from asga_jax.training import loop
-from asga_jax.training import state as state_lib
-from asga_jax.xla import ahead, compile_cache
+from asga_jax.runs import config as config_lib
+from asga_jax.runs import tensorboard as tensorboard_lib
+from asga_jax.training import sharding
+from asga_jax.xla import ahead
 
 
-class Finished(NamedTuple):
-  """What a search leaves in its work directory, and in memory."""
-
-  policy: policy_lib.Policy
-  summary: dict[str, Any]
-
-
-def run(
+def run_search(
   config: ml_collections.ConfigDict,
   path: str | pathlib.Path,
   *,
   tensorboard: bool = False,
-) -> Finished:
-  """Search a policy, or goes on with a search that was interrupted.
+) -> read.FinishedSearch:
+  """Search a policy, or go on with a search that was interrupted.
 
   The directory holds `config.json`, `metrics.jsonl`, `checkpoints/`, a copy of
   the latency table if there is one and, at the end, `policy.json`,
@@ -56,7 +51,7 @@ def run(
   `report.html`. A search that has ended is read, not repeated.
 
   Args:
-    config: see `search_config.default_config`.
+    config: see `config_lib.default_config`.
     path: the work directory.
     tensorboard: whether to write event files to `tensorboard/` there.
 
@@ -68,36 +63,35 @@ def run(
       directory that another process is running in; all before the first step.
     DivergedError: the loss is not finite.
   """
-  compile_cache.enable()
-  config = search_config.of_search(config)
-  search_config.check_config(config)
+  config = config_lib.of_search(config)
+  config_lib.check_search_config(config)
   budget_lib.parse_budget(config.budget)
   if tensorboard:
-    tensorboard_log.check_installed()
+    tensorboard_lib.check_installed()
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     if tensorboard:
       recorded_loop.open_events(directory).close()
-    return _read(directory)
+    return read.read_finished_search(directory)
   with lock.hold(directory):
     return _search(config, directory, tensorboard)
 
 
 def _search(
   config: ml_collections.ConfigDict, directory: pathlib.Path, tensorboard: bool
-) -> Finished:
+) -> read.FinishedSearch:
   """Run what is left of a search, in a directory that is held."""
   # Not used yet: whoever misses a table is to know before data is fetched.
-  search_parts.make_costs(config)
+  build.make_costs(config)
   source = {"name": config.data.name, "data_dir": config.data.dir or None}
   info = data_lib.describe(**source)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
-  made = search_start.build(config, info, trained=not begun)
+  made = build_search(config, info, trained=not begun)
   restored = checkpoints.restore_latest(
     directory / "checkpoints", made.state, set_aside=True
   )
-  first = None if restored is None else restored[0]
-  kept_table.check(config, directory)
+  first, state = restored or (None, made.state)
+  workdir.check_table(config, directory)
   compiling = None
   if (first or 0) < config.search.steps:
     shapes = batches_lib.batch_shapes(info, config.batch_size)
@@ -106,171 +100,218 @@ def _search(
   try:
     # What needs the images themselves, while the compiler works.
     dataset = data_lib.load(**source)
-    splits = search_start.split(config, dataset)
+    splits = split_proxy(config, dataset)
     if restored is None:
-      made = search_start.calibrate(config, made, dataset, splits)
+      made = set_ranges(config, made, dataset, splits)
+      state = made.state
   except BaseException:
     if compiling is not None and not compiling.done():
       logging.info("there is an error; the command ends when the compiler does")
     raise
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(directory, config)
-  kept_table.keep(config, directory)
+  workdir.keep_table(config, directory)
   space = made.space
   for line in costs_lib.format_uniform_bops(
     space.network, space.choices, 4
   ).splitlines():
     logging.info("%s", line)
-  state = made.state
   if restored is not None:
-    _, state = restored
     logging.info("going on from the checkpoint of step %d", first)
-  metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   if compiling is not None:
     made = made._replace(step=compiling.result())
+  metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   # Open to the end: the last checkpoint is written while the result is made.
   with checkpoints.Checkpoints(directory / "checkpoints") as kept:
-
-    def save(step: int, state: state_lib.TrainState) -> None:
-      kept.save(step, state, metadata=metadata)
-
-    state = search_loop.train(
-      config,
-      made,
+    state = recorded_loop.train(
+      made.step,
       state,
-      dataset,
-      splits,
+      make_batches(config, dataset, splits, first or 0, made.mesh),
+      made.mesh,
+      make_plan(config),
       directory,
       first,
-      save,
+      lambda step, state: kept.save(step, state, metadata=metadata),
       tensorboard=tensorboard,
     )
-    finished = finish(config, made, state, dataset.name)
-    policy = result_lib.allocate(finished)
-    policy_lib.save(policy, directory / "policy.json")
-    records = metrics_log.read_metrics(directory / "metrics.jsonl")
-    if not records:
-      raise metrics_log.MetricsError(
-        f"{directory / 'metrics.jsonl'} is empty; expected a record of each "
-        "step"
-      )
-    _plot(config, policy, records, directory)
-    kind = budget_lib.parse_budget(config.budget).constraints[0].kind
-    curve = every_budget.pareto(finished, cost=kind)
-    pareto_plot.write(curve, directory / "pareto.json")
-    summary = search_summary.summarise(
-      config, finished, policy, dataset, splits, records
+    found = read.end_search(config, made, state, dataset.name)
+    return _conclude(config, found, dataset, splits, directory)
+
+
+def _conclude(
+  config: ml_collections.ConfigDict,
+  found: result_lib.SearchResult,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  directory: pathlib.Path,
+) -> read.FinishedSearch:
+  """Choose the policy, and write all that a search leaves."""
+  policy = result_lib.allocate(found)
+  policy_lib.save(policy, directory / "policy.json")
+  records = metrics.read_metrics(directory / "metrics.jsonl")
+  if not records:
+    raise metrics.MetricsError(
+      f"{directory / 'metrics.jsonl'} is empty; expected a record of each step"
     )
-  files.write_text_atomic(
-    directory / "summary.json", json.dumps(summary, indent=2) + "\n"
+  summary.plot_search(config, policy, records, directory)
+  kind = budget_lib.parse_budget(config.budget).constraints[0].kind
+  curve = every_budget.pareto(found, cost=kind)
+  pareto_plot.write(curve, directory / "pareto.json")
+  figures = summary.summarise_search(
+    config, found, policy, dataset, splits, records
   )
-  for sentence in summary["warnings"]:
+  # It marks a search that has ended.
+  files.write_text_atomic(
+    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
+  )
+  for sentence in figures["warnings"]:
     logging.warning("%s", sentence)
   report.write_report([directory])
-  return Finished(policy, summary)
+  return read.FinishedSearch(policy, figures)
 
 
-def _plot(
-  config: ml_collections.ConfigDict,
-  policy: policy_lib.Policy,
-  records: list[loop.Record],
-  directory: pathlib.Path,
-) -> None:
-  plots.plot_policy(
-    policy.layers,
-    directory / "policy.png",
-    model=policy.model,
-    budget=policy.budget,
-    budget_used=float(policy.cost["budget_used"]),
-    convention=str(policy.cost["bops_convention"]),
-  )
-  rho_max = config.search.sharpness.rho_max
-  plots.plot_search(records, directory / "search.png", rho_max=rho_max)
-
-
-def finish(
-  config: ml_collections.ConfigDict,
-  made: search.Search,
-  state: state_lib.TrainState,
-  proxy: str,
-) -> result_lib.SearchResult:
-  """End a search of the command line; see `search.finish`."""
-  return search.finish(
-    made,
-    state,
-    model_name=config.model,
-    provenance={
-      "proxy": proxy,
-      "config_sha256": workdir.config_sha256(config),
-    },
+def split_proxy(
+  config: ml_collections.ConfigDict, dataset: data_lib.Dataset
+) -> data_lib.Splits:
+  """Part the proxy as a search's configuration says."""
+  bilevel = config.search.mode == "bilevel"
+  return data_lib.split_proxy(
+    dataset,
+    heldout_fraction=config.data.heldout_fraction if bilevel else 0.0,
+    seed=config.search.seed,
   )
 
 
-def restore(path: str | pathlib.Path) -> result_lib.SearchResult:
-  """Read the result of a search from its newest checkpoint, without its data.
+def build_search(
+  config: ml_collections.ConfigDict,
+  info: data_lib.DatasetInfo,
+  *,
+  trained: bool = True,
+) -> search.Search:
+  """Build a search whose step can be compiled, without the proxy's images.
 
   Args:
-    path: the work directory.
+    config: of the search.
+    info: of the proxy.
+    trained: whether to load the weights that the configuration names, if any.
 
   Returns:
-    The result, for `asga_jax.allocate`: any budget, the same scores.
+    The search, for `set_ranges`. Its step takes batches of `make_batches`.
 
   Raises:
-    ValueError: no configuration or no whole checkpoint there.
+    ValueError: bad values or weights, no layer with a choice, images that are
+      larger than their size in the network, an infeasible budget, or a batch
+      that is larger than the proxy or does not divide over the devices.
   """
-  directory = pathlib.Path(path)
-  config = ml_collections.ConfigDict(workdir.read_config(directory))
-  folder = directory / "checkpoints"
-  search_config.check_config(config)
-  metadata = checkpoints.latest_metadata(folder)
-  # Weights, ranges and signedness come from the checkpoint.
-  model = search_parts.make_searchable(
-    config,
-    metadata["num_classes"],
-    None,
-    trained=False,
-  )
+  mesh = sharding.data_mesh()
+  sharding.check_batch_size(config.batch_size, mesh)
+  batches_lib.steps_per_epoch(info.train_images, config.batch_size)
+  batches_lib.steps_per_epoch(info.train_images, config.eval_batch_size)
+  prepare = build.make_prepare(config, info, train=True)
+  # A size that does not fit the images is told here.
+  jax.eval_shape(prepare, jax.random.key(0), batches_lib.batch_shapes(info, 1))
   made = search.start_search(
-    model,
+    build.make_searchable(config, info.num_classes, None, trained=trained),
     budget=config.budget,
-    settings=search_config.make_settings(config),
-    costs=search_parts.make_costs(
-      config, kept_table.kept_path(config, directory)
-    ),
+    settings=config_lib.search_settings(config),
+    costs=build.make_costs(config),
+    prepare=prepare,
+    mesh=mesh,
   )
-  restored = checkpoints.restore_latest(folder, made.state)
-  assert restored is not None
-  step, state = restored
-  if step < config.search.steps:
-    logging.warning(
-      "the search in %s has not ended: this is step %d of %d",
-      directory,
-      step,
-      config.search.steps,
+  if not any(choice.searched for choice in made.space.choices.values()):
+    bits = tuple(config.bits)
+    fixed = ", and config.rules leave no choice" if config.rules else ""
+    raise config_checks.ConfigError(
+      f"config.bits is {bits}{fixed}: there is nothing to search; expected two "
+      "bit-widths or more (launch/finetune.py --policy=4bit trains at one)"
     )
-  return finish(config, made, state, metadata["proxy"])
+  return made
 
 
-def _read(directory: pathlib.Path) -> Finished:
-  logging.info("the search in %s has ended; this is its result", directory)
-  file = directory / "summary.json"
-  try:
-    summary = json.loads(file.read_text())
-  except ValueError as error:
-    raise workdir.WorkdirError(
-      f"{file} is damaged ({error}); remove it, and the same command makes it "
-      "again from the last checkpoint"
-    ) from error
-  return Finished(policy_lib.load(directory / "policy.json"), summary)
+def set_ranges(
+  config: ml_collections.ConfigDict,
+  made: search.Search,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+) -> search.Search:
+  """Take a search's initial ranges from its first training batch.
+
+  Args:
+    config: of the search.
+    made: from `build_search`.
+    dataset: the proxy.
+    splits: its parts.
+
+  Returns:
+    The search, ready for its first step.
+
+  Raises:
+    ValueError: a split that is smaller than a batch.
+  """
+  batches_lib.steps_per_epoch(len(splits.train), config.batch_size)
+  batches_lib.steps_per_epoch(len(splits.train), config.eval_batch_size)
+  if config.search.mode == "bilevel":
+    batches_lib.steps_per_epoch(len(splits.heldout), config.batch_size)
+  example = batches_lib.batch_at(
+    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
+  )
+  plain = build.make_prepare(config, dataset, train=False)
+  images = plain(jax.random.key(0), {"image": jnp.asarray(example["image"])})
+  return search.calibrate(made, images["image"])
 
 
-def format_result(finished: Finished) -> str:
-  """Lay out a finished search for the terminal: the table and the summary."""
-  lines = [policy_table.format_table(finished.policy), ""]
-  for name, value in finished.summary.items():
-    if name == "warnings":
-      lines += [f"warning: {sentence}" for sentence in value]
-      continue
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    lines.append(f"{name.replace('_', ' ')}: {shown}")
-  return "\n".join(lines)
+def make_plan(config: ml_collections.ConfigDict) -> recorded_loop.Plan:
+  """Say how long a search runs, and what it tells how often."""
+  return recorded_loop.Plan(
+    label="search",
+    steps=config.search.steps,
+    flush_every=config.flush_every,
+    save_every=config.checkpoint_every,
+    shown=search.SHOWN,
+    pairs=config.search.mode == "bilevel",
+  )
+
+
+def make_batches(
+  config: ml_collections.ConfigDict,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  first: int,
+  mesh: Mesh,
+) -> Iterator[Any]:
+  """Yield raw batches from a step on: pairs with held-out ones if bilevel.
+
+  Args:
+    config: of the search.
+    dataset: the proxy.
+    splits: its parts.
+    first: how many steps were done.
+    mesh: where the batches go.
+
+  Yields:
+    Batches of this process, as `data.batches.batch_at` gives them, with the
+    proxy's statistics on the mesh.
+  """
+  share = config.batch_size // jax.process_count()
+  # Once for all steps.
+  statistics = sharding.place_batch(
+    batches_lib.statistics(dataset, share), mesh
+  )
+
+  def batch_at(split: data_lib.Split, step: int) -> dict[str, Any]:
+    batch = batches_lib.batch_at(
+      split,
+      step,
+      batch_size=config.batch_size,
+      seed=config.search.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return {**batch, **statistics}
+
+  for step in range(first, config.search.steps):
+    batch = batch_at(splits.train, step)
+    if config.search.mode == "bilevel":
+      yield batch, batch_at(splits.heldout, step)
+    else:
+      yield batch

@@ -1,5 +1,7 @@
-"""How a search went: accuracies on the report split, and its health."""
+"""How a run went: accuracies, its health, its pictures and its weights."""
 
+import math
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -7,17 +9,20 @@ import numpy as np
 from flax import nnx
 
 from asga_jax import data as data_lib
-from asga_jax import evaluate
+from asga_jax import evaluate, finetune
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.quantization import calibration, surgery
+from asga_jax.report import curves, plots, policy_table
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import run_files, waits
+from asga_jax.runs import build, metrics, read, run_files, waits
+from asga_jax.training import loop
+from asga_jax.training import state as state_lib
+from asga_jax.weights import load
 
 
-def summarise(
+def summarise_search(
   config: ml_collections.ConfigDict,
   finished: result_lib.SearchResult,
   policy: policy_lib.Policy,
@@ -40,7 +45,7 @@ def summarise(
     the share of steps at the largest radius, the radius's lag-1
     autocorrelation, and `warnings`, a list of sentences.
   """
-  prepare = search_parts.make_prepare(config, dataset, train=False)
+  prepare = build.make_prepare(config, dataset, train=False)
 
   def accuracy(model: nnx.Module) -> float:
     inputs = evaluate.norm_inputs(
@@ -108,3 +113,120 @@ def _sharpness_figures(
       for name, value in health.items()
     },
   }
+
+
+def plot_search(
+  config: ml_collections.ConfigDict,
+  policy: policy_lib.Policy,
+  records: list[loop.Record],
+  directory: pathlib.Path,
+) -> None:
+  """Draw a search's policy and its metrics: `policy.png`, `search.png`."""
+  plots.plot_policy(
+    policy.layers,
+    directory / "policy.png",
+    model=policy.model,
+    budget=policy.budget,
+    budget_used=float(policy.cost["budget_used"]),
+    convention=str(policy.cost["bops_convention"]),
+  )
+  rho_max = config.search.sharpness.rho_max
+  plots.plot_search(records, directory / "search.png", rho_max=rho_max)
+
+
+def summarise_training(
+  config: ml_collections.ConfigDict,
+  made: finetune.Training,
+  state: state_lib.TrainState,
+  dataset: data_lib.Dataset,
+  split: data_lib.Split,
+  directory: pathlib.Path,
+) -> dict[str, Any]:
+  """Evaluate what was trained on the test images, and keep its weights.
+
+  Args:
+    config: of the training.
+    made: the training.
+    state: after its last step.
+    dataset: the data.
+    split: its training images; they re-estimate batch norm.
+    directory: the work directory; weights go there as they were evaluated.
+
+  Returns:
+    JSON: data, classes, steps, and accuracies in [0, 1] and loss of the
+    network and, as `ema_...`, of its average; None for what is not finite.
+  """
+  prepare = build.make_prepare(config, dataset, train=False)
+  report = data_lib.Split(dataset.test_images, dataset.test_labels)
+
+  def settle(averaged: bool) -> tuple[nnx.Module, dict[str, float]]:
+    model = finetune.trained_model(made, state, averaged=averaged)
+    inputs = evaluate.norm_inputs(
+      split,
+      prepare,
+      batch_size=config.eval_batch_size,
+      batches=config.batch_norm_batches,
+      seed=config.finetune.seed,
+    )
+    calibration.reestimate_batch_norm(model, inputs)
+    found = evaluate.evaluate(
+      model,
+      report,
+      prepare,
+      batch_size=config.eval_batch_size,
+      batches=config.report_batches,
+    )
+    return model, found.figures()
+
+  with waits.told("evaluating the network"):
+    model, figures = settle(averaged=False)
+  load.save_weights(model, directory / read.WEIGHTS)
+  if config.finetune.ema_decay:
+    with waits.told("evaluating its average"):
+      model, averaged = settle(averaged=True)
+    load.save_weights(model, directory / read.AVERAGED_WEIGHTS)
+    figures |= {f"ema_{name}": value for name, value in averaged.items()}
+  return {
+    "data": dataset.name,
+    "classes": dataset.num_classes,
+    "steps": int(state.step),
+    # JSON has no NaN.
+    **{k: x if math.isfinite(x) else None for k, x in figures.items()},
+  }
+
+
+def plot_training(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Draw the metrics of a training to `finetune.png`."""
+  records = metrics.read_metrics(directory / "metrics.jsonl")
+  policy = config.finetune.policy or "float"
+  plots.plot_search(
+    curves.of_training(records),
+    directory / "finetune.png",
+    title=f"{config.model} on {config.data.name}, {policy}",
+    rho_max=config.finetune.sharpness.rho_max,
+  )
+
+
+def format_search(finished: read.FinishedSearch) -> str:
+  """Lay out a finished search for the terminal: the table and the summary."""
+  lines = [policy_table.format_table(finished.policy), ""]
+  for name, value in finished.summary.items():
+    if name == "warnings":
+      lines += [f"warning: {sentence}" for sentence in value]
+      continue
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    lines.append(f"{name.replace('_', ' ')}: {shown}")
+  return "\n".join(lines)
+
+
+def format_training(finished: read.FinishedTraining) -> str:
+  """Lay out a finished training for the terminal."""
+  lines = []
+  if finished.policy is not None:
+    lines += [policy_table.format_table(finished.policy), ""]
+  for name, value in finished.summary.items():
+    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+    lines.append(f"{name.replace('_', ' ')}: {shown}")
+  return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The directory of a run: its name and its configuration."""
+"""The directory of a run: its name, its configuration, its latency table."""
 
 import hashlib
 import json
@@ -7,8 +7,12 @@ import pathlib
 import tempfile
 from typing import Any
 
+import ml_collections
+from absl import logging
+
 from asga_jax import files
-from asga_jax.runs import config_checks as config_lib
+from asga_jax.cost import latency_table
+from asga_jax.runs import config_checks
 
 CONFIG_NAME = "config.json"
 _SHOWN = 8  # differing keys that an error names
@@ -35,12 +39,12 @@ def _canonical(value: Any) -> Any:
   return value
 
 
-def _flat(config: config_lib.Config) -> dict[str, Any]:
-  flat = config_lib.flatten(config)
+def _flat(config: config_checks.Config) -> dict[str, Any]:
+  flat = config_checks.flatten(config)
   return {key: _canonical(value) for key, value in flat.items()}
 
 
-def config_sha256(config: config_lib.Config) -> str:
+def config_sha256(config: config_checks.Config) -> str:
   """Hash a configuration: the sha256 of its canonical JSON.
 
   The order of keys, tuples against lists, and 1 against 1.0 do not count.
@@ -59,7 +63,7 @@ def config_sha256(config: config_lib.Config) -> str:
 
 
 def default_workdir(
-  config_name: str, config: config_lib.Config
+  config_name: str, config: config_checks.Config
 ) -> pathlib.Path:
   """Name the directory of a run, the same for the same configuration.
 
@@ -109,7 +113,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
       raise ValueError("it holds no configuration")
-    return config_lib.to_plain(found)
+    return config_checks.to_plain(found)
   except (OSError, ValueError) as error:
     raise WorkdirError(
       f"{file} cannot be read ({error}); mend or remove it, or choose another "
@@ -119,7 +123,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def open_workdir(
   path: str | os.PathLike[str],
-  config: config_lib.Config,
+  config: config_checks.Config,
   *,
   write: bool = True,
 ) -> pathlib.Path:
@@ -144,7 +148,7 @@ def open_workdir(
     ConfigError: if a value of `config` cannot be written as JSON.
   """
   directory = pathlib.Path(path)
-  wanted = config_lib.to_plain(config)
+  wanted = config_checks.to_plain(config)
   try:
     if write:
       directory.mkdir(parents=True, exist_ok=True)
@@ -170,3 +174,39 @@ def open_workdir(
       + "\nchoose another --workdir, or give the configuration of that run"
     )
   return directory
+
+
+def kept_table(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> pathlib.Path:
+  """Name the search's own copy of its latency table."""
+  suffix = pathlib.Path(config.latency_table).suffix
+  return directory / f"latency_table{suffix}"
+
+
+def check_table(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Raise WorkdirError for another latency table than the search began with."""
+  kept = kept_table(config, directory)
+  if not config.latency_table or not kept.exists():
+    return
+  if latency_table.load(kept) != latency_table.load(config.latency_table):
+    raise WorkdirError(
+      f"{config.latency_table} is not the latency table that the search in"
+      f" {directory} began with, {kept}: put that back, or choose another"
+      " --workdir"
+    )
+
+
+def keep_table(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Copy the latency table, so that later exports count as the search did."""
+  if not config.latency_table:
+    return
+  table = latency_table.load(config.latency_table)
+  logging.info("latencies: %s", table.how or "of unknown origin")
+  kept = kept_table(config, directory)
+  if not kept.exists():
+    latency_table.save(table, kept)

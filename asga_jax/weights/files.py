@@ -14,7 +14,6 @@ from orbax import checkpoint as ocp
 from safetensors import numpy as safetensors_numpy
 
 from asga_jax import files
-from asga_jax.runs import checkpoints
 
 SUFFIX = ".safetensors"
 # Where the tree lies in what Orbax writes: directly, in a step of a
@@ -121,7 +120,6 @@ def write_orbax(
     OSError: if it cannot be written, or is there.
   """
   check_new(path)
-  checkpoints.quiet_orbax()
   tree: dict[str, Any] = {}
   for name, array in arrays.items():
     *parents, last = name.split("/")
@@ -134,7 +132,6 @@ def write_orbax(
 
 
 def _read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:
-  checkpoints.quiet_orbax()
   found = [
     path / item for item in _ITEMS if (path / item / "_METADATA").is_file()
   ]

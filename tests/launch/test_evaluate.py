@@ -33,7 +33,9 @@ def test_flags_reach_the_evaluation(script, capsys):
     "images": 4,
     "networks": {"quantized": figures},
   }
-  with mock.patch.object(evaluate_run, "run", return_value=report) as run:
+  with mock.patch.object(
+    evaluate_run, "evaluate_run", return_value=report
+  ) as run:
     _run(
       script,
       "--workdir=here",

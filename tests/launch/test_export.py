@@ -14,8 +14,7 @@ import asga_jax
 from asga_jax.deploy import formats as export_formats
 from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
-from asga_jax.runs import measure as export_report
-from asga_jax.runs import read as trained_runs
+from asga_jax.runs import measure, read
 from asga_jax.runs import search as search_run
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "launch" / "export.py"
@@ -34,8 +33,8 @@ def export(script_flags):
 def start(export, tmp_path, monkeypatch):
   """A function that runs the script on a result that needs no search."""
   result = cases.draw_case(2)[0]
-  monkeypatch.setattr(search_run, "restore", lambda path: result)
-  monkeypatch.setattr(trained_runs, "is_search", lambda path: True)
+  monkeypatch.setattr(read, "read_search", lambda path: result)
+  monkeypatch.setattr(read, "is_search", lambda path: True)
 
   def run(*arguments):
     with flagsaver.flagsaver():
@@ -101,7 +100,7 @@ def test_without_pareto_it_writes_the_policy(start, tmp_path):
     (["--pareto", "--cost=watts"], "cost='watts'"),
     (["--pareto", "--points=1"], "points=1"),
     (["--pareto", "--budget=size=1B"], "lowest reachable"),
-    (["--format=onnx", "--averaged"], "--averaged=True is of a fine-tuning"),
+    (["--format=onnx", "--averaged"], "averaged=True is of a fine-tuning"),
     (["--repeats=3"], "--repeats=3 is of a network"),
     (["--pareto", "--noreport"], "--report=False is of a network"),
     (["--format=onnx", "--batches=-1"], "--batches=-1; expected at least 0"),
@@ -128,8 +127,8 @@ def test_an_unwritable_network_is_found_before_the_search_is_read(
   def restore(path):
     raise AssertionError("read")
 
-  monkeypatch.setattr(search_run, "restore", restore)
-  monkeypatch.setattr(trained_runs, "is_search", lambda path: True)
+  monkeypatch.setattr(read, "read_search", restore)
+  monkeypatch.setattr(read, "is_search", lambda path: True)
   suffix = export_formats.FORMATS[kind].suffix
   output = tmp_path / "missing" / f"network{suffix}"
   arguments = [f"--workdir={tmp_path}", f"--format={kind}"]
@@ -148,18 +147,18 @@ def tuned(export, tmp_path, monkeypatch):
   config = search_run.ml_collections.ConfigDict(
     {"model": "tiny", "data": {"image_size": 8}}
   )
-  found = trained_runs.TrainedRun(
+  found = read.TrainedRun(
     config, 0, asga_jax.allocate(cases.draw_case(2)[0]), "net", "net", "average"
   )
-  monkeypatch.setattr(trained_runs, "is_search", lambda path: False)
+  monkeypatch.setattr(read, "is_search", lambda path: False)
   said = []
 
   def run(*arguments, **changes):
     trained = found._replace(**changes)
-    monkeypatch.setattr(trained_runs, "read", lambda path: trained)
+    monkeypatch.setattr(read, "read_trained", lambda path: trained)
     monkeypatch.setattr(
       export_run,
-      "write",
+      "write_network",
       lambda network, name, path: said.append((network, name, path)) or name,
     )
     with flagsaver.flagsaver():
@@ -207,11 +206,11 @@ def test_the_report_is_written_beside_the_first_file(
   }
   seen = {}
 
-  def measure(network, written, data, **numbers):
+  def measure_nothing(network, written, data, **numbers):
     seen.update(numbers, data=data, written=written)
     return report
 
-  monkeypatch.setattr(export_report, "measure", measure)
+  monkeypatch.setattr(measure, "measure_files", measure_nothing)
   monkeypatch.setattr(run_data, "of_run", lambda path: "its data")
   tuned("--format=stablehlo", "--batches=2", "--repeats=4")
   assert seen == {
@@ -230,16 +229,16 @@ def test_the_report_is_written_beside_the_first_file(
   ("arguments", "changes", "named"),
   [
     *(
-      (["--format=onnx", flag], {}, f"{flag} is of a search")
+      (["--format=onnx", flag], {}, f"{flag[2:]} is of a search")
       for flag in (
         "--budget=bops=3bit",
         "--score=log_prob",
         "--latency_table=table.json",
       )
     ),
-    (["--pareto", "--cost=size"], {}, "--pareto=True is of a search"),
-    (["--format=policy"], {"policy": None}, "--format=policy: .*float network"),
-    (["--format=packed"], {"policy": None}, "--format=packed: .*float network"),
+    (["--pareto", "--cost=size"], {}, "pareto=True is of a search"),
+    (["--format=policy"], {"policy": None}, "format=policy: .*float network"),
+    (["--format=packed"], {"policy": None}, "format=packed: .*float network"),
     (
       ["--format=onnx", "--averaged", "--noreport"],
       {"averaged": None},

@@ -9,6 +9,7 @@ import pytest
 from absl.testing import flagsaver
 
 from asga_jax.runs import finetune as finetune_run
+from asga_jax.runs import read
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'resnet8.py'}"
@@ -31,8 +32,10 @@ def _run(script, *arguments):
 
 
 def test_flags_reach_the_configuration(script, tmp_path, capsys):
-  finished = finetune_run.Finished(None, {"top1": 0.25})
-  with mock.patch.object(finetune_run, "run", return_value=finished) as run:
+  finished = read.FinishedTraining(None, {"top1": 0.25})
+  with mock.patch.object(
+    finetune_run, "run_finetuning", return_value=finished
+  ) as run:
     _run(
       script,
       "--policy=4bit",
@@ -50,10 +53,12 @@ def test_flags_reach_the_configuration(script, tmp_path, capsys):
 
 
 def test_a_run_without_a_directory_is_named_by_its_policy(script):
-  finished = finetune_run.Finished(None, {})
+  finished = read.FinishedTraining(None, {})
   paths = []
   for bits in ("4bit", "8bit"):
-    with mock.patch.object(finetune_run, "run", return_value=finished) as run:
+    with mock.patch.object(
+      finetune_run, "run_finetuning", return_value=finished
+    ) as run:
       _run(script, f"--policy={bits}")
     paths.append(str(run.call_args.args[1]))
   assert all(path.startswith("runs/resnet8-") for path in paths)

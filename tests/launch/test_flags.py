@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from asga_jax.runs import command, config_checks, finetune_config
-from asga_jax.runs import config as search_config
+from asga_jax.runs import command, config_checks
+from asga_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 OF_CONFIG = ("search", "finetune", "deploy", "latency")
@@ -104,8 +104,8 @@ def test_a_file_that_fails_is_told_in_a_line(parse, tmp_path, text, named):
 @pytest.mark.parametrize(
   ("name", "unread"),
   [
-    ("search", search_config.OF_FINETUNE),
-    ("finetune", finetune_config.OF_SEARCH),
+    ("search", config_lib.OF_FINETUNE),
+    ("finetune", config_lib.OF_SEARCH),
     ("deploy", ()),
   ],
 )
@@ -116,7 +116,7 @@ def test_help_lists_the_fields_that_a_command_reads(
   printed = capsys.readouterr().out
   assert "--config.model='resnet8'  (str)" in printed
   assert "--config.data.image_size=32  (int)" in printed
-  flat = config_checks.flatten(search_config.default_config())
+  flat = config_checks.flatten(config_lib.default_config())
   for key in flat:
     read = not any(f"{key}.".startswith(f"{x}.") for x in unread)
     assert (f"--config.{key}=" in printed) == read, key
@@ -128,7 +128,7 @@ def test_help_without_a_file_lists_the_defaults(parse, capsys):
 
 
 def test_fields_stand_under_their_group():
-  config = search_config.default_config()
+  config = config_lib.default_config()
   lines = command.describe(config, ("search", "finetune"))
   group = lines.index("  data:")
   assert lines[group + 1].startswith("    --config.data.")

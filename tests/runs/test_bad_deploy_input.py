@@ -23,17 +23,15 @@ from asga_jax.data import embedded
 from asga_jax.deploy import formats as export_formats
 from asga_jax.runs import (
   checkpoints,
-  finetune_config,
+  finetune_start,
+  read,
   report,
-  search_start,
   workdir,
 )
-from asga_jax.runs import config as search_config
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import evaluate as evaluate_run
 from asga_jax.runs import export as export_run
 from asga_jax.runs import finetune as finetune_run
-from asga_jax.runs import finetune_start as finetune_parts
-from asga_jax.runs import read as trained_runs
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop
 from asga_jax.weights import files as weight_files
@@ -69,12 +67,14 @@ def three():
 def searched(tmp_path_factory, tiny_model, make_tiny):
   """The work directory of a search."""
   directory = tmp_path_factory.mktemp("searched")
-  config = search_config.of_search(make_tiny())
+  config = config_lib.of_search(make_tiny())
   dataset = data_lib.load("digits")
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
-  made = search_start.start(config, dataset, splits)
+  made = search_run.set_ranges(
+    config, search_run.build_search(config, dataset.info), dataset, splits
+  )
   _keep(directory, config, made.state, {"proxy": "digits", "num_classes": 10})
-  found = search_run.finish(config, made, made.state, "digits")
+  found = read.end_search(config, made, made.state, "digits")
   policy_lib.save(asga_jax.allocate(found), directory / "policy.json")
   return directory
 
@@ -102,11 +102,11 @@ def _of_tuned(config, searched):
 
 
 def _tune(directory, config):
-  config = finetune_config.of_finetune(config)
+  config = config_lib.of_finetune(config)
   dataset = data_lib.load(config.data.name)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
-  policy = finetune_parts.read_policy(config)
-  made = finetune_run.start(config, policy, dataset, split)
+  policy = finetune_start.read_policy(config)
+  made = finetune_run.build_training(config, policy, dataset, split)
   model = finetune_run.finetune.trained_model(made, made.state)
   pretrained.save_weights(model, directory / "weights.safetensors")
   policy_lib.save(policy, directory / "policy.json")
@@ -196,7 +196,7 @@ def test_a_policy_of_other_layers_names_its_file(
   path = _change(searched, tmp_path, lambda x: change(x["layers"]))
   tiny_config.finetune.policy = str(path)
   with _refused(named, policy_lib.PolicyError) as caught:
-    finetune_run.run(tiny_config, tmp_path / "run")
+    finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   assert str(path) in str(caught.value)
   assert _names(tmp_path) == ["policy.json"]
 
@@ -228,16 +228,16 @@ def test_a_policy_is_a_file(tiny_config, tmp_path):
   for given in (str(tmp_path), str(tmp_path / "nowhere.json"), "16bit"):
     tiny_config.finetune.policy = given
     with _refused(rf"{given}'; expected the path .*'2bit' to '8bit'"):
-      finetune_run.run(tiny_config, tmp_path / "run")
+      finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   assert _names(tmp_path) == []
 
 
 def test_a_run_that_lost_its_policy_is_told_so(tuned, tmp_path):
   copy = _copy(tuned, tmp_path / "copy")
   (copy / "policy.json").unlink()
-  for read in (evaluate_run.run, trained_runs.read):
+  for reader in (evaluate_run.evaluate_run, read.read_trained):
     with _refused(r"policy\.json: cannot be read as a policy file"):
-      read(copy)
+      reader(copy)
 
 
 # Checkpoints and weights.
@@ -275,13 +275,13 @@ def test_no_whole_checkpoint_of_a_search(
   before = _names(copy)
   named = r"copy/checkpoints (are damaged|holds no checkpoint that is whole)"
   with _refused(named):
-    evaluate_run.run(copy)
+    evaluate_run.evaluate_run(copy)
   tiny_config.finetune.policy = str(searched / "policy.json")
   tiny_config.finetune.start_from = str(copy)
   with _refused(named):
-    finetune_run.run(tiny_config, tmp_path / "run")
+    finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   with pytest.raises(ValueError, match=named):
-    search_run.restore(copy)
+    read.read_search(copy)
   assert _names(copy) == before
   assert _names(tmp_path) == ["copy"]
 
@@ -295,7 +295,7 @@ def test_no_whole_checkpoint_to_go_on_from(
     _cut_data(checkpoint)
   weights = (copy / "weights.safetensors").read_bytes()
   with _refused("all 2 checkpoints in .* are damaged; restore them"):
-    finetune_run.run(_of_tuned(tiny_config, searched), copy)
+    finetune_run.run_finetuning(_of_tuned(tiny_config, searched), copy)
   assert (copy / "weights.safetensors").read_bytes() == weights
   assert not (copy / "summary.json").exists()
 
@@ -303,7 +303,7 @@ def test_no_whole_checkpoint_to_go_on_from(
 def test_a_file_in_the_place_of_the_checkpoints(tiny_config, tmp_path):
   (tmp_path / "checkpoints").touch()
   with _refused(r"checkpoints is no directory; expected the checkpoints"):
-    finetune_run.run(tiny_config, tmp_path)
+    finetune_run.run_finetuning(tiny_config, tmp_path)
   assert _names(tmp_path) == ["checkpoints"]
 
 
@@ -313,17 +313,17 @@ def test_cut_weights_of_a_run(tiny_config, tuned, tmp_path):
   file.write_bytes(file.read_bytes()[:-9])
   named = r"copy/weights\.safetensors cannot be read"
   with _refused(named):
-    evaluate_run.run(copy)
+    evaluate_run.evaluate_run(copy)
   with _refused(named):
-    evaluate_run.run(tuned, compare=[str(copy)])
+    evaluate_run.evaluate_run(tuned, compare=[str(copy)])
   tiny_config.finetune.start_from = str(copy)
   with _refused(named) as caught:
-    finetune_run.run(tiny_config, tmp_path / "run")
+    finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   # What is damaged is of no other head.
   assert "skip" not in str(caught.value)
   file.unlink()
   with _refused(r"copy/weights\.safetensors do not exist; expected"):
-    evaluate_run.run(copy)
+    evaluate_run.evaluate_run(copy)
   assert _names(tmp_path) == ["copy"]
 
 
@@ -338,15 +338,17 @@ def test_a_cut_file_of_weights(tiny_config, tuned, tmp_path, teacher):
   else:
     tiny_config.weights.path = str(file)
   with _refused(r"cut\.safetensors cannot be read"):
-    finetune_run.run(tiny_config, tmp_path / "run")
+    finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   with _refused(r"cut\.safetensors cannot be read"):
-    evaluate_run.run(tuned, compare=[str(file)])
+    evaluate_run.evaluate_run(tuned, compare=[str(file)])
   assert _names(tmp_path) == ["cut.safetensors"]
 
 
 def test_quantized_weights_are_not_compared_as_float(tuned):
   with _refused("expected the float weights of tiny for the 10 classes"):
-    evaluate_run.run(tuned, compare=[str(tuned / "weights.safetensors")])
+    evaluate_run.evaluate_run(
+      tuned, compare=[str(tuned / "weights.safetensors")]
+    )
 
 
 # Classes.
@@ -363,7 +365,7 @@ def test_weights_of_other_classes_both_ways(
     config.finetune.start_from = str(source)
     config.data.name = name
     with _refused(rf"{name} has {classes} classes.*skip=\"\('head/\.\*',\)"):
-      finetune_run.run(config, tmp_path / "run")
+      finetune_run.run_finetuning(config, tmp_path / "run")
   assert _names(tmp_path) == []
 
 
@@ -371,7 +373,7 @@ def test_float_weights_of_other_classes(
   tiny_config, tuned, tuned_to_three, tmp_path
 ):
   file = tmp_path / "three.safetensors"
-  network = trained_runs.read(tuned_to_three).model
+  network = read.read_trained(tuned_to_three).model
   kinds = (nnx.Param, nnx.BatchStat)
   arrays = pretrained.variables_of(network, only=kinds)
   weight_files.write(
@@ -380,9 +382,9 @@ def test_float_weights_of_other_classes(
   tiny_config.finetune.distillation.weight = 0.5
   tiny_config.finetune.distillation.path = str(file)
   with _refused(r"head/bias: found \[3\], expected \[10\]"):
-    finetune_run.run(tiny_config, tmp_path / "run")
+    finetune_run.run_finetuning(tiny_config, tmp_path / "run")
   with _refused("expected the float weights of tiny for the 10 classes"):
-    evaluate_run.run(tuned, compare=[str(file)])
+    evaluate_run.evaluate_run(tuned, compare=[str(file)])
   assert _names(tmp_path) == ["three.safetensors"]
 
 
@@ -407,7 +409,7 @@ def test_labels_beyond_the_head(tiny_network):
 def test_a_file_where_the_work_directory_must_be(tiny_config, tmp_path, place):
   (tmp_path / "file").write_text("precious")
   with _refused("cannot be written to.*choose another with --workdir"):
-    finetune_run.run(tiny_config, tmp_path / place)
+    finetune_run.run_finetuning(tiny_config, tmp_path / place)
   assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -417,7 +419,7 @@ def test_an_evaluation_that_cannot_be_written(tuned, tmp_path, name):
   (copy / name).mkdir()
   before = _names(copy)
   with _refused(f"a directory, not a file: .*{name}", OSError):
-    evaluate_run.run(copy)
+    evaluate_run.evaluate_run(copy)
   assert _names(copy) == before
 
 
@@ -453,7 +455,7 @@ def test_orbax_writes_nothing_over(tiny_network, tmp_path, kind):
   path = tmp_path / "there"
   path.touch() if kind == "file" else path.mkdir()
   for write in (
-    lambda: export_run.check("orbax", path),
+    lambda: export_run.check_output("orbax", path),
     lambda: pretrained.save_orbax(tiny_network, path),
   ):
     with pytest.raises(FileExistsError, match="already; expected a new dir"):
@@ -484,7 +486,7 @@ def test_an_operation_that_onnx_lacks_leaves_nothing(tmp_path, searched):
   model = asga_jax.searchable(_Sorting(nnx.Rngs(0)), np.ones((2, 4, 4, 3)))
   network = export_formats.Deployable(model, policy, (4, 4, 3), "sorting")
   with pytest.raises(ValueError, match=r"'sort' of layer 'inner/sorter'"):
-    export_run.write(network, "onnx", tmp_path / "network.onnx")
+    export_run.write_network(network, "onnx", tmp_path / "network.onnx")
   assert _names(tmp_path) == []
 
 

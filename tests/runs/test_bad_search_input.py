@@ -7,7 +7,6 @@ import pytest
 
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
-from asga_jax.runs import search_start
 from asga_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
@@ -56,7 +55,7 @@ def test_a_bad_value_is_an_error_before_the_first_step(
     mock.patch.object(loop, "run", side_effect=AssertionError),
     pytest.raises(ValueError, match=named),
   ):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")
   assert not (tmp_path / "run" / "policy.json").exists()
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -65,7 +64,7 @@ def test_an_unknown_key_is_named_with_the_closest(config, tmp_path):
   with config.unlocked():
     config.search.stepz = 3
   with pytest.raises(ValueError, match=r"config\.search\.stepz .*steps"):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -74,7 +73,7 @@ def test_a_read_only_directory_is_named(config, tmp_path):
   tmp_path.chmod(0o500)
   try:
     with pytest.raises(ValueError, match="cannot be written to"):
-      search_run.run(config, tmp_path)
+      search_run.run_search(config, tmp_path)
   finally:
     tmp_path.chmod(0o700)
 
@@ -82,7 +81,7 @@ def test_a_read_only_directory_is_named(config, tmp_path):
 def test_a_file_in_the_place_of_the_directory_is_named(config, tmp_path):
   (tmp_path / "file").write_text("mine")
   with pytest.raises(ValueError, match="cannot be written to"):
-    search_run.run(config, tmp_path / "file")
+    search_run.run_search(config, tmp_path / "file")
   assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -92,17 +91,17 @@ def test_data_that_turn_out_bad_do_not_claim_the_directory(config, tmp_path):
     mock.patch.object(search_run.data_lib, "load", side_effect=error),
     pytest.raises(search_run.data_lib.DataError, match="image 7"),
   ):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
   mesh = mock.Mock(size=3)
   with (
-    mock.patch.object(search_start.sharding, "data_mesh", return_value=mesh),
+    mock.patch.object(search_run.sharding, "data_mesh", return_value=mesh),
     pytest.raises(ValueError, match=r"batch_size=16 .* 3 devices"),
   ):
-    search_run.run(config, tmp_path)
+    search_run.run_search(config, tmp_path)
 
 
 def test_a_search_that_diverges_names_step_and_checkpoint(config, tmp_path):
@@ -110,7 +109,7 @@ def test_a_search_that_diverges_names_step_and_checkpoint(config, tmp_path):
   config.search.learning_rate = 1e30
   config.flush_every = 1
   with pytest.raises(loop.DivergedError, match=r"of step \d is .*checkpoint"):
-    search_run.run(config, tmp_path)
+    search_run.run_search(config, tmp_path)
   assert not (tmp_path / "policy.json").exists()
   records = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
   # The record of the bad step is kept, its figure as null.

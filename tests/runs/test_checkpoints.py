@@ -291,8 +291,8 @@ def test_a_save_is_quiet(tmp_path):
   code = """
 import sys, jax.numpy as jnp
 from absl import logging
-from asga_jax.runs import checkpoints
-logging.set_verbosity(logging.INFO)
+from asga_jax.runs import checkpoints, command
+command.start_logging()
 with checkpoints.Checkpoints(sys.argv[1]) as writer:
   writer.save(1, {"w": jnp.ones(3)})
 checkpoints.restore_latest(sys.argv[1], {"w": jnp.ones(3)})

@@ -15,12 +15,10 @@ import asga_jax
 from asga_jax import evaluate
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy.onnx import export as onnx_export
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
-from asga_jax.runs import export_table, finetune_config, workdir
-from asga_jax.runs import finetune_start as finetune_parts
-from asga_jax.runs import measure as export_report
-from asga_jax.runs import read as trained_runs
+from asga_jax.runs import finetune_start, measure, read, workdir
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
@@ -35,9 +33,9 @@ def tuned(tmp_path_factory, tiny_model, make_tiny, tiny_network_class):
   config = make_tiny()
   config.finetune.ema_decay = 0.9
   config.finetune.policy = str(directory / "policy.json")
-  config = finetune_config.of_finetune(config)
+  config = config_lib.of_finetune(config)
   workdir.open_workdir(directory, config)
-  uniform = finetune_parts.uniform_policy(config, 4)
+  uniform = finetune_start.uniform_policy(config, 4)
   layers = {
     path: dataclasses.replace(
       layer, weight_bits=pair[0], activation_bits=pair[1]
@@ -54,9 +52,9 @@ def tuned(tmp_path_factory, tiny_model, make_tiny, tiny_network_class):
   network = tiny_network_class(10, 3, rngs=nnx.Rngs(0))
   model = asga_jax.quantize(network, images, policy)
   run_data.settle(model, data)
-  asga_jax.save_weights(model, directory / trained_runs.WEIGHTS)
+  asga_jax.save_weights(model, directory / read.WEIGHTS)
   model.head.bias[...] += 1
-  asga_jax.save_weights(model, directory / trained_runs.AVERAGED_WEIGHTS)
+  asga_jax.save_weights(model, directory / read.AVERAGED_WEIGHTS)
   (directory / "summary.json").write_text('{"classes": 10}')
   return directory
 
@@ -68,7 +66,7 @@ def data(tuned):
 
 @pytest.fixture(scope="module")
 def network(tuned):
-  return export_run.from_finetune(trained_runs.read(tuned))
+  return export_run.from_finetune(read.read_trained(tuned))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def written(network, tmp_path_factory):
   found = {}
   for name, kind in export_formats.FORMATS.items():
     found[name] = directory / f"network{kind.suffix}"
-    said = export_run.write(network, name, found[name])
+    said = export_run.write_network(network, name, found[name])
     size = export_formats.file_bytes(found[name])
     assert said.endswith(f"written to {found[name]}: {size} bytes")
   return found
@@ -171,7 +169,7 @@ def test_batch_norm_of_a_search_is_that_of_its_policy(
 
 
 def test_the_average_is_taken_where_it_is_asked_for(tuned):
-  trained = trained_runs.read(tuned)
+  trained = read.read_trained(tuned)
   averaged = export_run.from_finetune(trained, averaged=True)
   kept = averaged.model.head.bias[...] - trained.model.head.bias[...]
   np.testing.assert_allclose(kept, 1)
@@ -186,13 +184,13 @@ def test_an_orbax_checkpoint_is_replaced_and_nothing_else(
   output.mkdir()
   (output / "mine.txt").write_text("kept")
   with pytest.raises(FileExistsError, match="there already"):
-    export_run.write(network, "orbax", output)
+    export_run.write_network(network, "orbax", output)
   assert (output / "mine.txt").read_text() == "kept"
   output = tmp_path / "again.orbax"
   shifted = nnx.clone(network.model)
   shifted.head.bias[...] += 1
   for model in (shifted, network.model):
-    export_run.write(network._replace(model=model), "orbax", output)
+    export_run.write_network(network._replace(model=model), "orbax", output)
   run = export_formats.FORMATS["orbax"].run(network, output)
   np.testing.assert_allclose(run(images), logits, rtol=0, atol=1e-5)
   names = sorted(path.name for path in tmp_path.iterdir())
@@ -201,16 +199,16 @@ def test_an_orbax_checkpoint_is_replaced_and_nothing_else(
 
 def test_what_cannot_be_packed(network, tmp_path):
   with pytest.raises(ValueError, match=r"expected one that ends in \.safeten"):
-    export_run.write(network, "packed", tmp_path / "network.bin")
+    export_run.write_network(network, "packed", tmp_path / "network.bin")
   plain = network._replace(policy=None)
   with pytest.raises(ValueError, match="tiny is a float network"):
-    export_run.write(plain, "packed", tmp_path / "network.safetensors")
+    export_run.write_network(plain, "packed", tmp_path / "network.safetensors")
   assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def report(network, written, data):
-  return export_report.measure(network, written, data, repeats=2)
+  return measure.measure_files(network, written, data, repeats=2)
 
 
 def _rows(report):
@@ -276,7 +274,7 @@ def test_a_file_that_computes_something_else_is_seen(
   )
   formats = {**export_formats.FORMATS, "packed": fake}
   monkeypatch.setattr(export_formats, "FORMATS", formats)
-  found = export_report.measure(
+  found = measure.measure_files(
     network, {"packed": written["packed"]}, data, batches=1, repeats=0
   )
   assert found["images"] == 50
@@ -291,7 +289,7 @@ def test_a_file_that_computes_something_else_is_seen(
   assert rows["packed"]["same"] == pytest.approx(expected)
   # Without latencies there is nothing to say of them.
   assert found["how"] is None
-  assert "latency" not in export_table.format_table(found)
+  assert "latency" not in measure.format_table(found)
 
 
 def test_without_the_extra_other_formats_still_work(
@@ -304,18 +302,18 @@ def test_without_the_extra_other_formats_still_work(
     if name.startswith("asga_jax.deploy.onnx"):
       monkeypatch.delitem(sys.modules, name)
   with pytest.raises(ValueError, match=r"asga-jax\[onnx\]"):
-    export_run.check("onnx", tmp_path / "network.onnx")
+    export_run.check_output("onnx", tmp_path / "network.onnx")
   output = tmp_path / "network.safetensors"
-  export_run.write(network, "packed", output)
-  found = export_report.measure(
+  export_run.write_network(network, "packed", output)
+  found = measure.measure_files(
     network, {"packed": output}, data, batches=1, repeats=1
   )
   assert list(_rows(found)) == ["in JAX", "packed"]
-  *_, line, _ = export_table.format_table(found).splitlines()
+  *_, line, _ = measure.format_table(found).splitlines()
   assert line.startswith("packed")
   assert line.split()[3] == "-"
   assert line.split()[-2:] == ["-", "-"]
-  picture = export_table.write(found, tmp_path / "report.json")
+  picture = measure.write_report(found, tmp_path / "report.json")
   assert picture.stat().st_size > 5000
 
 
@@ -324,13 +322,13 @@ def test_the_table_shows_latencies_as_multiples(report, tmp_path):
   rows["float ONNX"]["latency_ms"] = {"1": 2.0, "32": 50.0}
   rows["onnx"] |= {"latency_ms": {"1": 1.0, "32": 75.0}, "file_bytes": 1000}
   rows["float ONNX"]["file_bytes"] = 7500
-  text = export_table.format_table(report)
+  text = measure.format_table(report)
   (line,) = (x for x in text.splitlines() if x.startswith("onnx "))
   cells = line.split()
   assert cells[2:4] == ["1.0", "7.50x"]
   assert cells[-2:] == ["0.50x", "1.50x"]
   assert "2 ms at batch 1, 50 ms at batch 32" in text
-  picture = export_table.write(report, tmp_path / "report.json")
+  picture = measure.write_report(report, tmp_path / "report.json")
   assert picture == tmp_path / "report.png"
   assert picture.stat().st_size > 5000
 
@@ -338,4 +336,4 @@ def test_the_table_shows_latencies_as_multiples(report, tmp_path):
 @pytest.mark.parametrize("name", ["batches", "repeats"])
 def test_bad_numbers(network, data, name):
   with pytest.raises(ValueError, match=f"{name}=-1; expected at least 0"):
-    export_report.measure(network, {}, data, **{name: -1})
+    measure.measure_files(network, {}, data, **{name: -1})

@@ -17,13 +17,11 @@ from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
 from asga_jax.quantization import layers
-from asga_jax.runs import checkpoints, finetune_config
-from asga_jax.runs import config as search_config
+from asga_jax.runs import checkpoints, finetune_start, read, summary
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import evaluate as evaluate_run
 from asga_jax.runs import finetune as finetune_run
-from asga_jax.runs import finetune_start as finetune_parts
 from asga_jax.runs import metrics as metrics_log
-from asga_jax.runs import read as trained_runs
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop
 from asga_jax.xla import ahead
@@ -63,7 +61,7 @@ def config(tiny_config):
 
 
 def _policy(config, bits=MIXED, **changes):
-  made = finetune_parts.uniform_policy(config, 4)
+  made = finetune_start.uniform_policy(config, 4)
   chosen = {
     path: dataclasses.replace(
       made.layers.get(path, made.layers["middle"]),
@@ -92,7 +90,7 @@ def float_run(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
   config.data.pad = 0
   config.checkpoint_every = config.flush_every = 150
   config.report_batches = 0
-  finetune_run.run(config, directory)
+  finetune_run.run_finetuning(config, directory)
   return directory
 
 
@@ -111,7 +109,9 @@ def _taught(config, policy_file, float_run):
 def whole(tmp_path_factory, policy_file, float_run, make_tiny):
   """The work directory of a training that was not interrupted."""
   directory = tmp_path_factory.mktemp("whole")
-  finetune_run.run(_taught(make_tiny(), policy_file, float_run), directory)
+  finetune_run.run_finetuning(
+    _taught(make_tiny(), policy_file, float_run), directory
+  )
   return directory
 
 
@@ -135,10 +135,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
     pytest.raises(KilledError),
   ):
-    finetune_run.run(config, cut)
+    finetune_run.run_finetuning(config, cut)
   assert not (cut / "summary.json").exists()
   assert checkpoints.latest_step(cut / "checkpoints") == 4
-  resumed = finetune_run.run(config, cut)
+  resumed = finetune_run.run_finetuning(config, cut)
   for name in (
     "weights.safetensors",
     "weights_ema.safetensors",
@@ -150,8 +150,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
   assert (cut / "finetune.png").exists()
   assert "policy.json" in (cut / "report.html").read_text()
   with mock.patch.object(finetune_run, "start", side_effect=AssertionError):
-    assert finetune_run.run(config, cut) == resumed
-  text = finetune_run.format_result(resumed)
+    assert finetune_run.run_finetuning(config, cut) == resumed
+  text = summary.format_training(resumed)
   assert "middle" in text
   assert "ema top1" in text
 
@@ -167,7 +167,7 @@ def test_the_average_is_other_than_the_last_weights(whole):
 
 
 def test_the_trained_network_computes_at_the_bits_of_the_policy(whole):
-  model = trained_runs.read(whole).model
+  model = read.read_trained(whole).model
   model.eval()
   seen = {}
   for path, layer in layers.kernel_layers(model).items():
@@ -213,12 +213,12 @@ def test_the_float_run_learns_and_its_weights_can_be_loaded(
 
 def _start(config, directory=None):
   """Makes the network that a training would start from."""
-  config = finetune_config.of_finetune(config)
-  finetune_config.check_config(config)
-  policy = finetune_parts.read_policy(config)
+  config = config_lib.of_finetune(config)
+  config_lib.check_finetune_config(config)
+  policy = finetune_start.read_policy(config)
   dataset = data_lib.load(config.data.name)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
-  made = finetune_run.start(config, policy, dataset, split)
+  made = finetune_run.build_training(config, policy, dataset, split)
   return finetune_run.finetune.trained_model(made, made.state)
 
 
@@ -254,7 +254,7 @@ def searched(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
   directory = tmp_path_factory.mktemp("search")
   config = make_tiny()
   config.search.preset = "sgd"
-  search_run.run(config, directory)
+  search_run.run_search(config, directory)
   return directory
 
 
@@ -263,7 +263,7 @@ def test_a_search_gives_its_weights_and_step_sizes(config, searched):
   config.finetune.start_from = str(searched)
   model = _start(config)
   expected = conversion.with_policy(
-    search_run.restore(searched).model,
+    read.read_search(searched).model,
     asga_jax.load_policy(searched / "policy.json"),
   )
   images = np.random.default_rng(0).normal(size=(9, 8, 8, 3))
@@ -281,7 +281,7 @@ def test_steps_for_other_bits_are_calibrated(
   policy_lib.save(_policy(config, other), tmp_path / "other.json")
   config.finetune.start_from = str(whole)
   config.finetune.policy = str(tmp_path / "other.json")
-  model, source = _start(config), trained_runs.read(whole).model
+  model, source = _start(config), read.read_trained(whole).model
   for path in MIXED:
     for kind in ("weight", "activation"):
       found, trained = (
@@ -299,24 +299,24 @@ def test_a_policy_carries_over_to_another_head_and_resolution(
   config.finetune.policy = str(policy_file)
   config.finetune.start_from = str(float_run)
   with pytest.raises(ValueError, match=r"3 classes.*skip=\"\('head/\.\*',\)"):
-    finetune_run.run(config, tmp_path)
+    finetune_run.run_finetuning(config, tmp_path)
   assert list(tmp_path.iterdir()) == []
   config.weights.skip = ("head/.*",)
-  finished = finetune_run.run(config, tmp_path)
+  finished = finetune_run.run_finetuning(config, tmp_path)
   assert finished.summary["classes"] == 3
-  model = trained_runs.read(tmp_path).model
+  model = read.read_trained(tmp_path).model
   assert model.head.kernel[...].shape == (5, 3)
   for path, bits in MIXED.items():
     layer = getattr(model, path)
     found = layer.weight.candidates() + layer.activation.candidates()
     assert found == bits
   # Evaluated by its own data.
-  report = evaluate_run.run(tmp_path)
+  report = evaluate_run.evaluate_run(tmp_path)
   assert report["class_names"] == ["a", "b", "c"]
 
 
 def test_a_uniform_policy_costs_its_own_budget(config):
-  policy = finetune_parts.uniform_policy(config, 4)
+  policy = finetune_start.uniform_policy(config, 4)
   bits = {
     path: (layer.weight_bits, layer.activation_bits)
     for path, layer in policy.layers.items()
@@ -333,7 +333,7 @@ def test_a_uniform_policy_costs_its_own_budget(config):
   )
   assert policy.cost["budget_used"] == 1
   config.rules = ({"pattern": "inner", "weight_bits": 2},)
-  ruled = finetune_parts.uniform_policy(config, 8)
+  ruled = finetune_start.uniform_policy(config, 8)
   assert ruled.layers["inner"].weight_bits == 2
 
 
@@ -355,7 +355,7 @@ def test_a_policy_of_other_layers_is_one_error(config, bits, named, tmp_path):
     mock.patch.object(data_lib, "load", side_effect=AssertionError),
     pytest.raises(policy_lib.PolicyError, match=named),
   ):
-    finetune_run.run(config, tmp_path / "run")
+    finetune_run.run_finetuning(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -365,7 +365,7 @@ def test_bits_that_there_are_not_are_named(config, policy_file, tmp_path):
   (tmp_path / "policy.json").write_text(json.dumps(written))
   config.finetune.policy = str(tmp_path / "policy.json")
   with pytest.raises(policy_lib.PolicyError, match=r"'inner'.*= 9: expected"):
-    finetune_run.run(config, tmp_path / "run")
+    finetune_run.run_finetuning(config, tmp_path / "run")
 
 
 def test_a_policy_of_another_network_is_named(config, policy_file):
@@ -410,7 +410,7 @@ def test_a_bad_value_is_an_error_before_the_first_step(
     mock.patch.object(loop, "run", side_effect=AssertionError),
     pytest.raises(ValueError, match=named),
   ):
-    finetune_run.run(config, tmp_path / "run")
+    finetune_run.run_finetuning(config, tmp_path / "run")
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
   assert not (tmp_path / "run" / "config.json").exists()
 
@@ -436,32 +436,32 @@ def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
     mock.patch.object(ahead, "compile_step", side_effect=KilledError),
     pytest.raises(KilledError),
   ):
-    finetune_run.run(config, directory)
+    finetune_run.run_finetuning(config, directory)
   policy_lib.save(
     _policy(config, {**MIXED, "inner": (4, 4)}), tmp_path / "policy.json"
   )
   with pytest.raises(ValueError, match="is not that which the training"):
-    finetune_run.run(config, directory)
+    finetune_run.run_finetuning(config, directory)
 
 
 @pytest.mark.parametrize(
   ("flag", "unread", "named"),
   [
-    ("--config.search.steps=3", finetune_config.OF_SEARCH, "not read"),
-    ("--config.budget=bops=4bit", finetune_config.OF_SEARCH, "not read"),
-    ("--config.data.heldout_fraction=0", finetune_config.OF_SEARCH, "not read"),
-    ("--config.finetune.steps=3", search_config.OF_FINETUNE, "not read"),
+    ("--config.search.steps=3", config_lib.OF_SEARCH, "not read"),
+    ("--config.budget=bops=4bit", config_lib.OF_SEARCH, "not read"),
+    ("--config.data.heldout_fraction=0", config_lib.OF_SEARCH, "not read"),
+    ("--config.finetune.steps=3", config_lib.OF_FINETUNE, "not read"),
     ("--config.finetune.stepz=3", (), "finetune.stepz.*steps"),
   ],
 )
 def test_flags_that_a_command_does_not_read_are_named(flag, unread, named):
   with pytest.raises(ValueError, match=named):
-    search_config.check_flag_names([flag], unread)
-  search_config.check_flag_names(["--config.data.name=digits"], unread)
+    config_lib.check_flag_names([flag], unread)
+  config_lib.check_flag_names(["--config.data.name=digits"], unread)
 
 
 def test_evaluations_set_float_beside_quantized(config, whole, float_run):
-  report = evaluate_run.run(whole, compare=["float", str(float_run)])
+  report = evaluate_run.evaluate_run(whole, compare=["float", str(float_run)])
   written = json.loads((whole / "evaluation-test.json").read_text())
   assert written == report
   assert list(report["networks"]) == [
@@ -477,7 +477,7 @@ def test_evaluations_set_float_beside_quantized(config, whole, float_run):
     assert np.trace(confusion) / total == pytest.approx(figures["top1"])
     assert figures["top1"] <= figures["top5"] <= 1
   assert (whole / "confusion-test.png").stat().st_size > 0
-  text = evaluate_run.format_report(report)
+  text = evaluate_run.format_evaluation(report)
   assert f"{report['networks']['quantized']['top1']:.2%}" in text
 
 
@@ -485,11 +485,11 @@ def test_a_search_is_evaluated_at_its_policy(searched, config):
   # The summary's accuracies rest on the first batch alone.
   dataset = data_lib.load("digits")
   assert config.report_batches == 1
-  report = evaluate_run.run(searched, split="train")
+  report = evaluate_run.evaluate_run(searched, split="train")
   assert report["images"] == len(dataset.train_labels)
   assert list(report["networks"]) == ["quantized"]
   with pytest.raises(ValueError, match=r"split='valid'.*'test', 'train'"):
-    evaluate_run.run(searched, split="valid")
+    evaluate_run.evaluate_run(searched, split="valid")
 
 
 def test_runs_on_other_data_cannot_be_compared(whole, tmp_path):
@@ -499,7 +499,7 @@ def test_runs_on_other_data_cannot_be_compared(whole, tmp_path):
   changed["data"]["image_size"] = 16
   (other / "config.json").write_text(json.dumps(changed))
   with pytest.raises(ValueError, match=r"digits at size 16.*at size 8"):
-    evaluate_run.run(whole, compare=[str(other)])
+    evaluate_run.evaluate_run(whole, compare=[str(other)])
 
 
 def test_a_damaged_summary_or_weights_file_is_named(whole, tmp_path):
@@ -507,7 +507,7 @@ def test_a_damaged_summary_or_weights_file_is_named(whole, tmp_path):
     (tmp_path / name).write_bytes((whole / name).read_bytes())
   (tmp_path / "weights.safetensors").write_bytes(b"short")
   with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read"):
-    trained_runs.read(tmp_path)
+    read.read_trained(tmp_path)
   (tmp_path / "summary.json").write_text("{")
   with pytest.raises(ValueError, match=r"summary\.json is damaged"):
-    trained_runs.read(tmp_path)
+    read.read_trained(tmp_path)

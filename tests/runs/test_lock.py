@@ -67,9 +67,11 @@ def test_the_second_is_told_who_holds_it_until_that_is_killed(start, tmp_path):
 
 
 @pytest.mark.usefixtures("compiled_programs", "tiny_model")
-@pytest.mark.parametrize("kind", [search_run, finetune_run])
+@pytest.mark.parametrize(
+  "run", [search_run.run_search, finetune_run.run_finetuning]
+)
 def test_a_run_ends_at_once_where_another_is_running(
-  kind, start, tiny_config, tmp_path, contents
+  run, start, tiny_config, tmp_path, contents
 ):
   path = tmp_path / "run"
   process = start(path)
@@ -78,7 +80,7 @@ def test_a_run_ends_at_once_where_another_is_running(
     mock.patch.object(jax.stages.Traced, "lower", side_effect=AssertionError),
     pytest.raises(workdir.WorkdirError, match=f"process {process.pid} "),
   ):
-    kind.run(tiny_config, path)
+    run(tiny_config, path)
   assert contents(tmp_path) == before
 
 

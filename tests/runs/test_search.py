@@ -16,9 +16,8 @@ from flax import nnx
 import asga_jax
 from asga_jax.cost import budget as budget_lib
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import checkpoints
-from asga_jax.runs import config as search_config
+from asga_jax.runs import build, checkpoints, read, summary
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.runs import tensorboard as tensorboard_log
@@ -35,7 +34,7 @@ def config(tiny_config):
 def whole(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
   """The work directory of a run that was not interrupted."""
   directory = tmp_path_factory.mktemp("whole")
-  search_run.run(make_tiny(), directory)
+  search_run.run_search(make_tiny(), directory)
   return directory
 
 
@@ -58,13 +57,13 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
     mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
     pytest.raises(KilledError),
   ):
-    search_run.run(config, cut)
+    search_run.run_search(config, cut)
   assert not (cut / "policy.json").exists()
   assert checkpoints.latest_step(cut / "checkpoints") == 4
-  resumed = search_run.run(config, cut)
+  resumed = search_run.run_search(config, cut)
   for name in ("policy.json", "metrics.jsonl", "summary.json"):
     assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
-  assert resumed == search_run.run(config, whole)
+  assert resumed == search_run.run_search(config, whole)
   steps = [r["step"] for r in metrics_log.read_metrics(cut / "metrics.jsonl")]
   assert steps == [1, 2, 3, 4, 5, 6]
   names = {path.name for path in cut.iterdir()}
@@ -82,11 +81,11 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
 def test_a_finished_run_prints_its_result_again(config, whole, contents):
   before = contents(whole)
   with mock.patch.object(
-    search_run.search_start, "build", side_effect=AssertionError
+    search_run, "build_search", side_effect=AssertionError
   ):
-    finished = search_run.run(config, whole)
+    finished = search_run.run_search(config, whole)
   assert contents(whole) == before
-  text = search_run.format_result(finished)
+  text = summary.format_search(finished)
   assert "middle" in text
   assert "policy accuracy" in text
 
@@ -95,7 +94,9 @@ def test_a_finished_run_does_not_need_its_report(config, whole, tmp_path):
   bare = tmp_path / "bare"
   shutil.copytree(whole, bare)
   (bare / "report.html").unlink()
-  assert search_run.run(config, bare) == search_run.run(config, whole)
+  assert search_run.run_search(config, bare) == search_run.run_search(
+    config, whole
+  )
 
 
 def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
@@ -103,14 +104,14 @@ def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
     mock.patch.object(run_warnings, "HIGH_DISCRETISATION_GAP", -1.0),
     caplog.at_level("INFO", logger="absl"),
   ):
-    finished = search_run.run(config, tmp_path)
+    finished = search_run.run_search(config, tmp_path)
     page = (tmp_path / "report.html").read_text()
   kept = json.loads((tmp_path / "summary.json").read_text())["warnings"]
   assert kept == finished.summary["warnings"]
   (said,) = (text for text in kept if "below the mixture" in text)
   assert said in caplog.text
   assert said in page
-  assert f"warning: {said}" in search_run.format_result(finished)
+  assert f"warning: {said}" in summary.format_search(finished)
   # What takes long is told before it begins.
   told = [line for line in caplog.messages if "evaluating" in line]
   for name in ("the mixture of all bits", "the policy"):
@@ -141,16 +142,16 @@ def test_events_for_tensorboard_hold_each_step_once(config, whole, tmp_path):
     mock.patch.object(metrics_log.MetricsWriter, "write", killed_in_step_six),
     pytest.raises(KilledError),
   ):
-    search_run.run(config, cut, tensorboard=True)
+    search_run.run_search(config, cut, tensorboard=True)
   with mock.patch.object(tensorboard_log, "TensorBoardWriter", Recorded):
-    search_run.run(config, cut, tensorboard=True)
+    search_run.run_search(config, cut, tensorboard=True)
     records = read(whole / "metrics.jsonl")
     expected = [(r["step"], r["loss"]) for r in records]
     np.testing.assert_allclose(steps, expected, rtol=1e-6)
     # Asked for after the end, they are made of the metrics file.
     steps.clear()
     shutil.rmtree(cut / "tensorboard")
-    search_run.run(config, cut, tensorboard=True)
+    search_run.run_search(config, cut, tensorboard=True)
     np.testing.assert_allclose(steps, expected, rtol=1e-6)
   assert len(list((cut / "tensorboard").iterdir())) == 1
 
@@ -162,7 +163,7 @@ def test_a_missing_tensorboard_library_is_an_error_before_the_search(
     mock.patch.object(importlib.util, "find_spec", return_value=None),
     pytest.raises(ValueError, match="pip install tensorboardX"),
   ):
-    search_run.run(config, tmp_path / "run", tensorboard=True)
+    search_run.run_search(config, tmp_path / "run", tensorboard=True)
   assert not (tmp_path / "run").exists()
 
 
@@ -172,14 +173,14 @@ def test_restoring_falls_back_from_a_damaged_newest_checkpoint(whole, tmp_path):
   for file in (cut / "checkpoints" / "6" / "index").rglob("*"):
     if file.is_file():
       file.write_bytes(b"")
-  found = search_run.restore(cut)
+  found = read.read_search(cut)
   assert found.provenance["steps"] == 4
 
 
 def test_restoring_gives_the_same_policy_and_other_budgets(
   config, whole, tmp_path
 ):
-  found = search_run.restore(whole)
+  found = read.read_search(whole)
   asga_jax.save_policy(asga_jax.allocate(found), tmp_path / "policy.json")
   assert (tmp_path / "policy.json").read_bytes() == (
     whole / "policy.json"
@@ -203,7 +204,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     if path.is_file() and path.stat().st_size > 0:
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   with caplog.at_level("INFO", logger="absl"):
-    search_run.run(config, damaged)
+    search_run.run_search(config, damaged)
   assert "checkpoint of step 6 is damaged" in caplog.text
   assert "from the checkpoint of step 4" in caplog.text
   for name in ("policy.json", "metrics.jsonl"):
@@ -220,7 +221,7 @@ def test_a_search_from_trained_weights_goes_on_without_their_file(
   config.weights.path = str(file)
   config.search.steps = 3
   directory = tmp_path / "run"
-  search_run.run(config, directory)
+  search_run.run_search(config, directory)
   policy = (directory / "policy.json").read_bytes()
   recorded = json.loads((directory / "config.json").read_text())
   assert recorded["weights"]["path"] == str(file)
@@ -228,12 +229,12 @@ def test_a_search_from_trained_weights_goes_on_without_their_file(
   for name in ("policy.json", "summary.json"):
     (directory / name).unlink()
   shutil.rmtree(directory / "checkpoints" / "3")
-  search_run.run(config, directory)
+  search_run.run_search(config, directory)
   assert (directory / "policy.json").read_bytes() == policy
-  found = asga_jax.allocate(search_run.restore(directory))
+  found = asga_jax.allocate(read.read_search(directory))
   assert found.layers == asga_jax.load_policy(directory / "policy.json").layers
   with pytest.raises(ValueError, match=r"weights\.safetensors do not exist"):
-    search_run.run(config, tmp_path / "another")
+    search_run.run_search(config, tmp_path / "another")
   assert not (tmp_path / "another").exists()
 
 
@@ -241,30 +242,30 @@ def test_the_directory_of_another_run_is_left_alone(config, whole, contents):
   before = contents(whole)
   config.search.seed = 7
   with pytest.raises(ValueError, match=r"search\.seed: 0 there, 7 now"):
-    search_run.run(config, whole)
+    search_run.run_search(config, whole)
   assert contents(whole) == before
 
 
 def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
   with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-    search_run.restore(tmp_path)
+    read.read_search(tmp_path)
   (tmp_path / "config.json").write_text(config.to_json())
   with pytest.raises(ValueError, match="holds no checkpoint"):
-    search_run.restore(tmp_path)
+    read.read_search(tmp_path)
 
 
 def test_a_bilevel_search_runs_and_tells_of_small_parts(config, tmp_path):
   config.search.update(mode="bilevel", steps=2)
-  finished = search_run.run(config, tmp_path / "run")
+  finished = search_run.run_search(config, tmp_path / "run")
   assert finished.policy.provenance["mode"] == "bilevel"
   records = metrics_log.read_metrics(tmp_path / "run" / "metrics.jsonl")
   assert [record["step"] for record in records] == [1, 2]
   config.data.heldout_fraction = 0.01
   with pytest.raises(ValueError, match=r"batch_size is 16; expected 1 to \d+,"):
-    search_run.run(config, tmp_path / "small")
+    search_run.run_search(config, tmp_path / "small")
   config.data.heldout_fraction = 1.0
   with pytest.raises(ValueError, match=r"heldout_fraction is 1\.0; .*below 1"):
-    search_run.run(config, tmp_path / "all")
+    search_run.run_search(config, tmp_path / "all")
   assert not (tmp_path / "small").exists()
 
 
@@ -272,7 +273,7 @@ def test_rules_of_a_configuration_become_rules():
   config = ml_collections.ConfigDict(
     {"rules": ({"pattern": "a|b", "weight_bits": [2, 4], "tie": "weights"},)}
   )
-  assert search_config.make_rules(config) == (
+  assert config_lib.make_rules(config) == (
     asga_jax.Rule("a|b", weight_bits=(2, 4), tie="weights"),
   )
 
@@ -286,12 +287,12 @@ def test_prepared_images_are_normalised_and_augmented_only_in_training(
     "label": dataset.train_labels[:4],
   }
   key = jax.random.key(0)
-  plain = search_parts.make_prepare(config, dataset, train=False)(key, raw)
+  plain = build.make_prepare(config, dataset, train=False)(key, raw)
   expected = (raw["image"] / 255.0 - dataset.mean[0]) / dataset.std[0]
   np.testing.assert_allclose(
     plain["image"], np.repeat(expected, 3, axis=3), atol=1e-5
   )
-  trained = search_parts.make_prepare(config, dataset, train=True)(key, raw)
+  trained = build.make_prepare(config, dataset, train=True)(key, raw)
   assert trained["image"].shape == (4, 8, 8, 3)
   assert not jnp.allclose(trained["image"], plain["image"])
   np.testing.assert_array_equal(trained["label"], raw["label"])

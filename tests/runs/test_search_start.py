@@ -9,9 +9,8 @@ import pytest
 
 import asga_jax
 from asga_jax.data import batches as batches_lib
-from asga_jax.runs import build as search_parts
+from asga_jax.runs import build
 from asga_jax.runs import search as search_run
-from asga_jax.runs import search_start
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
@@ -23,14 +22,16 @@ def config(tiny_config):
 
 def test_the_state_is_that_of_a_network_made_with_the_images(config):
   dataset = search_run.data_lib.load("digits")
-  splits = search_start.split(config, dataset)
-  made = search_start.start(config, dataset, splits)
+  splits = search_run.split_proxy(config, dataset)
+  made = search_run.set_ranges(
+    config, search_run.build_search(config, dataset.info), dataset, splits
+  )
   raw = batches_lib.batch_at(
     splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
   )
-  plain = search_parts.make_prepare(config, dataset, train=False)
+  plain = build.make_prepare(config, dataset, train=False)
   images = plain(jax.random.key(0), raw)["image"]
-  model = search_parts.make_searchable(config, dataset.num_classes, images)
+  model = build.make_searchable(config, dataset.num_classes, images)
   at_once = asga_jax.start_search(
     model, budget=config.budget, settings=made.settings
   )
@@ -60,7 +61,7 @@ def test_the_step_is_compiled_while_data_are_read(config, tmp_path):
     mock.patch.object(search_run.data_lib, "load", load_then_tell),
     mock.patch.object(jax.stages.Lowered, "compile", compile_after_loading),
   ):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")
   assert (tmp_path / "run" / "policy.json").exists()
 
 
@@ -70,4 +71,4 @@ def test_an_error_of_the_compiler_ends_the_run(config, tmp_path):
     mock.patch.object(jax.stages.Lowered, "compile", side_effect=error),
     pytest.raises(RuntimeError, match="no memory"),
   ):
-    search_run.run(config, tmp_path / "run")
+    search_run.run_search(config, tmp_path / "run")

@@ -14,9 +14,8 @@ from safetensors import numpy as safetensors_numpy
 import asga_jax
 from asga_jax import models
 from asga_jax.quantization import layers
-from asga_jax.runs import build as search_parts
-from asga_jax.runs import checkpoints
-from asga_jax.runs import config as search_config
+from asga_jax.runs import build, checkpoints
+from asga_jax.runs import config as config_lib
 from asga_jax.weights import files as weight_files
 
 
@@ -469,7 +468,7 @@ def weights_config(tiny_network_class, tmp_path):
     del stem, conv_general_dilated
     return tiny_network_class(num_classes, 3, rngs=rngs)
 
-  config = search_config.default_config()
+  config = config_lib.default_config()
   config.model = "tiny"
   config.deployed.image_size = 8
   config.weights.path = str(tmp_path / "w.safetensors")
@@ -482,9 +481,9 @@ def weights_config(tiny_network_class, tmp_path):
 
 
 def test_a_search_starts_from_the_weights_of_its_configuration(weights_config):
-  search_config.check_config(weights_config)
+  config_lib.check_search_config(weights_config)
   images = np.ones((2, 8, 8, 3), np.float32)
-  model = search_parts.make_searchable(weights_config, 10, images)
+  model = build.make_searchable(weights_config, 10, images)
   wanted = safetensors_numpy.load_file(weights_config.weights.path)
   found = layers.quantized_layers(model)
   assert set(found) == {"first", "middle", "inner", "head"}
@@ -495,13 +494,11 @@ def test_a_search_starts_from_the_weights_of_its_configuration(weights_config):
   assert model.head.kernel.shape == (5, 10)
   # Without them it starts from its own, as do a run that goes on and a result
   # that is restored.
-  untrained = search_parts.make_searchable(
-    weights_config, 10, images, trained=False
-  )
+  untrained = build.make_searchable(weights_config, 10, images, trained=False)
   assert not np.array_equal(untrained.first.kernel[...], wanted["first/kernel"])
 
 
 def test_a_map_or_a_skip_without_a_file_is_an_error(weights_config):
   weights_config.weights.path = ""
   with pytest.raises(ValueError, match=r"config\.weights\.path is empty"):
-    search_config.check_config(weights_config)
+    config_lib.check_search_config(weights_config)

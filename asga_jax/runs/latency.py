@@ -1,0 +1,57 @@
+"""The latency table of a configuration's network, measured here."""
+
+import os
+
+import ml_collections
+
+from asga_jax.cost import latency_table
+from asga_jax.runs import build
+from asga_jax.runs import config as config_lib
+
+
+def measure_latency(
+  config: ml_collections.ConfigDict,
+  output: str | os.PathLike[str],
+  *,
+  batch: int = 1,
+  threads: int = 1,
+  repeats: int = 200,
+) -> latency_table.LatencyTable:
+  """Time each layer of the deployed network at the bits of the candidates.
+
+  Args:
+    config: of the search that the table is for.
+    output: a .json file, or .csv for the entries alone.
+    batch: images that are run at once.
+    threads: of the runtime.
+    repeats: runs of each layer, of which the median counts.
+
+  Returns:
+    The table, in ms; it has been written.
+
+  Raises:
+    ValueError: bad configuration or numbers.
+    OSError: the file cannot be written; found before the measurement.
+    ModuleNotFoundError: the runtime is not installed.
+  """
+  # The runtime is an extra.
+  from asga_jax.deploy import layer_timing
+
+  config = config_lib.of_search(config)
+  config_lib.check_search_config(config)
+  latency_table.check_output(output)
+  model, shape = build.make_deployed(config)
+  bits = build.candidate_bits(config)
+  # Float is what percentages of a budget are of.
+  pairs = {(bw, ba) for bw in bits for ba in bits} | {(32, 32)}
+  table = layer_timing.measure(
+    model,
+    shape,
+    sorted(pairs),
+    model_name=f"{config.model} at {'x'.join(map(str, shape))}",
+    batch=batch,
+    threads=threads,
+    repeats=repeats,
+  )
+  latency_table.save(table, output)
+  return table
