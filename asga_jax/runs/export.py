@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from asga_jax import conversion, every_budget, files
+from asga_jax import every_budget, files
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.allocation import curve as curve_lib
@@ -224,7 +224,7 @@ def from_search(
     policy: one of its policies.
     data: of the search.
   """
-  model = conversion.with_policy(found.model, policy)
+  model = read.at_policy(found.model, policy)
   with waits.told("re-estimating batch norm at the policy"):
     seen = run_data.settle(model, data)
   if seen:

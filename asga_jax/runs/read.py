@@ -12,6 +12,7 @@ from flax import nnx
 from asga_jax import conversion, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.quantization import surgery
 from asga_jax.runs import build, checkpoints, workdir
 from asga_jax.runs import config as config_lib
 from asga_jax.training import state as state_lib
@@ -185,9 +186,26 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
     config=config,
     seed=config.search.seed,
     policy=policy,
-    model=conversion.with_policy(model, policy),
+    model=at_policy(model, policy),
     source=model,
   )
+
+
+def at_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
+  """Copy a searched network at a policy, in evaluation mode.
+
+  Its batch norm has the statistics of the search's mixture of bits: whoever
+  has the data re-estimates it, see `runs.data.settle`.
+  """
+  fixed = surgery.fix_bits(
+    model,
+    {
+      path: (layer.weight_bits, layer.activation_bits)
+      for path, layer in policy.layers.items()
+    },
+  )
+  fixed.eval()
+  return fixed
 
 
 def _read_finetuned(

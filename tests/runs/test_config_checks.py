@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from asga_jax.runs import config_checks as config_lib
+from asga_jax.runs import config_checks
 
 
 def defaults():
@@ -36,9 +36,9 @@ def changed(**changes):
 
 
 def test_defaults_pass_as_configdict_and_as_dict():
-  config_lib.check_config(defaults(), defaults())
-  config_lib.check_config(changed(), defaults())
-  config_lib.check_config(defaults().to_dict(), defaults().to_dict())
+  config_checks.check_keys(defaults(), defaults())
+  config_checks.check_keys(changed(), defaults())
+  config_checks.check_keys(defaults().to_dict(), defaults().to_dict())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_defaults_pass_as_configdict_and_as_dict():
   ],
 )
 def test_accepted_values(name, value):
-  config_lib.check_config(changed(**{name: value}), defaults())
+  config_checks.check_keys(changed(**{name: value}), defaults())
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,18 @@ def test_accepted_values(name, value):
   ],
 )
 def test_wrong_types_are_named(name, value):
-  with pytest.raises(config_lib.ConfigError, match=rf"config\.{name} is ") as e:
-    config_lib.check_config(changed(**{name: value}), defaults())
+  with pytest.raises(
+    config_checks.ConfigError, match=rf"config\.{name} is "
+  ) as e:
+    config_checks.check_keys(changed(**{name: value}), defaults())
   assert type(value).__name__ in str(e.value)
 
 
 def test_a_value_where_a_group_must_stand():
-  with pytest.raises(config_lib.ConfigError, match=r"keys: .*optimizer\.name"):
-    config_lib.check_config(changed(optimizer="sgd"), defaults())
+  with pytest.raises(
+    config_checks.ConfigError, match=r"keys: .*optimizer\.name"
+  ):
+    config_checks.check_keys(changed(optimizer="sgd"), defaults())
 
 
 @pytest.mark.parametrize(
@@ -102,20 +106,20 @@ def test_a_value_where_a_group_must_stand():
   ],
 )
 def test_unknown_keys_are_named_with_the_closest(name, message):
-  with pytest.raises(config_lib.ConfigError, match=message):
-    config_lib.check_config(changed(**{name: 1}), defaults())
+  with pytest.raises(config_checks.ConfigError, match=message):
+    config_checks.check_keys(changed(**{name: 1}), defaults())
 
 
 @pytest.mark.parametrize("name", ["seed", "optimizer"])
 def test_missing_keys_are_named(name):
   config = changed()
   del config[name]
-  with pytest.raises(config_lib.ConfigError, match=f"{name} is missing"):
-    config_lib.check_config(config, defaults())
+  with pytest.raises(config_checks.ConfigError, match=f"{name} is missing"):
+    config_checks.check_keys(config, defaults())
 
 
 def test_flatten_is_json_and_sorted():
-  flat = config_lib.flatten(
+  flat = config_checks.flatten(
     ml_collections.ConfigDict(
       {
         "z": {"b": (1, (2.5, "x")), "a": np.int32(2), "none": {}},
@@ -136,5 +140,5 @@ def test_flatten_is_json_and_sorted():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), len])
 def test_values_that_json_lacks_are_named(value):
-  with pytest.raises(config_lib.ConfigError, match=r"config\.a\.b is"):
-    config_lib.to_plain({"a": {"b": [value]}})
+  with pytest.raises(config_checks.ConfigError, match=r"config\.a\.b is"):
+    config_checks.to_plain({"a": {"b": [value]}})

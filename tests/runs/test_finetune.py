@@ -149,7 +149,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
   assert (cut / "finetune.png").exists()
   assert "policy.json" in (cut / "report.html").read_text()
-  with mock.patch.object(finetune_run, "start", side_effect=AssertionError):
+  with mock.patch.object(
+    finetune_run, "build_training", side_effect=AssertionError
+  ):
     assert finetune_run.run_finetuning(config, cut) == resumed
   text = summary.format_training(resumed)
   assert "middle" in text
@@ -187,12 +189,13 @@ def test_the_trained_network_computes_at_the_bits_of_the_policy(whole):
   for path, (inputs, kernel) in seen.items():
     weight_bits, activation_bits = MIXED[path]
     assert len(np.unique(inputs)) <= 2**activation_bits
-    for channel in kernel.reshape(-1, kernel.shape[-1]).T:
-      levels = np.unique(channel)
-      assert len(levels) <= 2**weight_bits - 1
+    steps = np.asarray(getattr(model, path).weight.parameter[...])[0]
+    channels = kernel.reshape(-1, kernel.shape[-1]).T
+    for channel, step in zip(channels, steps, strict=True):
+      assert len(np.unique(channel)) <= 2**weight_bits - 1
       # On a grid: whole multiples of one step.
-      step = getattr(model, path).weight.parameter[...]
-      assert step.shape == (1, kernel.shape[-1])
+      codes = channel / step
+      np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
   assert len(np.unique(seen["middle"][0])) > 4
 
 
