@@ -153,13 +153,6 @@ def test_a_schedule_is_a_warm_up_and_its_closed_form(kind, warmup_fraction):
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
 
 
-def test_the_cosine_is_optaxs():
-  ours = optimizers.make_schedule("cosine", 0.2, 30, warmup_fraction=0.0)
-  optaxs = optax.cosine_decay_schedule(0.2, 30)
-  for step in range(31):
-    assert ours(step) == optaxs(step)
-
-
 @pytest.mark.parametrize(
   ("kind", "settings", "named"),
   [
