@@ -239,7 +239,7 @@ def _step(choice: bit_choice.BitChoice) -> np.ndarray:
   """Give the step of the one candidate, shape () or (channels,)."""
   if choice.candidates() == (FLOAT_BITS,):
     return np.ones((), np.float32)
-  step = jnp.maximum(choice.steps(1)[0], quantizers.SMALLEST_STEP)
+  step = jnp.maximum(choice.steps()[0], quantizers.SMALLEST_STEP)
   return np.asarray(step, np.float32)
 
 

@@ -1,7 +1,5 @@
 """The choice of a tensor's bit-width: its variables and its forward pass."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,17 +48,8 @@ def probabilities(logits: jax.Array, temperature: jax.Array) -> jax.Array:
   return jax.nn.softmax(logits / temperature)
 
 
-class Form(NamedTuple):
-  """What is fixed about a tensor's mixture."""
-
-  quantizer: quantizers.Quantizer
-  # How many elements share one step (of one image, for activations); it scales
-  # the step's gradient.
-  elements: int
-
-
 def mix(
-  form: Form,
+  quantizer: quantizers.Quantizer,
   x: jax.Array,
   parameter: jax.Array,
   weights: jax.Array,
@@ -69,7 +58,7 @@ def mix(
   """Quantize a tensor to the mixture of its candidates.
 
   Args:
-    form: how.
+    quantizer: how.
     x: the tensor.
     parameter: of the quantizer, shape (candidates,) or (candidates, channels).
     weights: the candidates' probabilities, shape (candidates,).
@@ -78,9 +67,8 @@ def mix(
   Returns:
     The mixture, shape and dtype of x.
   """
-  quantizer = form.quantizer
   grids = read_grids(grid_data)
-  steps = quantizer.step(parameter, grids.upper, form.elements)
+  steps = quantizer.step(parameter, grids.upper)
   settings = fast_mixture.Settings(
     quantizer.offset, quantizer.step_gradient, quantizers.SMALLEST_STEP
   )
@@ -182,9 +170,9 @@ class BitChoice(nnx.Module):
     """Give the grids of the candidates."""
     return read_grids(self.grid[...])
 
-  def steps(self, count: int) -> jax.Array:
-    """Give the steps, for a tensor of `count` elements that share one."""
-    return self.quantizer.step(self.parameter[...], self.grids().upper, count)
+  def steps(self) -> jax.Array:
+    """Give the steps, (candidates,) or (candidates, channels)."""
+    return self.quantizer.step(self.parameter[...], self.grids().upper)
 
   def probabilities(self) -> jax.Array:
     """Give the probabilities of the candidates, shape (candidates,)."""
@@ -197,25 +185,23 @@ class BitChoice(nnx.Module):
     best = jnp.argmax(self.probabilities())
     step, lower, upper, is_float = (
       jax.lax.dynamic_index_in_dim(values, best, keepdims=False)
-      for values in (self.steps(1), *self.grids())
+      for values in (self.steps(), *self.grids())
     )
     step = jnp.maximum(step, quantizers.SMALLEST_STEP)
     scaled = self.quantizer.transform(x) / step - self.quantizer.offset
     return jnp.where(is_float, 0, jnp.round(jnp.clip(scaled, lower, upper)))
 
-  def __call__(self, x: jax.Array, count: int) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Quantize a tensor to the mixture of its candidates.
 
     Args:
       x: the tensor.
-      count: how many elements share one step (of one image, for activations);
-        it scales the step's gradient.
 
     Returns:
       The mixture, shape and dtype of x.
     """
     return mix(
-      Form(self.quantizer, count),
+      self.quantizer,
       x,
       self.parameter[...],
       self.probabilities(),

@@ -5,7 +5,6 @@ product that it calls is another one.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from flax import nnx
 from asga_jax.network import attention
 from asga_jax.network import calls as tracing
 from asga_jax.network import kinds as layer_kinds
-from asga_jax.quantization import bit_choice
+from asga_jax.quantization import bit_choice, quantizers
 from asga_jax.xla import outline
 
 
@@ -23,8 +22,8 @@ from asga_jax.xla import outline
 def _mixed_product(
   product: Callable[..., jax.Array],
   settings: tuple[Any, Any],
-  activation: bit_choice.Form,
-  weight: bit_choice.Form,
+  activation: quantizers.Quantizer,
+  weight: quantizers.Quantizer,
   outputs: tuple[int, ...],
 ) -> Callable[..., jax.Array]:
   """Make the product of two mixed operands, one function for equal layers."""
@@ -83,25 +82,18 @@ class _Quantized:
     self.weight = weight
     self.activation = activation
 
-  def channels(self) -> int:
-    """Count the output features of the kernel."""
-    return math.prod(self.kernel.shape[axis] for axis in self.outputs)
-
   def kernel_matrix(self) -> jax.Array:
     """Give the kernel as [summed, channels]."""
     return layer_kinds.to_matrix(self.kernel[...], self.outputs)
 
   def quantized_product(self, inputs, kernel, *args: Any, **kwargs: Any):
     """Multiply the quantized input by the quantized kernel."""
-    shared = kernel.size
-    if self.weight.quantizer.per_channel:
-      shared //= self.channels()
     choices = (self.activation, self.weight)
     product = _mixed_product(
       self.product,
       (_hashable(args), _hashable(kwargs)),
-      bit_choice.Form(self.activation.quantizer, math.prod(inputs.shape[1:])),
-      bit_choice.Form(self.weight.quantizer, shared),
+      self.activation.quantizer,
+      self.weight.quantizer,
       self.outputs,
     )
     variables = [
@@ -171,10 +163,7 @@ class QuantProduct(attention.Product):
     self, first: jax.Array, second: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Quantize both operands."""
-    return (
-      self.activation(first, math.prod(first.shape[1:])),
-      self.weight(second, math.prod(second.shape[1:])),
-    )
+    return self.activation(first), self.weight(second)
 
 
 KernelLayer = (

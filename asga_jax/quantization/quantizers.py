@@ -115,11 +115,6 @@ def fake_quantize(
   return (step.astype(wide) * (rounded + offset)).astype(x.dtype)
 
 
-def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-  """Return x unchanged, with its gradient multiplied by a factor."""
-  return jax.lax.stop_gradient(x) + factor * (x - jax.lax.stop_gradient(x))
-
-
 @dataclasses.dataclass(frozen=True)
 class Quantizer(abc.ABC):
   """How a tensor is quantized: where its steps come from.
@@ -163,10 +158,8 @@ class Quantizer(abc.ABC):
     """Give the parameter to start from, given values of the tensor."""
 
   @abc.abstractmethod
-  def step(
-    self, parameter: jax.Array, upper: jax.Array, count: int
-  ) -> jax.Array:
-    """Give the steps from the parameter, the levels and the element count."""
+  def step(self, parameter: jax.Array, upper: jax.Array) -> jax.Array:
+    """Give the steps from the parameter and the highest codes."""
 
 
 def _columns(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -179,17 +172,21 @@ def _least_error_steps(sample, lower, upper):
 
 
 class LSQ(Quantizer):
-  """Learned step sizes (Esser et al. 2020), started at the least error."""
+  """Learned step sizes (Esser et al. 2020), started at the least error.
+
+  Their gradient is not scaled by 1/sqrt(N upper), as it is there for SGD: Adam,
+  which trains them here, divides every scale out again.
+  """
 
   def initial_parameter(self, sample, bits, signed):
     """Give the steps of least squared error."""
     lower, upper = levels(jnp.asarray(bits), signed, self.narrow)
     return _least_error_steps(sample, lower, upper)
 
-  def step(self, parameter, upper, count):
-    """Give the parameter, with its gradient scaled by 1/sqrt(N upper)."""
-    scale = 1 / jnp.sqrt(count * _columns(upper, parameter))
-    return scale_gradient(parameter, scale.astype(parameter.dtype))
+  def step(self, parameter, upper):
+    """Give the parameter."""
+    del upper
+    return parameter
 
 
 class PACT(Quantizer):
@@ -206,9 +203,8 @@ class PACT(Quantizer):
     steps = _least_error_steps(sample, lower, upper)
     return steps * _columns(upper, steps)
 
-  def step(self, parameter, upper, count):
+  def step(self, parameter, upper):
     """Give the clipping value over the highest code."""
-    del count
     return parameter / _columns(upper, parameter).astype(parameter.dtype)
 
 
@@ -231,9 +227,9 @@ class HWGQ(Quantizer):
     steps = jnp.asarray(factors).reshape((-1,) + (1,) * scale.ndim) * scale
     return jnp.maximum(steps, SMALLEST_STEP)
 
-  def step(self, parameter, upper, count):
+  def step(self, parameter, upper):
     """Give the parameter, which is not trained."""
-    del upper, count
+    del upper
     return jax.lax.stop_gradient(parameter)
 
 
@@ -272,9 +268,8 @@ class DoReFa(Quantizer):
     del signed
     return jnp.ones((len(bits), *sample.shape[1:]))
 
-  def step(self, parameter, upper, count):
+  def step(self, parameter, upper):
     """Give the step that spreads the levels over the unit range."""
-    del count
     top = _columns(upper, parameter) + self.offset
     return jax.lax.stop_gradient(parameter / top.astype(parameter.dtype))
 

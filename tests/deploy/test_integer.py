@@ -32,7 +32,7 @@ def _fake_quantized(layer):
     jnp.int32(bits), jnp.bool(True), quantizer.narrow
   )
   matrix = layer_kinds.to_matrix(kernel, layer.outputs)
-  step = layer.weight.steps(1)[0]
+  step = layer.weight.steps()[0]
   result = quantizers.fake_quantize(
     quantizer.transform(matrix), step, lower, upper, offset=quantizer.offset
   )
@@ -58,7 +58,9 @@ def test_codes_times_steps_are_the_kernel(quantizer, per_channel):
       lowest = -(2 ** (bits - 1)) + (quantizer != "dorefa")
       assert lowest <= made.codes.min() < made.codes.max() < 2 ** (bits - 1)
       assert made.weight_step.dtype == np.float32
-      assert made.weight_step.size == (layer.channels() if per_channel else 1)
+      assert made.weight_step.size == (
+        layer.kernel_matrix().shape[1] if per_channel else 1
+      )
       expected = np.asarray(_fake_quantized(layer))
       np.testing.assert_array_equal(made.dequantized(), expected)
       whole = made.integers

@@ -165,7 +165,7 @@ def test_quantized_products_by_hand():
   )
   fn = model.attention_fn
   steps = {
-    (name, kind): float(getattr(getattr(fn, name), kind).steps(1)[0])
+    (name, kind): float(getattr(getattr(fn, name), kind).steps()[0])
     for name in ("qk", "pv")
     for kind in ("weight", "activation")
   }

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -11,10 +12,10 @@ from asga_jax.quantization import bit_choice, quantizers
 SAMPLE = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
 
 
-def _choice(bits=(2, 4, 8), *, per_channel=False, **settings):
+def _choice(bits=(2, 4, 8), *, per_channel=False, sample=SAMPLE, **settings):
   return bit_choice.BitChoice(
     bits,
-    SAMPLE if per_channel else SAMPLE.reshape(-1),
+    sample if per_channel else sample.reshape(-1),
     quantizer=quantizers.make_quantizer(
       "lsq", weights=True, per_channel=per_channel
     ),
@@ -64,7 +65,7 @@ def test_is_the_mean_of_its_quantizers():
   x, steps = np.asarray(SAMPLE), np.asarray(choice.parameter[...])
   for weight, step, upper in zip(weights, steps, (1, 7, 127), strict=True):
     expected += weight * step * np.clip(np.round(x / step), -upper, upper)
-  np.testing.assert_allclose(choice(SAMPLE, 64), expected, atol=1e-5)
+  np.testing.assert_allclose(choice(SAMPLE), expected, atol=1e-5)
 
 
 def test_gradient_of_the_logits():
@@ -74,13 +75,13 @@ def test_gradient_of_the_logits():
   g = jnp.cos(SAMPLE)
 
   def loss(logits):
-    return jnp.vdot(nnx.merge(graphdef, logits, rest, copy=True)(SAMPLE, 1), g)
+    return jnp.vdot(nnx.merge(graphdef, logits, rest, copy=True)(SAMPLE), g)
 
   found = jax.tree.leaves(jax.jit(jax.grad(loss))(logits))[0]
   parts = []
   for index in range(3):
     choice.logits[...] = jnp.where(jnp.arange(3) == index, 0.0, -1e9)
-    parts.append(np.vdot(choice(SAMPLE, 1), g))
+    parts.append(np.vdot(choice(SAMPLE), g))
   expected = (np.array(parts) - np.mean(parts)) / 3
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -92,20 +93,28 @@ def test_shared_logits():
   assert second.parameter is not first.parameter
 
 
-def test_the_gradient_of_a_step_is_scaled_by_the_count():
-  choice = _choice((4,))
+def test_adam_moves_the_steps_of_all_candidates_where_gradients_are_small():
+  # As late in a training, of an input of 56x56x64: a scale of 1/sqrt(N upper)
+  # before Adam would take gradients to its epsilon.
+  x = jax.random.normal(jax.random.key(0), (56 * 56 * 64,))
+  choice = _choice(tuple(range(2, 9)), sample=x[::100])
   graphdef, parameter, rest = nnx.split(
     choice, bit_choice.QuantizerParameter, ...
   )
 
-  def slope(count):
+  @jax.jit
+  def first_update(parameter):
     def loss(parameter):
-      copy = nnx.merge(graphdef, parameter, rest, copy=True)
-      return copy(SAMPLE, count).sum()
+      mixed = nnx.merge(graphdef, parameter, rest, copy=True)(x)
+      return 1e-5 * jnp.mean((mixed - 1.1 * x) ** 2)
 
-    return jax.tree.leaves(jax.jit(jax.grad(loss))(parameter))[0]
+    optimizer = optax.scale_by_adam()
+    gradient = jax.grad(loss)(parameter)
+    return optimizer.update(gradient, optimizer.init(parameter))[0]
 
-  np.testing.assert_allclose(slope(1), 10 * slope(100), rtol=1e-5)
+  (moved,) = jax.tree.leaves(first_update(parameter))
+  assert moved.shape == (7,)
+  assert np.abs(moved).min() > 0.8
 
 
 @pytest.mark.parametrize("bits", [(), (4, 4), (9,)])

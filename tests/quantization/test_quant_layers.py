@@ -111,39 +111,10 @@ def test_the_mixtures_are_convolved_once():
   layer = nnx.Linear(6, 3, kernel_init=_init, rngs=nnx.Rngs(0))
   x = _x((5, 6))
   quantized = _quantize(layer, x, (2, 4, 8), (2, 4, 8))
-  expected = quantized.activation(x, 6) @ quantized.weight(layer.kernel[...], 6)
+  expected = quantized.activation(x) @ quantized.weight(layer.kernel[...])
   np.testing.assert_allclose(quantized(x), expected, rtol=1e-6)
   jaxpr = str(jax.make_jaxpr(lambda x: quantized(x))(x))
   assert jaxpr.count("dot_general") == 1
-
-
-def test_gradients_of_steps_are_scaled_by_what_shares_them():
-  # Of a kernel the elements of a channel, of an input those of one image.
-  layer = nnx.Conv(
-    4, 8, (3, 3), use_bias=False, kernel_init=_init, rngs=nnx.Rngs(0)
-  )
-  x = _x((2, 5, 5, 4))
-  quantized = _quantize(layer, x, (4,), (4,))
-  counts = []
-  for choice in (quantized.weight, quantized.activation):
-    choice.quantizer = _Recorder(counts, choice.quantizer)
-  quantized(x)
-  assert sorted(counts) == [3 * 3 * 4, 5 * 5 * 4]
-
-
-class _Recorder:
-  """Notes the count with which a step is asked for."""
-
-  def __init__(self, counts, quantizer):
-    self._counts = counts
-    self._quantizer = quantizer
-
-  def __getattr__(self, name):
-    return getattr(self._quantizer, name)
-
-  def step(self, parameter, upper, count):
-    self._counts.append(count)
-    return self._quantizer.step(parameter, upper, count)
 
 
 def test_variables_and_product_are_those_of_the_layer():

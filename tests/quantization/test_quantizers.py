@@ -63,8 +63,7 @@ def _with_parameter(choice, parameter):
 def test_contract(name, weights, per_channel, signed, idempotent, bit):
   x = _tensor(signed)
   choice = _choice(x, (bit,), name, weights, per_channel, signed)
-  count = x.size
-  quantized = np.asarray(choice(x, count))
+  quantized = np.asarray(choice(x))
   assert quantized.shape == x.shape
   assert quantized.dtype == x.dtype
   channels = quantized.reshape(-1, x.shape[-1]) if per_channel else quantized
@@ -77,11 +76,9 @@ def test_contract(name, weights, per_channel, signed, idempotent, bit):
       rtol=1e-3,
     )
   if choice.quantizer.offset == 0:
-    np.testing.assert_array_equal(choice(jnp.zeros_like(x), count), 0)
+    np.testing.assert_array_equal(choice(jnp.zeros_like(x)), 0)
   if idempotent:
-    np.testing.assert_array_equal(
-      choice(jnp.asarray(quantized), count), quantized
-    )
+    np.testing.assert_array_equal(choice(jnp.asarray(quantized)), quantized)
   if not signed:
     assert quantized.min() >= 0
 
@@ -95,12 +92,12 @@ def test_32_bits_is_the_identity(
   del idempotent
   x = _tensor(signed).at[0, 0].set(-0.0)
   choice = _choice(x, (32,), name, weights, per_channel, signed)
-  for call in (choice, jax.jit(lambda x, count: choice(x, 1))):
-    quantized = call(x, x.size)
+  for call in (choice, jax.jit(choice.__call__)):
+    quantized = call(x)
     assert np.asarray(quantized).tobytes() == np.asarray(x).tobytes()
 
   def loss(x):
-    return jnp.vdot(choice(x, x.size), x**2)
+    return jnp.vdot(choice(x), x**2)
 
   gradient = jax.jit(jax.grad(loss))(x)
   np.testing.assert_allclose(gradient, 3 * x**2, rtol=1e-5)
@@ -115,14 +112,14 @@ def test_zeros_stay_finite(name, weights, per_channel, signed, idempotent):
   choice = _choice(x, (2, 8, 32), name, weights, per_channel, signed)
 
   def loss(x):
-    return choice(x, 8).sum()
+    return choice(x).sum()
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(x)
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
   # What replaces the zeros can be told apart: it is not clipped to nothing.
   trained = jnp.linspace(0, 1, x.size).reshape(x.shape)
-  assert np.ptp(choice(trained, 8)) > 0.5
+  assert np.ptp(choice(trained)) > 0.5
 
 
 # A Gaussian: the error at the steps of Max (1960), table 2, for 3, 7 and 15
@@ -138,24 +135,24 @@ def test_error_table():
     rounded = step * np.clip(np.round(points / step), -upper, upper)
     expected = np.trapezoid((rounded - points) ** 2 * density, points)
     choice = _choice(gaussian, (bit,), "lsq", True, False, True)
-    error = np.mean((choice(gaussian, 1) - gaussian) ** 2)
+    error = np.mean((choice(gaussian) - gaussian) ** 2)
     np.testing.assert_allclose(error, expected, rtol=0.05)
   for bit in range(2, 9):
     choice = _choice(uniform, (bit,), "lsq", True, False, True)
-    error = np.mean((choice(uniform, 1) - uniform) ** 2)
+    error = np.mean((choice(uniform) - uniform) ** 2)
     # 2^b - 1 levels, each in the middle of its cell of [-1, 1].
     best = (2 / (2**bit - 1)) ** 2 / 12
     assert 0.98 * best < error < 1.15 * best, bit
 
 
-def _lsq_by_hand(x, g, step, lower, upper, count):
-  """Esser et al. 2020, equations 3 and 5 and the scale of section 2.2."""
+def _lsq_by_hand(x, g, step, lower, upper):
+  """Esser et al. 2020, equations 3 and 5, without the scale for SGD."""
   ratio = x / step
   inside = (ratio > lower) & (ratio < upper)
   slope = np.where(
     inside, np.round(ratio) - ratio, np.where(ratio <= lower, lower, upper)
   )
-  return g * inside, (g * slope).sum(axis=0) / np.sqrt(count * upper)
+  return g * inside, (g * slope).sum(axis=0)
 
 
 @pytest.mark.parametrize("bit", [2, 4, 8])
@@ -174,12 +171,12 @@ def test_lsq_gradients(bit, weights, per_channel, signed):
   steps = jnp.asarray(step, jnp.float32)[None]
 
   def loss(x, steps):
-    return jnp.vdot(_with_parameter(choice, steps)(x, 40), g)
+    return jnp.vdot(_with_parameter(choice, steps)(x), g)
 
   gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
   dx, dstep = gradients(jnp.asarray(x), steps)
   expected_dx, expected = _lsq_by_hand(
-    x.astype(np.float64), g, step, lower, upper, 40
+    x.astype(np.float64), g, step, lower, upper
   )
   if not per_channel:
     expected = expected.sum()
@@ -197,7 +194,7 @@ def test_pact_gradients(bit):
   choice = _choice(jnp.asarray(x), (bit,), "pact", False, False, False)
 
   def loss(x, alpha):
-    return jnp.vdot(_with_parameter(choice, alpha[None])(x, 1), g)
+    return jnp.vdot(_with_parameter(choice, alpha[None])(x), g)
 
   alpha = 1.7
   gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
@@ -207,7 +204,7 @@ def test_pact_gradients(bit):
   levels = 2**bit - 1
   expected = np.round(np.clip(x, 0, alpha) * levels / alpha) * alpha / levels
   choice.parameter[...] = jnp.asarray([alpha])
-  np.testing.assert_allclose(choice(jnp.asarray(x), 1), expected, atol=1e-6)
+  np.testing.assert_allclose(choice(jnp.asarray(x)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("bit", [2, 3, 4, 8])
@@ -218,7 +215,7 @@ def test_dorefa_weights(bit):
   squashed = np.tanh(w.astype(np.float64))
   unit = squashed / (2 * np.abs(squashed).max()) + 0.5
   expected = 2 * np.round(unit * (2**bit - 1)) / (2**bit - 1) - 1
-  np.testing.assert_allclose(choice(jnp.asarray(w), 1), expected, atol=1e-6)
+  np.testing.assert_allclose(choice(jnp.asarray(w)), expected, atol=1e-6)
 
 
 def test_dorefa_weight_gradient_is_that_of_the_squashing():
@@ -228,7 +225,7 @@ def test_dorefa_weight_gradient_is_that_of_the_squashing():
   choice = _choice(w, (3,), "dorefa", True, False, True)
   squash = choice.quantizer.transform
   np.testing.assert_allclose(
-    jax.jit(jax.grad(lambda w: jnp.vdot(choice(w, 1), g)))(w),
+    jax.jit(jax.grad(lambda w: jnp.vdot(choice(w), g)))(w),
     jax.jit(jax.grad(lambda w: jnp.vdot(squash(w), g)))(w),
     rtol=1e-4,
     atol=1e-6,
@@ -239,14 +236,14 @@ def test_dorefa_float_candidate_is_not_squashed():
   w = jnp.asarray(np.random.default_rng(7).normal(size=40), jnp.float32)
   choice = _choice(w, (4, 32), "dorefa", True, False, True)
   choice.logits[...] = jnp.asarray([-1e9, 0.0])
-  np.testing.assert_array_equal(choice(w, 1), w)
+  np.testing.assert_array_equal(choice(w), w)
 
 
 def test_dorefa_activations():
   x = np.random.default_rng(10).uniform(-1, 2, 97).astype(np.float32)
   choice = _choice(jnp.asarray(x), (3,), "dorefa", False, False, False)
   expected = np.round(np.clip(x, 0, 1) * 7) / 7
-  np.testing.assert_allclose(choice(jnp.asarray(x), 1), expected, atol=1e-6)
+  np.testing.assert_allclose(choice(jnp.asarray(x)), expected, atol=1e-6)
 
 
 # Cai et al. 2017: the 2-bit levels are 0.538, 1.076 and 1.614; one level at
@@ -275,7 +272,7 @@ def test_hwgq_steps_follow_the_scale_and_are_not_trained():
   np.testing.assert_allclose(choice.parameter[...], 3 * 0.538, rtol=0.02)
 
   def loss(parameter):
-    return _with_parameter(choice, parameter)(x, 1).sum()
+    return _with_parameter(choice, parameter)(x).sum()
 
   np.testing.assert_array_equal(jax.grad(loss)(choice.parameter[...]), 0)
 
@@ -345,13 +342,6 @@ def test_step_below_the_smallest_is_used_as_the_smallest(step, step_gradient):
   )
   slope = jax.jacobian(quantize)(jnp.float32(step))
   np.testing.assert_allclose(slope, jnp.sign(x))
-
-
-def test_scale_gradient():
-  value, slope = jax.value_and_grad(
-    lambda x: quantizers.scale_gradient(x, jnp.float32(0.25)) ** 2
-  )(jnp.float32(3.0))
-  assert (value, slope) == (9.0, 1.5)
 
 
 @pytest.mark.parametrize(

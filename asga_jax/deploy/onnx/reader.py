@@ -177,7 +177,7 @@ def _quantize_activation(
   """
   base, *clipped = onnx_ops.unclipped(value)
   tensor = builder.tensor(base)
-  step = np.float32(np.maximum(choice.steps(1)[0], quantizers.SMALLEST_STEP))
+  step = np.float32(np.maximum(choice.steps()[0], quantizers.SMALLEST_STEP))
   grids = choice.grids()
   lower, upper = float(grids.lower[0]), float(grids.upper[0])
   zero = -int(lower)
