@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
   except (ValueError, OSError, loop.DivergedError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
-  print(summary.format_training(finished))
+  print(summary.format_finetuning(finished))
   print(f"written to {path}: weights.safetensors, report.html, finetune.png")
 
 

@@ -40,7 +40,7 @@ def run_finetuning(
   path: str | pathlib.Path,
   *,
   tensorboard: bool = False,
-) -> read.FinishedTraining:
+) -> read.FinishedFinetuning:
   """Train a network at its policy, or go on with one that was interrupted.
 
   The directory holds `config.json`, `policy.json` (but for a float network),
@@ -71,20 +71,20 @@ def run_finetuning(
   if (directory / "summary.json").exists():
     if tensorboard:
       recorded_loop.open_events(directory).close()
-    return read.read_finished_training(config, directory)
+    return read.read_finished_finetuning(config, directory)
   with lock.hold(directory):
     return _finetune(config, directory, tensorboard)
 
 
 def _finetune(
   config: ml_collections.ConfigDict, directory: pathlib.Path, tensorboard: bool
-) -> read.FinishedTraining:
+) -> read.FinishedFinetuning:
   """Run what is left of a training, in a directory that is held."""
   policy = finetune_start.read_policy(config)
   dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
-  made = build_training(config, policy, dataset, split, begun=begun)
+  made = build_finetuning(config, policy, dataset, split, begun=begun)
   teacher = finetune_start.make_teacher(config, dataset.num_classes)
   # Not before: a refused configuration must not claim the directory.
   workdir.open_workdir(directory, config)
@@ -132,19 +132,19 @@ def _finetune(
       kept.save,
       tensorboard=tensorboard,
     )
-    figures = summary.summarise_training(
+    figures = summary.summarise_finetuning(
       config, made, state, dataset, split, directory
     )
-  summary.plot_training(config, directory)
+  summary.plot_finetuning(config, directory)
   # The last file: it marks a training that has ended.
   files.write_text_atomic(
     directory / "summary.json", json.dumps(figures, indent=2) + "\n"
   )
   report.write_report([directory])
-  return read.FinishedTraining(policy, figures)
+  return read.FinishedFinetuning(policy, figures)
 
 
-def build_training(
+def build_finetuning(
   config: ml_collections.ConfigDict,
   policy: policy_lib.Policy | None,
   dataset: data_lib.Dataset,

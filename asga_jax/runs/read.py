@@ -29,7 +29,7 @@ class FinishedSearch(NamedTuple):
   summary: dict[str, Any]
 
 
-class FinishedTraining(NamedTuple):
+class FinishedFinetuning(NamedTuple):
   """What a fine-tuning leaves in its work directory, and in memory."""
 
   policy: policy_lib.Policy | None  # None for a float network
@@ -74,15 +74,15 @@ def read_finished_search(directory: pathlib.Path) -> FinishedSearch:
   return FinishedSearch(policy_lib.load(directory / "policy.json"), summary)
 
 
-def read_finished_training(
+def read_finished_finetuning(
   config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> FinishedTraining:
+) -> FinishedFinetuning:
   """Read the policy and the summary of a fine-tuning that has ended."""
   logging.info("the training in %s has ended; this is its result", directory)
   policy = None
   if not config_lib.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
-  return FinishedTraining(policy, read_summary(directory))
+  return FinishedFinetuning(policy, read_summary(directory))
 
 
 def read_summary(directory: pathlib.Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from asga_jax.runs import metrics as metrics_log
-from asga_jax.runs import tensorboard as tensorboard_log
+from asga_jax.runs import metrics
+from asga_jax.runs import tensorboard as tensorboard_lib
 from asga_jax.training import loop
 from asga_jax.training import progress as progress_lib
 from asga_jax.training import state as state_lib
@@ -30,10 +30,10 @@ class Plan(NamedTuple):
 
 def open_events(
   directory: pathlib.Path,
-) -> tensorboard_log.TensorBoardWriter:
+) -> tensorboard_lib.TensorBoardWriter:
   """Start event files with the steps that the metrics file holds."""
-  records = metrics_log.read_metrics(directory / "metrics.jsonl")
-  return tensorboard_log.TensorBoardWriter(directory / "tensorboard", records)
+  records = metrics.read_metrics(directory / "metrics.jsonl")
+  return tensorboard_lib.TensorBoardWriter(directory / "tensorboard", records)
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
     DivergedError: the loss is not finite.
   """
   with (
-    metrics_log.MetricsWriter(
+    metrics.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,
     # After the metrics file: opening that drops what will be done again.

@@ -134,7 +134,7 @@ def plot_search(
   plots.plot_search(records, directory / "search.png", rho_max=rho_max)
 
 
-def summarise_training(
+def summarise_finetuning(
   config: ml_collections.ConfigDict,
   made: finetune.Training,
   state: state_lib.TrainState,
@@ -195,7 +195,7 @@ def summarise_training(
   }
 
 
-def plot_training(
+def plot_finetuning(
   config: ml_collections.ConfigDict, directory: pathlib.Path
 ) -> None:
   """Draw the metrics of a training to `finetune.png`."""
@@ -221,7 +221,7 @@ def format_search(finished: read.FinishedSearch) -> str:
   return "\n".join(lines)
 
 
-def format_training(finished: read.FinishedTraining) -> str:
+def format_finetuning(finished: read.FinishedFinetuning) -> str:
   """Lay out a finished training for the terminal."""
   lines = []
   if finished.policy is not None:

@@ -40,7 +40,7 @@ class TensorBoardWriter:
 
     Args:
       directory: where to; event files that are there are removed.
-      records: of the steps before, as `metrics_log.read_metrics` gives them.
+      records: of the steps before, as `metrics.read_metrics` gives them.
 
     Raises:
       TensorBoardError: the library is missing.

@@ -32,7 +32,7 @@ def _run(script, *arguments):
 
 
 def test_flags_reach_the_configuration(script, tmp_path, capsys):
-  finished = read.FinishedTraining(None, {"top1": 0.25})
+  finished = read.FinishedFinetuning(None, {"top1": 0.25})
   with mock.patch.object(
     finetune_run, "run_finetuning", return_value=finished
   ) as run:
@@ -53,7 +53,7 @@ def test_flags_reach_the_configuration(script, tmp_path, capsys):
 
 
 def test_a_run_without_a_directory_is_named_by_its_policy(script):
-  finished = read.FinishedTraining(None, {})
+  finished = read.FinishedFinetuning(None, {})
   paths = []
   for bits in ("4bit", "8bit"):
     with mock.patch.object(

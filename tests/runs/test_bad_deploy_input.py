@@ -106,7 +106,7 @@ def _tune(directory, config):
   dataset = data_lib.load(config.data.name)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
   policy = finetune_start.read_policy(config)
-  made = finetune_run.build_training(config, policy, dataset, split)
+  made = finetune_run.build_finetuning(config, policy, dataset, split)
   model = finetune_run.finetune.trained_model(made, made.state)
   pretrained.save_weights(model, directory / "weights.safetensors")
   policy_lib.save(policy, directory / "policy.json")

@@ -150,10 +150,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(
   assert (cut / "finetune.png").exists()
   assert "policy.json" in (cut / "report.html").read_text()
   with mock.patch.object(
-    finetune_run, "build_training", side_effect=AssertionError
+    finetune_run, "build_finetuning", side_effect=AssertionError
   ):
     assert finetune_run.run_finetuning(config, cut) == resumed
-  text = summary.format_training(resumed)
+  text = summary.format_finetuning(resumed)
   assert "middle" in text
   assert "ema top1" in text
 
@@ -221,7 +221,7 @@ def _start(config, directory=None):
   policy = finetune_start.read_policy(config)
   dataset = data_lib.load(config.data.name)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
-  made = finetune_run.build_training(config, policy, dataset, split)
+  made = finetune_run.build_finetuning(config, policy, dataset, split)
   return finetune_run.finetune.trained_model(made, made.state)
 
 
