@@ -279,15 +279,3 @@ def holding_probabilities(model: nnx.Module) -> nnx.Module:
     layer.weight.holds_probabilities = True
     layer.activation.holds_probabilities = True
   return model
-
-
-def harden(model: nnx.Module) -> dict[str, tuple[int, int]]:
-  """Give every tensor's most likely candidate, whatever it costs."""
-
-  def best(choice):
-    return choice.candidates()[int(jnp.argmax(choice.logits[...]))]
-
-  return {
-    path: (best(layer.weight), best(layer.activation))
-    for path, layer in layers.quantized_layers(model).items()
-  }
