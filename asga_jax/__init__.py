@@ -33,6 +33,7 @@ if TYPE_CHECKING:
   from asga_jax.quantization.rules import Rule as Rule
   from asga_jax.result import SearchResult as SearchResult
   from asga_jax.result import allocate as allocate
+  from asga_jax.runs.read import load_run as load_run
   from asga_jax.runs.report import write_report as write_report
   from asga_jax.search import SearchSettings as SearchSettings
   from asga_jax.search import finish as finish
@@ -76,6 +77,7 @@ _PLACES = {
   "load_packed": "deploy.packing",
   "load_pareto": "allocation.curve:load",
   "load_policy": "policy:load",
+  "load_run": "runs.read",
   "load_weights": "weights.load",
   "make_loss": "training.losses",
   "not_searched": "quantization.remembered",
@@ -121,6 +123,7 @@ __all__ = [
   "load_packed",
   "load_pareto",
   "load_policy",
+  "load_run",
   "load_weights",
   "make_loss",
   "not_searched",

@@ -1,9 +1,10 @@
 """The data of a run in a work directory, as that run saw it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import jax
 import ml_collections
 from flax import nnx
 
@@ -74,12 +75,16 @@ def settle(model: nnx.Module, data: RunData) -> int:
   Returns:
     How many images were seen; 0 where no norm has statistics.
   """
-  size = data.config.eval_batch_size
-  inputs = evaluate.norm_inputs(
+  size: int = data.config.eval_batch_size
+  return size * calibration.reestimate_batch_norm(model, norm_inputs(data))
+
+
+def norm_inputs(data: RunData) -> Iterator[jax.Array]:
+  """Yield the training images from which a run estimates batch norm."""
+  return evaluate.norm_inputs(
     data.parts["train"],
     data.prepare,
-    batch_size=size,
+    batch_size=data.config.eval_batch_size,
     batches=data.config.batch_norm_batches,
     seed=data.seed,
   )
-  return size * calibration.reestimate_batch_norm(model, inputs)

@@ -50,6 +50,8 @@ class TrainedRun(NamedTuple):
   source: nnx.Module
   # The running average of a fine-tuning, if it was kept.
   averaged: nnx.Module | None = None
+  # Whether the model's batch norm is as it was evaluated.
+  settled: bool = True
 
 
 def is_search(path: str | os.PathLike[str]) -> bool:
@@ -180,15 +182,46 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
     )
   if not is_search(directory):
     return _read_finetuned(directory, config)
-  model = read_search(directory).model
+  source = read_search(directory).model
   policy = policy_lib.load(directory / "policy.json")
+  model = at_policy(source, policy)
+  settled = (directory / WEIGHTS).exists()
+  if settled:
+    model = load.load_weights(model, directory / WEIGHTS)
   return TrainedRun(
     config=config,
     seed=config.search.seed,
     policy=policy,
-    model=at_policy(model, policy),
-    source=model,
+    model=model,
+    source=source,
+    settled=settled,
   )
+
+
+def load_run(path: str | os.PathLike[str]) -> nnx.Module:
+  """Load the network of a search or a fine-tuning that has ended.
+
+  Args:
+    path: the work directory of the command.
+
+  Returns:
+    The network at its policy in evaluation mode, with the weights and the
+    statistics of batch norm of which the command reported its accuracy. It maps
+    images as the run prepared them, float32 [batch, height, width, channels],
+    to logits.
+
+  Raises:
+    ValueError: no such run, one that has not ended, a damaged file, or a search
+      of an earlier version, whose directory lacks `weights.safetensors`.
+  """
+  trained = read_trained(path)
+  if not trained.settled:
+    raise workdir.WorkdirError(
+      f"{os.fspath(path)} lacks {WEIGHTS}, which a search of this version"
+      " keeps: remove its summary.json and give its command again, which ends"
+      " anew from the last checkpoint."
+    )
+  return trained.model
 
 
 def at_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:

@@ -158,7 +158,7 @@ def _conclude(
   curve = every_budget.pareto(found, cost=kind)
   pareto_plot.write(curve, directory / "pareto.json")
   figures = summary.summarise_search(
-    config, found, policy, dataset, splits, records
+    config, found, policy, dataset, splits, records, directory
   )
   # It marks a search that has ended.
   files.write_text_atomic(

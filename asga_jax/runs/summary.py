@@ -29,8 +29,11 @@ def summarise_search(
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
   records: list[dict[str, Any]],
+  directory: pathlib.Path,
 ) -> dict[str, Any]:
   """Evaluate mixture and policy on the report split, and the search's health.
+
+  The network at the policy is kept in `weights.safetensors`, as evaluated.
 
   Args:
     config: of the search.
@@ -39,6 +42,7 @@ def summarise_search(
     dataset: the proxy.
     splits: its parts.
     records: of `metrics.jsonl`.
+    directory: the work directory.
 
   Returns:
     JSON: accuracies in [0, 1], the discretisation gap (mixture minus policy),
@@ -70,8 +74,11 @@ def summarise_search(
   }
   with waits.told("evaluating the mixture of all bits"):
     of_mixture = accuracy(finished.model)
+  # Of the mixture's structure, so that both share one compilation.
+  at_policy = surgery.select_bits(finished.model, bits)
   with waits.told("evaluating the policy"):
-    of_policy = accuracy(surgery.select_bits(finished.model, bits))
+    of_policy = accuracy(at_policy)
+  load.save_weights(surgery.fix_bits(at_policy, bits), directory / read.WEIGHTS)
   summary = {
     "mixture_accuracy": of_mixture,
     "policy_accuracy": of_policy,
