@@ -13,8 +13,8 @@ if TYPE_CHECKING:
   from asga_jax.conversion import searchable as searchable
   from asga_jax.conversion import with_policy as with_policy
   from asga_jax.cost.costs import Cost as Cost
-  from asga_jax.cost.costs import container_size as container_size
-  from asga_jax.cost.latency_table import latency as latency
+  from asga_jax.cost.costs import container_cost as container_cost
+  from asga_jax.cost.latency_table import latency_cost as latency_cost
   from asga_jax.cost.latency_table import load_latency as load_latency
   from asga_jax.deploy.formats import export_onnx as export_onnx
   from asga_jax.deploy.packing import load_packed as load_packed
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
   from asga_jax.runs.read import load_run as load_run
   from asga_jax.runs.report import write_report as write_report
   from asga_jax.search import SearchSettings as SearchSettings
-  from asga_jax.search import finish as finish
+  from asga_jax.search import finish_search as finish_search
   from asga_jax.search import search_policy as search_policy
   from asga_jax.search import start_search as start_search
   from asga_jax.sharpness import ascent_point as ascent_point
@@ -63,15 +63,15 @@ _PLACES = {
   "allocate": "result",
   "ascent_point": "sharpness",
   "asga_transform": "sharpness",
-  "container_size": "cost.costs",
+  "container_cost": "cost.costs",
   "cross_entropy": "training.steps",
   "diagnostics": "sharpness",
   "export_onnx": "deploy.formats",
   "export_stablehlo": "deploy.stablehlo",
-  "finish": "search",
+  "finish_search": "search",
   "format_rules": "quantization.remembered",
   "gsam": "sharpness",
-  "latency": "cost.latency_table",
+  "latency_cost": "cost.latency_table",
   "layer_stats": "quantization.remembered",
   "load_latency": "cost.latency_table",
   "load_packed": "deploy.packing",
@@ -109,15 +109,15 @@ __all__ = [
   "allocate",
   "ascent_point",
   "asga_transform",
-  "container_size",
+  "container_cost",
   "cross_entropy",
   "diagnostics",
   "export_onnx",
   "export_stablehlo",
-  "finish",
+  "finish_search",
   "format_rules",
   "gsam",
-  "latency",
+  "latency_cost",
   "layer_stats",
   "load_latency",
   "load_packed",

@@ -78,7 +78,9 @@ def pareto(
   space = result.space
   costs = costs_lib.by_name(search_space.known_costs(result.costs))
   if cost not in costs:
-    supply = " (asga_jax.latency(table) makes one)" if cost == "latency" else ""
+    supply = (
+      " (asga_jax.latency_cost(table) makes one)" if cost == "latency" else ""
+    )
     raise ValueError(
       f"cost={cost!r}; expected one of those of the search, {sorted(costs)}"
       f"{supply}."

@@ -78,7 +78,7 @@ class Search(NamedTuple):
   """A search that is ready to run: for those who own their loop.
 
   `state, figures = search.step(state, batch)` makes a step (with a held-out
-  batch as third argument if bilevel); `finish(search, state)` ends it.
+  batch as third argument if bilevel); `finish_search(search, state)` ends it.
   """
 
   step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
@@ -237,7 +237,7 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   return model
 
 
-def finish(
+def finish_search(
   search: Search,
   state: state_lib.TrainState,
   *,
@@ -340,4 +340,4 @@ def search_policy(
     progress=progress,
     pairs=search.settings.mode == "bilevel",
   )
-  return finish(search, state)
+  return finish_search(search, state)

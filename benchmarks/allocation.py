@@ -99,7 +99,7 @@ def draw_costs(
     for weight in BITS
     for inputs in BITS
   }
-  return costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency(table)
+  return costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency_cost(table)
 
 
 def time_one(

@@ -96,7 +96,7 @@ class Bench:
       steps,
       self.search.mesh,
     )
-    return search.finish(self.search, state, model_name="resnet8")
+    return search.finish_search(self.search, state, model_name="resnet8")
 
   def accuracy(self, model: Any) -> float:
     """Train a network alike and give its test accuracy in per cent."""

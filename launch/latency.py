@@ -14,7 +14,6 @@ import process
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asga_jax.cost import latency_table
 from asga_jax.runs import command, latency
 from asga_jax.runs import config as config_lib
 
@@ -50,7 +49,7 @@ def main(_: list[str]) -> None:
   except (ValueError, OSError) as error:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
-  print(latency_table.format_totals(table))
+  print(latency.format_totals(table))
   print(f"written to {_OUTPUT.value}")
 
 

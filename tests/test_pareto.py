@@ -263,7 +263,9 @@ def test_a_latency_table_without_float_has_no_float_cost():
   network, choices = two_layers(count=1)
   table = {("0", bw, ba): 0.1 * bw * ba for bw in (2, 4) for ba in (2, 4)}
   scores = {"0": np.array([0.0, 1.0])}, {"0": np.array([0.0, 1.0])}
-  result = make_result(network, choices, scores, (asga_jax.latency(table),))
+  result = make_result(
+    network, choices, scores, (asga_jax.latency_cost(table),)
+  )
   curve = asga_jax.pareto(result, cost="latency")
   assert (curve.unit, curve.float_cost) == ("ms", None)
   assert "-" in pareto_curve.format_table(curve).splitlines()[1]

@@ -61,7 +61,7 @@ def random_result(tiny_searchable):
       space=space,
       scores=scores,
       budget="bops=4bit",
-      costs=(latency_table.latency(LATENCY), ENERGY),
+      costs=(latency_table.latency_cost(LATENCY), ENERGY),
       input_shape=shape,
       provenance={"seed": seed},
     )
@@ -212,7 +212,7 @@ def test_a_format_of_other_containers_takes_the_place_of_the_default(
   random_result,
 ):
   result = random_result(1)
-  only = dataclasses.replace(result, costs=(costs_lib.container_size((8, 32)),))
+  only = dataclasses.replace(result, costs=(costs_lib.container_cost((8, 32)),))
   floats = 4 + 6 + 5 + 3 + 4 * 4
   weights = sum(layer.weights for layer in result.space.network.layers)
   policy = asga_jax.allocate(only, budget="bops=3bit")

@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(scope="module")
 def policy(tiny_searchable):
   search = asga_jax.start_search(tiny_searchable, budget="bops=4bit")
-  return asga_jax.allocate(asga_jax.finish(search, search.state))
+  return asga_jax.allocate(asga_jax.finish_search(search, search.state))
 
 
 def _is_settled(model):
@@ -54,7 +54,7 @@ def test_every_returned_model_is_in_evaluation_mode(
   searchable = asga_jax.searchable(training_network, images, bits=(2, 4, 8))
   searchable.train()
   search = asga_jax.start_search(searchable, budget="bops=4bit")
-  result = asga_jax.finish(search, search.state)
+  result = asga_jax.finish_search(search, search.state)
   quantized = asga_jax.quantize(training_network, images, policy)
   training = finetune.start_training(quantized)
   file = tmp_path / "weights.safetensors"

@@ -30,7 +30,7 @@ def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
   state = search.state
   for batch in tiny_batches[:6]:
     state, figures = search.step(state, batch)
-  other = asga_jax.finish(search, state)
+  other = asga_jax.finish_search(search, state)
   policy = asga_jax.allocate(result)
   assert policy == asga_jax.allocate(other)
   assert policy.provenance["steps"] == 6
@@ -105,7 +105,7 @@ def test_a_bilevel_search_moves_logits_on_heldout_batches(
     for count, rows in logits[index].items():
       assert np.array_equal(rows, logits[index + 1][count]) != updates
   # The mean slope is over the steps that measured one.
-  scores = asga_jax.finish(search, end).scores["first_order"]
+  scores = asga_jax.finish_search(search, end).scores["first_order"]
   slopes = search.space.by_group(search.parts.layout.unstack(end.slope_sum))
   for group, values in scores.items():
     np.testing.assert_allclose(
@@ -319,7 +319,7 @@ def test_a_loss_that_turns_nan_names_the_step(perceptron, tiny_batches):
 
 def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
   search = asga_jax.start_search(perceptron, budget="bops=4bit")
-  policy = asga_jax.allocate(asga_jax.finish(search, search.state))
+  policy = asga_jax.allocate(asga_jax.finish_search(search, search.state))
   with pytest.raises(ValueError, match=r"unknown layers .*hidden"):
     asga_jax.with_policy(tiny_searchable, policy)
 

@@ -135,7 +135,7 @@ def draw_large(seed, tied=True):
     for layer in network.layers
     for bw, ba in itertools.product(bits, repeat=2)
   }
-  costs = (costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency(table))
+  costs = (costs_lib.BOPS, costs_lib.SIZE, asga_jax.latency_cost(table))
   budget = budget_lib.parse_budget("bops=4bit,size=4bit,latency=4bit")
   limits = budget_lib.resolve(budget, network, choices, costs)
   return network, choices, scores, costs, limits

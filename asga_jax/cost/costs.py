@@ -89,7 +89,7 @@ SIZE = Cost(
 )
 
 
-def container_size(
+def container_cost(
   containers: Sequence[int] = (2, 4, 8, 16, 32),
 ) -> Cost:
   """Make the cost of weights that a format stores in containers, in bits.
@@ -122,7 +122,7 @@ def container_size(
   return Cost("container_size", layer_cost, SIZE.constant)
 
 
-CONTAINER_SIZE = container_size()
+CONTAINER_SIZE = container_cost()
 
 
 def by_name(costs: Iterable[Cost]) -> dict[str, Cost]:

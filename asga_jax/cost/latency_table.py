@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import tabulate
 
 from asga_jax import files
 from asga_jax import policy as policy_lib
@@ -51,7 +50,7 @@ class LatencyTable:
   how: str = ""
 
 
-def latency(table: Entries) -> costs.Cost:
+def latency_cost(table: Entries) -> costs.Cost:
   """Make a cost of a table (path, weight bits, activation bits) -> ms.
 
   The cost raises LatencyTableError where the table lacks entries for the
@@ -99,7 +98,7 @@ def load_latency(path: str | os.PathLike[str]) -> costs.Cost:
   Raises:
     LatencyTableError: see `load`.
   """
-  return latency(load(path).entries)
+  return latency_cost(load(path).entries)
 
 
 def check_entries(
@@ -207,25 +206,6 @@ def check_output(path: str | os.PathLike[str]) -> None:
       f"{file}: cannot be written; expected a file in a directory that is there"
       " and can be written to."
     )
-
-
-def format_totals(table: LatencyTable) -> str:
-  """Lay out the network's latency at equal bits everywhere, and `how`."""
-  totals: dict[int, float] = {}
-  for (_, bw, ba), ms in table.entries.items():
-    if bw == ba:
-      totals[bw] = totals.get(bw, 0.0) + ms
-  laid = tabulate.tabulate(
-    [
-      (f"{bits}/{bits} bits", f"{totals[bits]:.4f} ms")
-      for bits in sorted(totals)
-    ],
-    tablefmt="plain",
-    disable_numparse=True,
-    colalign=("right", "right"),
-  )
-  title = f"latency of {table.model or 'the network'}, its layers summed:"
-  return "\n".join(filter(None, (title, laid, table.how)))
 
 
 def _from_json(text: str) -> LatencyTable:

@@ -3,6 +3,7 @@
 import os
 
 import ml_collections
+import tabulate
 
 from asga_jax.cost import latency_table
 from asga_jax.runs import build
@@ -55,3 +56,22 @@ def measure_latency(
   )
   latency_table.save(table, output)
   return table
+
+
+def format_totals(table: latency_table.LatencyTable) -> str:
+  """Lay out the network's latency at equal bits everywhere, and `how`."""
+  totals: dict[int, float] = {}
+  for (_, bw, ba), ms in table.entries.items():
+    if bw == ba:
+      totals[bw] = totals.get(bw, 0.0) + ms
+  laid = tabulate.tabulate(
+    [
+      (f"{bits}/{bits} bits", f"{totals[bits]:.4f} ms")
+      for bits in sorted(totals)
+    ],
+    tablefmt="plain",
+    disable_numparse=True,
+    colalign=("right", "right"),
+  )
+  title = f"latency of {table.model or 'the network'}, its layers summed:"
+  return "\n".join(filter(None, (title, laid, table.how)))

@@ -152,8 +152,8 @@ def end_search(
   state: state_lib.TrainState,
   proxy: str,
 ) -> result_lib.SearchResult:
-  """End a search of the command line: `search.finish` with where it is from."""
-  return search.finish(
+  """End a search as `search.finish_search` does, with where it is from."""
+  return search.finish_search(
     made,
     state,
     model_name=config.model,

@@ -65,7 +65,7 @@ def make_costs(latencies):
   return (
     costs_lib.BOPS,
     costs_lib.SIZE,
-    latency_table.latency(
+    latency_table.latency_cost(
       {key: value / 10 for key, value in latencies.items()}
     ),
     costs_lib.Cost("energy", lambda layer, bw, ba: bw + ba),
@@ -226,7 +226,7 @@ def test_resnet18_stays_within_the_budget_and_uses_it(form, tied):
     for bw in (2, 3, 4, 5, 6, 8)
     for ba in (2, 3, 4, 5, 6, 8)
   }
-  costs = (costs_lib.BOPS, costs_lib.SIZE, latency_table.latency(table))
+  costs = (costs_lib.BOPS, costs_lib.SIZE, latency_table.latency_cost(table))
   budget = budget_lib.parse_budget(form)
   limits = budget_lib.resolve(budget, network, choices, costs)
   rng = np.random.default_rng(0)

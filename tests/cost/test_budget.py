@@ -28,7 +28,7 @@ def make_network():
   return network, choices
 
 
-LATENCY = latency_table.latency(
+LATENCY = latency_table.latency_cost(
   {
     (path, bits, bits): ms * bits
     for path, ms in (("a", 0.1), ("b", 0.3))

@@ -146,7 +146,7 @@ def test_sizes_are_bits_and_exact():
 )
 def test_weights_go_to_the_narrowest_container(containers, widths):
   network, _ = small()
-  cost = costs_lib.container_size(containers)
+  cost = costs_lib.container_cost(containers)
   for bits, width in widths.items():
     given = {"a": (bits, 2), "b": (8, 8), "c": (32, 4)}
     assert costs_lib.total_cost(network, given, cost) == (
@@ -157,12 +157,12 @@ def test_weights_go_to_the_narrowest_container(containers, widths):
 @pytest.mark.parametrize("containers", [(), (4, 0), (8, 4.5), (True,)])
 def test_bad_containers(containers):
   with pytest.raises(ValueError, match="one or more integers above 0"):
-    costs_lib.container_size(containers)
+    costs_lib.container_cost(containers)
 
 
 def test_weights_wider_than_every_container():
   network, _ = small()
-  cost = costs_lib.container_size((2, 4, 8))
+  cost = costs_lib.container_cost((2, 4, 8))
   with pytest.raises(ValueError, match=r"\(2, 4, 8\): none holds the 32-bit"):
     costs_lib.float_cost(network, cost)
 
@@ -175,7 +175,11 @@ def test_tables_agree_with_totals():
     for bw in (2, 4, 8)
     for ba in (2, 3, 4, 8)
   }
-  for cost in (costs_lib.BOPS, costs_lib.SIZE, latency_table.latency(table)):
+  for cost in (
+    costs_lib.BOPS,
+    costs_lib.SIZE,
+    latency_table.latency_cost(table),
+  ):
     tables, constant = costs_lib.cost_tables(network, choices, cost)
     assert list(tables) == ["a", "b", "c"]
     for i, j, k in itertools.product(range(2), range(3), range(2)):

@@ -180,7 +180,7 @@ def test_unknown_layers_are_listed():
   with pytest.raises(
     latency_table.LatencyTableError, match=r"lacks: 'c/0', .*'c/4' and 2 more"
   ):
-    costs_lib.cost_tables(NETWORK, CHOICES, latency_table.latency(table))
+    costs_lib.cost_tables(NETWORK, CHOICES, latency_table.latency_cost(table))
 
 
 def test_missing_candidates_are_listed():
@@ -190,11 +190,11 @@ def test_missing_candidates_are_listed():
     latency_table.LatencyTableError,
     match=r"\('a', 8, 8\), \('b/1', 2, 2\), .* and 2 more; expected one for",
   ):
-    costs_lib.cost_tables(NETWORK, CHOICES, latency_table.latency(table))
+    costs_lib.cost_tables(NETWORK, CHOICES, latency_table.latency_cost(table))
 
 
 def test_bits_beyond_the_candidates_name_their_entry():
-  cost = asga_jax.latency(ENTRIES)
+  cost = asga_jax.latency_cost(ENTRIES)
   with pytest.raises(
     latency_table.LatencyTableError, match=r"layer 'b/1' at 6 weight bits and 6"
   ):
@@ -208,5 +208,5 @@ def test_a_table_is_checked_before_a_search_even_without_a_limit(
   table = {(path, 8, 8): 1.0 for path in network.paths}
   with pytest.raises(latency_table.LatencyTableError, match="'middle', 2, 2"):
     asga_jax.start_search(
-      tiny_searchable, budget="bops=4bit", costs=[asga_jax.latency(table)]
+      tiny_searchable, budget="bops=4bit", costs=[asga_jax.latency_cost(table)]
     )

@@ -248,7 +248,7 @@ def test_every_layer_and_pair_has_an_entry(small, tmp_path, capsys):
   network = macs.network_stats(small, (16, 16, 3))
   choice = policy_lib.LayerChoice((2, 8), (3, 5), searched=True)
   choices = dict.fromkeys(network.paths, choice)
-  cost = latency_table.latency(table.entries)
+  cost = latency_table.latency_cost(table.entries)
   assert costs_lib.float_cost(network, cost) > 0
   cost.check(network, choices)
   assert table.model == "small"
@@ -263,7 +263,7 @@ def test_totals_are_sums_over_the_layers():
     ("b", 8, 32): 9.0,
   }
   table = latency_table.LatencyTable(entries, model="two", how="by hand")
-  assert latency_table.format_totals(table).splitlines() == [
+  assert latency.format_totals(table).splitlines() == [
     "latency of two, its layers summed:",
     "  8/8 bits  0.7500 ms",
     "32/32 bits  3.0000 ms",

@@ -138,13 +138,13 @@ def test_a_latency_that_cannot_be_is_an_error_at_once(
   tiny_searchable, more, named
 ):
   with pytest.raises(ValueError, match=named):
-    asga_jax.latency(_table(tiny_searchable, more))
+    asga_jax.latency_cost(_table(tiny_searchable, more))
 
 
 def test_a_table_of_numpy_numbers_is_one():
   table = {("a", np.int64(4), np.int32(8)): np.float32(0.5)}
   layer = costs_lib.LayerStats("a", 10, 5)
-  assert asga_jax.latency(table).layer_cost(layer, 4, 8) == 0.5
+  assert asga_jax.latency_cost(table).layer_cost(layer, 4, 8) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ for count in (1, 8):
                    on_records=on_records, flush_every=1)
   assert len(state.multiplier.sharding.device_set) == count
   assert counts[0] > 0 and counts[-1] == counts[0], counts
-  policy = asga_jax.allocate(asga_jax.finish(search, state))
+  policy = asga_jax.allocate(asga_jax.finish_search(search, state))
   out[count] = {
     "losses": [float(r["loss"]) for r in records],
     "radii": [float(r["radius"]) for r in records],
