@@ -5,15 +5,14 @@ import pytest
 import asga_jax
 from asga_jax import sharpness
 from asga_jax.runs import config as search_config
-from asga_jax.runs import finetune_config
 
 
 @pytest.mark.parametrize("preset", sharpness.PRESETS)
 def test_defaults_pass_with_every_preset(preset):
   config = search_config.default_config()
   config.search.preset = config.finetune.preset = preset
-  assert search_config.make_settings(config).preset == preset
-  assert finetune_config.make_settings(config).preset == preset
+  assert search_config.search_settings(config).preset == preset
+  assert search_config.finetune_settings(config).preset == preset
   asga_jax.SearchSettings(preset=preset)
   asga_jax.FinetuneSettings(preset=preset)
 
@@ -33,8 +32,8 @@ def test_a_setting_that_the_preset_does_not_read_is_named(preset, name, value):
   message = f"^sharpness of preset='{preset}': {name}={value!r} is not read"
   config = search_config.default_config()
   for group, make in (
-    (config.search, search_config.make_settings),
-    (config.finetune, finetune_config.make_settings),
+    (config.search, search_config.search_settings),
+    (config.finetune, search_config.finetune_settings),
   ):
     group.preset, group.sharpness[name] = preset, value
     with pytest.raises(ValueError, match=message):
@@ -50,7 +49,7 @@ def test_a_preset_that_is_changed_reads_what_it_then_needs():
   config.search.sharpness.update(
     {"radius": "growing", "rho_min": 0.01, "gap_ema": 0.5}
   )
-  search_config.make_settings(config)
+  search_config.search_settings(config)
 
 
 @pytest.mark.parametrize(
