@@ -22,6 +22,7 @@ from asga_jax.deploy import layer_timing, timing
 from asga_jax.deploy.onnx import layer as onnx_layer
 from asga_jax.network import calls as tracing
 from asga_jax.network import kinds as layer_kinds
+from asga_jax.runs import latency
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNGS = nnx.Rngs(0)
@@ -332,7 +333,7 @@ def test_the_command_writes_a_table_that_a_search_accepts(tmp_path):
   file = tmp_path / "table.json"
   done = run(file)
   assert done.returncode == 0, done.stderr
-  assert "4/4  bits" in done.stdout
+  assert "4/4 bits" in done.stdout
   raw = json.loads(file.read_text())
   assert raw["model"] == "resnet8 at 32x32x3"
   bits = {(e["weight_bits"], e["activation_bits"]) for e in raw["entries"]}
