@@ -4,14 +4,14 @@ import dataclasses
 import pathlib
 import platform
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
-import tqdm
 from flax import nnx
 from onnx import helper
 
@@ -88,6 +88,7 @@ def measure(
   threads: int = 1,
   repeats: int = 200,
   method: str = "__call__",
+  watch: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> latency_table.LatencyTable:
   """Time the layers of a network, each distinct product once.
 
@@ -100,6 +101,7 @@ def measure(
     threads: of onnxruntime.
     repeats: runs of each program, of which the median counts.
     method: the method of the model that is called.
+    watch: goes through the products, and may show how far it is.
 
   Returns:
     An entry for every layer and pair; a layer that is called more often has
@@ -117,15 +119,14 @@ def measure(
   distinct = list(dict.fromkeys(p for each in products.values() for p in each))
   times: dict[onnx_layer.Product, dict[Pair, float]] = {}
   kernels: dict[str, set[Pair]] = {}
-  with tqdm.tqdm(distinct, desc="latency", disable=None) as shown:
-    for product in shown:
-      programs = {
-        pair: compile_product(product, *pair, threads=threads)
-        for pair in sorted(set(containers.values()))
-      }
-      times[product] = _time(programs, repeats, threads)
-      for pair, program in programs.items():
-        kernels.setdefault(_in_words(program), set()).add(pair)
+  for product in watch(distinct):
+    programs = {
+      pair: compile_product(product, *pair, threads=threads)
+      for pair in sorted(set(containers.values()))
+    }
+    times[product] = _time(programs, repeats, threads)
+    for pair, program in programs.items():
+      kernels.setdefault(_in_words(program), set()).add(pair)
   entries = {
     (path, *pair): sum(times[product][stored] for product in calls)
     for path, calls in products.items()

@@ -1,5 +1,6 @@
 """The latency table of a configuration's network, measured here."""
 
+import functools
 import os
 
 import ml_collections
@@ -8,6 +9,7 @@ import tabulate
 from asga_jax.cost import latency_table
 from asga_jax.runs import build
 from asga_jax.runs import config as config_lib
+from asga_jax.training import progress
 
 
 def measure_latency(
@@ -53,6 +55,7 @@ def measure_latency(
     batch=batch,
     threads=threads,
     repeats=repeats,
+    watch=functools.partial(progress.watched, label="latency"),
   )
   latency_table.save(table, output)
   return table

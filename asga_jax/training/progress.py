@@ -2,10 +2,12 @@
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO, TypeVar
 
 import tqdm
+
+Item = TypeVar("Item")
 
 
 def duration_in_words(seconds: float) -> str:
@@ -127,3 +129,19 @@ class Progress:
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+
+def watched(items: Sequence[Item], *, label: str) -> Iterator[Item]:
+  """Go through a sequence and show how far it is.
+
+  Args:
+    items: each of about the same work.
+    label: what they are of, e.g. 'latency'.
+
+  Yields:
+    The items.
+  """
+  with Progress(len(items), label=label) as display:
+    for done, item in enumerate(items, 1):
+      yield item
+      display.update(done)

@@ -1,5 +1,6 @@
 """One-layer ONNX models against the layers themselves, and their timing."""
 
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from asga_jax.deploy.onnx import layer as onnx_layer
 from asga_jax.network import calls as tracing
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.runs import latency
+from asga_jax.training import progress
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNGS = nnx.Rngs(0)
@@ -227,7 +229,12 @@ def test_every_layer_and_pair_has_an_entry(small, tmp_path, capsys):
   bits = (2, 3, 5, 8, 32)
   pairs = list(itertools.product(bits, repeat=2))
   table = layer_timing.measure(
-    small, (16, 16, 3), pairs, model_name="small", repeats=3
+    small,
+    (16, 16, 3),
+    pairs,
+    model_name="small",
+    repeats=3,
+    watch=functools.partial(progress.watched, label="latency"),
   )
   paths = ("stem", "twice", "alike", "head")
   assert set(table.entries) == {

@@ -129,7 +129,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, caplog):
   monkeypatch.setattr(
     lowering, "CPU_OPTIONS", {"xla_cpu_invented": True, **known}
   )
-  with caplog.at_level("INFO"):
+  with caplog.at_level("INFO", logger="absl"):
     for _ in range(2):
       options = lowering.compiler_options()
   assert options == known
