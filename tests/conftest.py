@@ -1,5 +1,6 @@
 """A tiny network, its batches and one compiled search, shared by the tests."""
 
+import os
 from unittest import mock
 
 import jax
@@ -127,9 +128,14 @@ def script_flags():
 
 @pytest.fixture(scope="module")
 def compiled_programs(tmp_path_factory):
-  """Keeps compiled programs for the tests of a file, and no longer."""
+  """Keeps compiled programs for the tests that ask for it, in all workers."""
+  place = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    place = place.parent  # of all workers of this run
+  programs = place / "programs"
+  programs.mkdir(exist_ok=True)
   names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+    "jax_compilation_cache_dir": str(programs),
     "jax_persistent_cache_min_compile_time_secs": 0.1,
   }
   before = {name: getattr(jax.config, name) for name in names}

@@ -14,27 +14,26 @@ from asga_jax.runs import build, finetune, read, search
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import data as run_data
 
+pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
-@pytest.fixture(scope="module")
-def config():
-  """ResNet-8 on digits, whose batch norms move when its bits are fixed."""
-  config = config_lib.default_config()
-  config.model, config.stem = "resnet8", "small"
-  config_lib.apply_variant(config, "small")
-  config.data.name, config.data.image_size = "digits", 8
-  config.data.pad = 1
-  config.deployed.image_size = 8
-  config.batch_size, config.eval_batch_size = 32, 100
-  config.batch_norm_batches, config.report_batches = 2, 2
-  config.bits = (2, 8)
-  config.budget = "bops=8bit"
+
+@pytest.fixture(
+  scope="module",
+  params=["tiny", pytest.param("resnet8", marks=pytest.mark.slow)],
+)
+def config(request, make_tiny):
+  """A network whose batch norms move when its bits are fixed."""
+  config = make_tiny()
+  config.model, config.stem = request.param, "small"
+  config.batch_norm_batches = config.report_batches = 2
+  config.eval_batch_size = 100
+  config.bits, config.budget = (2, 8), "bops=8bit"
   config.search.steps = config.finetune.steps = 4
-  config.finetune.policy = "2bit"
   return config
 
 
 @pytest.fixture(scope="module")
-def searched(config, tmp_path_factory, compiled_programs):
+def searched(config, tmp_path_factory):
   path = tmp_path_factory.mktemp("run") / "search"
   search.run_search(config_lib.of_search(config), path)
   return path
