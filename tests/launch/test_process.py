@@ -33,7 +33,15 @@ def test_it_sets_the_collector_and_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "command", ["search", "finetune", "evaluate", "export", "latency"]
+  "command",
+  [
+    "search",
+    "export",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("finetune", "evaluate", "latency")
+    ),
+  ],
 )
 def test_a_command_that_compiles_prepares_its_process_first(command, tmp_path):
   # A run that cannot start: the first thing that main reads is not there.
