@@ -112,7 +112,7 @@ def show_help(
       sys.exit(_sentence(error, arguments))
     where = f"--config={given}" if given else "a configuration"
     lines += [f"\nfields of {where}:", *describe(config, unread)]
-  print("\n".join(lines))
+  sys.stdout.write("\n".join(lines) + "\n")
   sys.exit(0)
 
 
