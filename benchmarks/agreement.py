@@ -56,7 +56,7 @@ _STEPS = flags.DEFINE_integer("steps", 100, "Of each fine-tuning.")
 # Of a training from random weights, and of all that starts from trained ones.
 _RATE, _SMALL_RATE = 0.1, 0.02
 _STEMS = {"resnet20": "small", "resnet18": "small", "mobilenet_v2": "imagenet"}
-_BATCH_SIZES = {"resnet18": 32}
+_BATCH_SIZES = {"resnet18": 32, "vgg16": 32, "vit_ti": 32}
 # Of predictions.
 _PART = 250
 _CONTAINERS = (2, 4, 8)

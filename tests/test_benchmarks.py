@@ -115,6 +115,7 @@ def test_agreement(tmp_path):
   assert rows["8 bits"]["kernels"]["QLinearConv"] > 0
 
 
+@pytest.mark.slow
 def test_allocation():
   printed = _run("allocation.py", "--seeds=1", "--points=3").splitlines()
   assert printed[0].startswith("ResNet-50, 54 layers, 6x6 choices a layer")
@@ -134,6 +135,7 @@ def test_agreement_counts_tensors(monkeypatch, script_flags):
   assert ascents.agreement(left, {"a": [2, 4], "b": [8, 4]}) == 25
 
 
+@pytest.mark.slow
 def test_mixture():
   printed = _run("mixture.py", "--size=4x8x8x16", "--rounds=3").splitlines()
   assert printed[0].startswith("4x8x8x16 float32 on ")

@@ -69,6 +69,7 @@ def _state(model):
   }
 
 
+@pytest.mark.slow
 def test_from_a_network_to_a_trained_policy(network, tiny_batches):
   before = _state(network)
   # What a user writes, from here ...

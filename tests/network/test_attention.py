@@ -194,6 +194,7 @@ def test_float_candidates_give_the_float_network(net):
   np.testing.assert_allclose(model(X), net(X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_network_with_products_is_searched_and_fixed(net):
   model = asga_jax.searchable(
     net, X, bits=(2, 4, 8), rules=[rules.Rule(".*", products=True)]
@@ -253,6 +254,7 @@ def test_layers_that_read_one_tensor_share_bits(net):
   assert len({id(x.activation.logits) for x in loose.values()}) == len(loose)
 
 
+@pytest.mark.slow
 def test_shortcut_shares_the_bits_of_its_block():
   network = models.constructor("resnet8")(10, stem="small", rngs=nnx.Rngs(0))
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

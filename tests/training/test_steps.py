@@ -117,8 +117,8 @@ def test_a_joint_step_compiles_to_exactly_two_passes(
   [
     ("sgd", {}, False, 1),
     ("sam", {}, False, 2),
-    ("gsam", {}, False, 2),
-    ("sagm", {}, False, 2),
+    pytest.param("gsam", {}, False, 2, marks=pytest.mark.slow),
+    pytest.param("sagm", {}, False, 2, marks=pytest.mark.slow),
     ("asga", {}, True, 4),
     ("asga", {"ascent": "previous"}, False, 1),
     ("asga", {"ascent": "momentum"}, True, 2),

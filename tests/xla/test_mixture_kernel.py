@@ -41,9 +41,15 @@ def _assert_equals_the_sweep(operands, *settings):
     assert np.abs(old).max() > 10
 
 
-@pytest.mark.parametrize("bits", [(4,), (2, 4, 8), ALL_BITS])
 @pytest.mark.parametrize(
-  ("offset", "step_gradient"), [(0.0, "full"), (0.5, "clip"), (0.5, "full")]
+  ("bits", "offset", "step_gradient"),
+  [
+    (ALL_BITS, 0.0, "full"),
+    ((2, 4, 8), 0.5, "clip"),
+    ((4,), 0.5, "full"),
+    pytest.param(ALL_BITS, 0.5, "clip", marks=pytest.mark.slow),
+    pytest.param((2, 4, 8), 0.0, "full", marks=pytest.mark.slow),
+  ],
 )
 def test_equals_the_form_for_xla(bits, offset, step_gradient):
   # Five programs, the last one partly outside of the tensor.
