@@ -10,6 +10,7 @@ shift of the bias.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,13 @@ def export_onnx(
     name=name,
     metadata=metadata,
   )
-  _check(made, shape, aval.shape)
+  try:
+    _check(made, shape, aval.shape)
+  except onnx_values.ExportError:
+    raise
+  # Those of ONNX and of its runtime have no base in common.
+  except Exception as error:
+    raise onnx_values.ExportError(_told(error)) from error
   if path is not None:
     files.write_bytes_atomic(path, made.SerializeToString())
   return made
@@ -161,6 +168,14 @@ def _check(
         f"onnxruntime gives the shape {result.shape} for a batch of {batch};"
         f" expected {output_shape}."
       )
+
+
+def _told(error: Exception) -> str:
+  """Say in a line what ONNX or its runtime has against a file."""
+  text = " ".join(str(error).split())
+  node = re.search(r"node (?:with )?name:? ?'?([^\s')]+)", text)
+  at = f" at {node[1]!r} (layer and operation)" if node else ""
+  return f"the file would not run{at}: {text}"
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from onnx import helper
 
+from asga_jax.deploy.onnx import indexing as onnx_indexing
 from asga_jax.deploy.onnx import products as onnx_products
 from asga_jax.deploy.onnx import shapes as onnx_shapes
 from asga_jax.deploy.onnx.values import (
@@ -249,6 +250,7 @@ RULES: dict[str, Rule] = {
   "erfc": _erfc,
   "exp2": _exp2,
   "expm1": _expm1,
+  "gather": onnx_indexing.gather,
   "integer_pow": _integer_power,
   "log1p": _log1p,
   "max": _bound("Max"),

@@ -90,14 +90,15 @@ class Reader:
       try:
         results = self._apply(equation, values, scope)
       except ExportError as error:
-        if error.args[1:]:
+        if error.operation:
           raise
         name = equation.primitive.name
-        message = (
+        told = ExportError(
           f"the operation {name!r} of layer {scope or '(the network)'!r} has no"
           f" counterpart in ONNX here: {error}"
         )
-        raise ExportError(message, name) from None
+        told.operation = name
+        raise told from None
       known.update(zip(equation.outvars, results, strict=True))
     return [value_of(variable) for variable in jaxpr.outvars]
 
@@ -113,6 +114,8 @@ class Reader:
       )
       return self.read(jaxpr, constants, values, scope)
     avals = [variable.aval for variable in equation.outvars]
+    for aval in avals:
+      _check_dtype(aval)
     if equation.primitive is onnx_trace.quantize:
       return [self._quantize(values[0], **equation.params)]
     constant = name != "dim_as_value" and all(
@@ -124,6 +127,8 @@ class Reader:
       found = equation.primitive.bind(*values, **equation.params)
       many = equation.primitive.multiple_results
       return [_array(x) for x in (found if many else [found])]
+    if all(onnx_shapes.is_empty(aval) for aval in avals):
+      return [self._builder.plain("", x.shape, x.dtype) for x in avals]
     if name in onnx_ops.MOVES and isinstance(values[0], Weight):
       return [onnx_ops.apply_to_weight(values[0], equation)]
     if name == "dim_as_value":
@@ -150,6 +155,17 @@ class Reader:
       assert isinstance(result, np.ndarray | Weight)
       self.kernels[path] = result
     return result
+
+
+def _check_dtype(aval: Any) -> None:
+  """Refuse floats that onnxruntime has few or no kernels for."""
+  dtype = getattr(aval, "dtype", None)
+  if dtype is None or not jax.dtypes.issubdtype(dtype, np.floating):
+    return
+  if dtype != np.float32:
+    raise ExportError(
+      f"it computes in {dtype}; expected float32 (layers take dtype=)"
+    )
 
 
 def _array(value: Any) -> Any:

@@ -45,7 +45,8 @@ def _transpose(builder, values, params, aval):
   return Tensor(tensor.name, aval.shape, aval.dtype, axes)
 
 
-def _squeeze(builder, values, params, aval):
+def squeeze(builder, values, params, aval):
+  """Build `squeeze`; the rule."""
   axes = builder.graph.constant(params["dimensions"], np.int64)
   name = builder.graph.add("Squeeze", builder.ordered(values[0]), axes)
   return builder.plain(name, aval.shape, aval.dtype)
@@ -81,6 +82,20 @@ def _arg(operation: str) -> Rule:
   return rule
 
 
+def _padded(
+  builder: Builder, name: str, pads: Sequence[int], operation: str
+) -> str:
+  """Pad all axes after the first two by what a pool passes over."""
+  half = len(pads) // 2
+  value = 0.0 if operation == "AveragePool" else -np.inf
+  return builder.graph.add(
+    "Pad",
+    name,
+    builder.graph.constant([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64),
+    builder.graph.constant(value, np.float32),
+  )
+
+
 def _pool(operation: str) -> Rule:
   """Build a maximum or a sum over windows; ONNX pools after two axes."""
 
@@ -110,9 +125,16 @@ def _pool(operation: str) -> Rule:
       "dilations": [params["window_dilation"][axis] for axis in places],
       "pads": [int(p[side]) for side in (0, 1) for p in pads],
     }
+    name = builder.ordered(values[0], axes)
+    if any(
+      pad >= size
+      for pair, size in zip(pads, settings["kernel_shape"], strict=True)
+      for pad in pair
+    ):
+      # A runtime refuses to pool over padding alone.
+      name = _padded(builder, name, settings.pop("pads"), operation)
     if operation == "AveragePool":
       settings["count_include_pad"] = 1
-    name = builder.ordered(values[0], axes)
     name = builder.graph.add(operation, name, **settings)
     if operation == "AveragePool":
       count = builder.graph.constant(np.prod(window), aval.dtype)
@@ -122,9 +144,21 @@ def _pool(operation: str) -> Rule:
   return rule
 
 
+def is_empty(aval: Any) -> bool:
+  """Say whether a tensor has no elements, whatever the batch."""
+  return any(isinstance(size, int) and size == 0 for size in aval.shape)
+
+
 def _concatenate(builder, values, params, aval):
-  names = [builder.ordered(value) for value in values]
+  # Padding by nothing leaves such parts.
+  names = [builder.ordered(value) for value in values if not is_empty(value)]
   name = builder.graph.add("Concat", *names, axis=params["dimension"])
+  return builder.plain(name, aval.shape, aval.dtype)
+
+
+def _tile(builder, values, params, aval):
+  times = builder.graph.constant(params["reps"], np.int64)
+  name = builder.graph.add("Tile", builder.ordered(values[0]), times)
   return builder.plain(name, aval.shape, aval.dtype)
 
 
@@ -138,58 +172,40 @@ def _stack(builder, values, params, aval):
   return builder.plain(name, aval.shape, aval.dtype)
 
 
-def _slice(builder, values, params, aval):
+def _from_end(place: Any, size: Any) -> int:
+  """Give a place along an axis, counted from its end if that is symbolic."""
+  if isinstance(place, int):
+    return place
+  left = size - place
+  if not isinstance(left, int) or left <= 0:
+    raise ExportError("it cuts the batch")
+  return -left
+
+
+def cut(builder, values, params, aval):
+  """Build `slice`; the rule."""
   starts, ends = params["start_indices"], params["limit_indices"]
   steps = params["strides"] or (1,) * len(starts)
-  cut = [
-    (start, end, axis, step)
-    for axis, (start, end, step) in enumerate(
-      zip(starts, ends, steps, strict=True)
+  rows = [
+    (
+      _from_end(start, size),
+      np.iinfo(np.int64).max if end == size else _from_end(end, size),
+      axis,
+      step,
     )
-    if (start, step) != (0, 1) or end != values[0].shape[axis]
+    for axis, (start, end, step, size) in enumerate(
+      zip(starts, ends, steps, values[0].shape, strict=True)
+    )
+    if not (isinstance(start, int) and start == 0 and step == 1 and end == size)
   ]
-  if not all(isinstance(n, int) for row in cut for n in row):
-    raise ExportError("it cuts the batch")
   name = builder.ordered(values[0])
-  if cut:
+  if rows:
     bounds = [
       builder.graph.constant(column, np.int64)
-      for column in zip(*cut, strict=True)
+      for column in zip(*rows, strict=True)
     ]
     name = builder.graph.add("Slice", name, *bounds)
   return builder.plain(name, aval.shape, aval.dtype)
-
-
-def _cut(builder, values, params, aval):
-  operand, *starts = values
-  sizes = params["slice_sizes"]
-  if not all(isinstance(start, np.ndarray) for start in starts):
-    raise ExportError("where it begins is computed from the input")
-  clamped = [
-    0 if size == whole else int(np.clip(start, 0, whole - size))
-    for start, size, whole in zip(starts, sizes, operand.shape, strict=True)
-  ]
-  ends = [s + size for s, size in zip(clamped, sizes, strict=True)]
-  fixed = {"start_indices": clamped, "limit_indices": ends, "strides": None}
-  return _slice(builder, [operand], fixed, aval)
-
-
-def _gather(builder, values, params, aval):
-  """Build what indexing by fixed numbers makes, a slice at a known place."""
-  operand, indices = values
-  numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-  if not isinstance(indices, np.ndarray) or indices.ndim != 1:
-    raise ExportError("what it picks is computed from the input, or several")
-  if numbers.operand_batching_dims:
-    raise ExportError("it picks along several axes at once")
-  starts: list[np.ndarray] = [np.zeros((), np.int64)] * len(operand.shape)
-  for axis, start in zip(numbers.start_index_map, indices, strict=True):
-    starts[axis] = np.asarray(start)
-  fixed = {"slice_sizes": sizes}
-  whole = aval.update(shape=tuple(sizes))
-  cut = _cut(builder, [operand, *starts], fixed, whole)
-  gone = {"dimensions": numbers.collapsed_slice_dims}
-  return _squeeze(builder, [cut], gone, aval) if gone["dimensions"] else cut
 
 
 def _reverse(builder, values, params, aval):
@@ -231,7 +247,7 @@ def split(
     ends = list(value.shape)
     starts[axis], ends[axis] = start, start + aval.shape[axis]
     fixed = {"start_indices": starts, "limit_indices": ends, "strides": None}
-    parts.append(_slice(builder, [value], fixed, aval))
+    parts.append(cut(builder, [value], fixed, aval))
     start = ends[axis]
   return parts
 
@@ -241,7 +257,6 @@ RULES: dict[str, Rule] = {
   "argmin": _arg("ArgMin"),
   "broadcast_in_dim": _broadcast_in_dim,
   "concatenate": _concatenate,
-  "gather": _gather,
   "pad": _pad,
   "reduce_max": _reduce("ReduceMax"),
   "reduce_min": _reduce("ReduceMin"),
@@ -251,8 +266,9 @@ RULES: dict[str, Rule] = {
   "reduce_window_sum": _pool("AveragePool"),
   "reshape": _reshape,
   "rev": _reverse,
-  "slice": _slice,
-  "squeeze": _squeeze,
+  "slice": cut,
+  "squeeze": squeeze,
   "stack": _stack,
+  "tile": _tile,
   "transpose": _transpose,
 }

@@ -19,6 +19,9 @@ _STORED = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 class ExportError(ValueError):
   """A network, or an operation in it, that cannot be exported."""
 
+  # The operation, once the message names it.
+  operation: str = ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:

@@ -164,6 +164,7 @@ CASES = {
   "stop_gradient": [lambda x: nnx.softmax(x)],
   "sub": [lambda x: 1 - x, lambda x: x - MATRIX[0, :4]],
   "tanh": [jnp.tanh, nnx.gelu],
+  "tile": [lambda x: jnp.tile(x, (1, 2, 1, 3))],
   "transpose": [lambda x: jnp.tanh(x.transpose(0, 2, 3, 1)) + 1],
   # Calls.
   "custom_jvp_call": [nnx.relu],

@@ -1,0 +1,76 @@
+"""Indexing by numbers that are fixed in the program, as nodes of ONNX."""
+
+import math
+
+import numpy as np
+from jax.lax import GatherScatterMode
+
+from asga_jax.deploy.onnx import shapes as onnx_shapes
+from asga_jax.deploy.onnx.values import ExportError, Tensor
+
+
+def _cut(builder, values, params, aval):
+  operand, *starts = values
+  sizes = params["slice_sizes"]
+  if not all(isinstance(start, np.ndarray) for start in starts):
+    raise ExportError("where it begins is computed from the input")
+  clamped = [
+    0 if size == whole else int(np.clip(start, 0, whole - size))
+    for start, size, whole in zip(starts, sizes, operand.shape, strict=True)
+  ]
+  ends = [s + size for s, size in zip(clamped, sizes, strict=True)]
+  fixed = {"start_indices": clamped, "limit_indices": ends, "strides": None}
+  return onnx_shapes.cut(builder, [operand], fixed, aval)
+
+
+def gather(builder, values, params, aval):
+  """Build what indexing by fixed numbers makes."""
+  operand, indices = values
+  numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+  if not isinstance(indices, np.ndarray):
+    raise ExportError("what it picks is computed from the input")
+  if numbers.operand_batching_dims:
+    raise ExportError("it picks along several axes at once")
+  if indices.ndim == 1:
+    return _gather_one(builder, operand, indices, params, aval)
+  picked = numbers.start_index_map
+  whole = [a for a in range(len(operand.shape)) if a not in picked]
+  if sorted(picked) != sorted(numbers.collapsed_slice_dims) or any(
+    sizes[axis] != operand.shape[axis] for axis in whole
+  ):
+    raise ExportError("it picks windows at several places")
+  places, inside = np.zeros(indices.shape[:-1], np.int64), True
+  for axis, along in zip(picked, np.moveaxis(indices, -1, 0), strict=True):
+    size = operand.shape[axis]
+    if not isinstance(size, int):
+      raise ExportError("it picks from the batch")
+    inside = inside and bool(np.all((along >= 0) & (along < size)))
+    places = places * size + np.clip(along, 0, size - 1)
+  if not inside and params["mode"] == GatherScatterMode.FILL_OR_DROP:
+    raise ExportError("it picks what lies outside of the tensor")
+  # The picked axes first, as one.
+  name = builder.ordered(operand, [*picked, *whole])
+  if len(picked) > 1:
+    count = math.prod(operand.shape[axis] for axis in picked)
+    rest = [operand.shape[axis] for axis in whole]
+    name = builder.reshape(name, [count, *rest])
+  indexed = builder.graph.constant(places, np.int64)
+  name = builder.graph.add("Gather", name, indexed, axis=0)
+  kept = numbers.offset_dims
+  new = [axis for axis in range(len(aval.shape)) if axis not in kept]
+  return Tensor(name, aval.shape, aval.dtype, (*new, *kept))
+
+
+def _gather_one(builder, operand, indices, params, aval):
+  """Cut one window at a known place."""
+  numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+  starts: list[np.ndarray] = [np.zeros((), np.int64)] * len(operand.shape)
+  for axis, start in zip(numbers.start_index_map, indices, strict=True):
+    starts[axis] = np.asarray(start)
+  fixed = {"slice_sizes": sizes}
+  whole = aval.update(shape=tuple(sizes))
+  window = _cut(builder, [operand, *starts], fixed, whole)
+  gone = {"dimensions": numbers.collapsed_slice_dims}
+  if not gone["dimensions"]:
+    return window
+  return onnx_shapes.squeeze(builder, [window], gone, aval)
