@@ -5,16 +5,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from every_kind import IMAGES, fill, fix, searchable
+from every_kind import IMAGES, fix, searchable
 from flax import nnx
 
-from asga_jax.data import embedded
 from asga_jax.deploy import folding, integer, reference
-from asga_jax.models import resnet
 from asga_jax.network import calls as tracing
-from asga_jax.quantization import calibration, layers, surgery
+from asga_jax.quantization import layers
 
 # Of the largest value: float32 sums of up to 54 products, in another order.
 TOLERANCE = 2e-6
@@ -265,83 +262,6 @@ def test_which_norms_are_folded(fixed):
     )
 
 
-class Branches(nnx.Module):
-  """Norms after layers in ways that can and cannot be folded."""
-
-  def __init__(self, rngs):
-    self.layers = nnx.Dict(
-      {
-        name: nnx.Linear(4, 4, rngs=rngs)
-        for name in (
-          "read_twice",
-          "after_relu",
-          "reshaped",
-          "two_norms",
-          "shared_a",
-          "shared_b",
-          "again",
-          "half_shared",
-          "training",
-          "inside",
-          "returned",
-        )
-      }
-    )
-    self.norms = nnx.Dict(
-      {name: nnx.BatchNorm(4, rngs=rngs) for name in self.layers}
-    )
-    self.head = nnx.Linear(4, 2, rngs=rngs)
-    self.compiles = False
-
-  def __call__(self, x):
-    layer, norm = self.layers, self.norms
-    y = layer["read_twice"](x)
-    y = y + norm["read_twice"](y)
-    y = norm["after_relu"](nnx.relu(layer["after_relu"](y)))
-    y = norm["reshaped"](layer["reshaped"](y).reshape(-1, 2, 4))
-    y = y.reshape(-1, 4)
-    # One layer read by two norms in turn.
-    y = norm["two_norms"](layer["two_norms"](y))
-    y = norm["again"](layer["two_norms"](y))
-    # One norm read by two layers, and by nothing else.
-    y = norm["shared_a"](layer["shared_a"](y))
-    y = norm["shared_a"](layer["shared_b"](y))
-    # One norm of a layer and of something else.
-    y = norm["half_shared"](layer["half_shared"](y))
-    y = norm["half_shared"](jnp.tanh(y))
-    y = norm["training"](layer["training"](y), use_running_average=False)
-
-    def inside(y):
-      return norm["inside"](layer["inside"](y))
-
-    y = jax.jit(inside)(y) if self.compiles else inside(y)
-    z = layer["returned"](y)
-    return self.head(norm["returned"](z)), z
-
-
-def test_norms_are_folded_only_where_nothing_else_reads_the_layer():
-  x = jax.random.normal(jax.random.key(0), (8, 4))
-  model = surgery.make_searchable(
-    Branches(nnx.Rngs(0)),
-    x,
-    bits=(8,),
-    weight_quantizer="hwgq",
-    activation_quantizer="hwgq",
-  )
-  model.eval()
-  model.compiles = True
-  folds = folding.find_folds(model, x)
-  assert {path: fold.norm for path, fold in folds.items()} == {
-    "layers/shared_a": "norms/shared_a",
-    "layers/shared_b": "norms/shared_a",
-    "layers/inside": "norms/inside",
-  }
-  expected = model(x)
-  found = reference.integer_forward(model, folds=folds)(x)
-  for a, b in zip(found, expected, strict=True):
-    np.testing.assert_allclose(a, b, atol=0.02)
-
-
 def test_unknown_arithmetic_and_sums_that_are_too_large(fixed, monkeypatch):
   with pytest.raises(ValueError, match="arithmetic is 'int8'"):
     reference.integer_forward(fixed, arithmetic="int8")
@@ -376,71 +296,3 @@ def test_sums_too_large_for_float32(fixed, monkeypatch, limit, used):
   monkeypatch.setitem(reference._LIMITS, "float32", limit)
   made = reference.integer_forward(fixed, arithmetic="float32")
   assert _module(made, path).arithmetic == used
-
-
-@pytest.fixture(scope="module")
-def trained():
-  """ResNet-8 after a few steps on digits, fixed at 3 to 8 bits."""
-  digits = embedded.digits()
-  images = np.concatenate([digits.train_images, digits.test_images])
-  images = images.astype(np.float32) / 128 - 1
-  labels = np.concatenate([digits.train_labels, digits.test_labels])
-  network = fill(lambda: resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0)))
-  graphdef, parameters, rest = nnx.split(network, nnx.Param, ...)
-  optimizer = optax.adam(3e-3)
-
-  @jax.jit
-  def step(parameters, rest, state, batch):
-    def loss(parameters):
-      model = nnx.merge(graphdef, parameters, rest, copy=True)
-      logits = model(batch[0])
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-      return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
-
-    gradients, rest = jax.grad(loss, has_aux=True)(parameters)
-    updates, state = optimizer.update(gradients, state)
-    return optax.apply_updates(parameters, updates), rest, state
-
-  state = optimizer.init(parameters)
-  for i in range(60):
-    rows = slice(32 * i % 800, 32 * i % 800 + 32)
-    parameters, rest, state = step(
-      parameters, rest, state, (images[rows], labels[rows])
-    )
-  network = nnx.merge(graphdef, parameters, rest)
-  model = surgery.make_searchable(
-    network, images[:64], bits=(4, 6, 8), weight_quantizer="hwgq"
-  )
-  paths = list(layers.quantized_layers(model))
-  bits = {
-    path: (8, 8) if path in ("stem", "head") else ((4, 6, 8)[i % 3], 8)
-    for i, path in enumerate(paths)
-  }
-  model = surgery.fix_bits(model, bits)
-  calibration.reestimate_batch_norm(model, [images[:256]])
-  model.eval()
-  return model, images[800:], labels[800:]
-
-
-def test_predictions_agree_end_to_end(trained):
-  model, images, labels = trained
-  folds = folding.find_folds(model, images[:2])
-  assert len(folds) == 9
-  made = reference.integer_forward(model, folds=folds, arithmetic="float32")
-  run = jax.jit(lambda graph, state, x: nnx.merge(graph, state)(x))
-  expected = run(*nnx.split(model), images).argmax(axis=-1)
-  found = run(*nnx.split(made), images).argmax(axis=-1)
-  assert (expected == labels).mean() > 0.8
-  assert (found == expected).mean() >= 0.995
-
-
-def test_both_arithmetics_sum_the_same(trained):
-  model, images, _ = trained
-  told = [
-    reference.accumulators(model, images[:4], arithmetic=arithmetic)[1]
-    for arithmetic in reference.ARITHMETICS
-  ]
-  assert len(told[0]) == 10
-  for a, b in zip(*told, strict=True):
-    assert a.path == b.path
-    np.testing.assert_array_equal(a.accumulator, b.accumulator)

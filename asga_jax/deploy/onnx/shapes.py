@@ -46,7 +46,7 @@ def _transpose(builder, values, params, aval):
 
 
 def squeeze(builder, values, params, aval):
-  """Build `squeeze`; the rule."""
+  """Build `squeeze`."""
   axes = builder.graph.constant(params["dimensions"], np.int64)
   name = builder.graph.add("Squeeze", builder.ordered(values[0]), axes)
   return builder.plain(name, aval.shape, aval.dtype)
@@ -183,7 +183,7 @@ def _from_end(place: Any, size: Any) -> int:
 
 
 def cut(builder, values, params, aval):
-  """Build `slice`; the rule."""
+  """Build `slice`."""
   starts, ends = params["start_indices"], params["limit_indices"]
   steps = params["strides"] or (1,) * len(starts)
   rows = [
