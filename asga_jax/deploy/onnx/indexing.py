@@ -31,23 +31,26 @@ def gather(builder, values, params, aval):
     raise ExportError("what it picks is computed from the input")
   if numbers.operand_batching_dims:
     raise ExportError("it picks along several axes at once")
+  picked = numbers.start_index_map
+  if params["mode"] == GatherScatterMode.FILL_OR_DROP:
+    # What is filled in is no element of the tensor.
+    for axis, along in zip(picked, np.moveaxis(indices, -1, 0), strict=True):
+      last = operand.shape[axis] - sizes[axis]
+      if np.any((along < 0) | (along > last)):
+        raise ExportError("it picks what lies outside of the tensor")
   if indices.ndim == 1:
     return _gather_one(builder, operand, indices, params, aval)
-  picked = numbers.start_index_map
   whole = [a for a in range(len(operand.shape)) if a not in picked]
   if sorted(picked) != sorted(numbers.collapsed_slice_dims) or any(
     sizes[axis] != operand.shape[axis] for axis in whole
   ):
     raise ExportError("it picks windows at several places")
-  places, inside = np.zeros(indices.shape[:-1], np.int64), True
+  places = np.zeros(indices.shape[:-1], np.int64)
   for axis, along in zip(picked, np.moveaxis(indices, -1, 0), strict=True):
     size = operand.shape[axis]
     if not isinstance(size, int):
       raise ExportError("it picks from the batch")
-    inside = inside and bool(np.all((along >= 0) & (along < size)))
     places = places * size + np.clip(along, 0, size - 1)
-  if not inside and params["mode"] == GatherScatterMode.FILL_OR_DROP:
-    raise ExportError("it picks what lies outside of the tensor")
   # The picked axes first, as one.
   name = builder.ordered(operand, [*picked, *whole])
   if len(picked) > 1:

@@ -114,8 +114,6 @@ class Reader:
       )
       return self.read(jaxpr, constants, values, scope)
     avals = [variable.aval for variable in equation.outvars]
-    for aval in avals:
-      _check_dtype(aval)
     if equation.primitive is onnx_trace.quantize:
       return [self._quantize(values[0], **equation.params)]
     constant = name != "dim_as_value" and all(
@@ -127,6 +125,8 @@ class Reader:
       found = equation.primitive.bind(*values, **equation.params)
       many = equation.primitive.multiple_results
       return [_array(x) for x in (found if many else [found])]
+    for aval in avals:
+      _check_dtype(aval)
     if all(onnx_shapes.is_empty(aval) for aval in avals):
       return [self._builder.plain("", x.shape, x.dtype) for x in avals]
     if name in onnx_ops.MOVES and isinstance(values[0], Weight):
@@ -158,13 +158,10 @@ class Reader:
 
 
 def _check_dtype(aval: Any) -> None:
-  """Refuse floats that onnxruntime has few or no kernels for."""
-  dtype = getattr(aval, "dtype", None)
-  if dtype is None or not jax.dtypes.issubdtype(dtype, np.floating):
-    return
-  if dtype != np.float32:
+  """Refuse floats that onnxruntime has few or no kernels for on a CPU."""
+  if jax.dtypes.issubdtype(aval.dtype, np.floating) and aval.dtype.itemsize < 4:
     raise ExportError(
-      f"it computes in {dtype}; expected float32 (layers take dtype=)"
+      f"it computes in {aval.dtype}; expected float32 (layers take dtype=)"
     )
 
 

@@ -35,6 +35,8 @@ OPERATIONS = {
   "grid": lambda x: x[:, ROWS[:, None], COLUMNS],
   "taken": lambda x: jnp.take(x, ROWS, axis=2),
   "nearest": _resize,
+  # Computed before the file is made, so in any type.
+  "narrow constant": lambda x: x + jnp.bfloat16(1.01).astype(jnp.float32),
   "edge": lambda x: jnp.pad(x, ((0, 0), (1, 2), (3, 0), (0, 0)), mode="edge"),
   "edge of channels": lambda x: jnp.pad(x, [(0, 0)] * 3 + [(2, 1)], "edge"),
   "mean, wide pads": lambda x: _window(x, 2, (2, 3), nnx.avg_pool),
@@ -72,6 +74,11 @@ def test_it_gives_what_jax_gives(name, batch):
       "of layer 'inner'.* computed from the input",
     ),
     (lambda x: x[::-1], "of layer 'inner'"),
+    (lambda x: jnp.take(x, 9, axis=1), "'gather'.* outside of the tensor"),
+    (
+      lambda x: jnp.take(x, np.array([9]), axis=1),
+      "'gather'.* outside of the tensor",
+    ),
     (
       lambda x: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32),
       "of layer 'inner'.* in bfloat16; expected float32",
@@ -98,3 +105,14 @@ def test_an_error_of_the_runtime_is_one_sentence(monkeypatch):
   monkeypatch.setattr(onnx_export.onnx_layer, "open_session", refuse)
   with pytest.raises(ExportError, match=r"at 'inner/Relu'.*no kernel for node"):
     onnx_export.export_onnx(Between(nnx.relu), IMAGES.shape[1:])
+
+
+def test_a_network_in_float64_is_exported():
+  with jax.enable_x64(True):
+    network = Between(lambda x: x * np.array([1.0, 2.0, 3.0, 1 / 3]))
+    made = onnx_export.export_onnx(network, IMAGES.shape[1:])
+    want = np.asarray(network(jnp.asarray(IMAGES)))
+  session = onnxruntime.InferenceSession(made.SerializeToString())
+  (found,) = session.run(None, {"image": IMAGES})
+  assert found.dtype == want.dtype == np.float64
+  np.testing.assert_allclose(found, want, rtol=1e-12)
