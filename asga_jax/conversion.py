@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import linen, nnx
+from flax import nnx
 
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import space as search_space
-from asga_jax.cost import macs
-from asga_jax.network import attention, bridged
-from asga_jax.network import calls as tracing
-from asga_jax.quantization import calibration, layers, remembered, surgery
+from asga_jax.cost import costs, macs
+from asga_jax.network import arguments, attention, bridged, examples, program
+from asga_jax.quantization import (
+  batch_norm,
+  fixing,
+  layers,
+  remembered,
+  surgery,
+)
 from asga_jax.quantization import rules as rules_lib
 
 _SHOWN = 5  # layers that an error lists
@@ -33,6 +38,7 @@ def searchable(
   activation_quantizer: str = "lsq",
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
+  batches: Iterable[Any] = (),
   method: str = "__call__",
 ) -> nnx.Module:
   """Give every layer of a network that has a kernel a choice of bits.
@@ -43,8 +49,9 @@ def searchable(
   Args:
     model: any Flax NNX module; it is not changed. One of Flax Linen comes over
       by `nnx.bridge.ToNNX`.
-    example_input: a batch of inputs as the network takes it, float32 of shape
-      (batch, ...), best of real ones: initial ranges come from it. Of a
+    example_input: a batch of inputs as the network takes it, best of real
+      ones, since initial ranges come from it: an array of shape (batch, ...),
+      a tuple of the arguments in order, or a dict of them by name. Of
       `jax.ShapeDtypeStruct` come none.
     bits: the candidates of every searched tensor, each in 2..8, or 32 for
       float.
@@ -58,25 +65,30 @@ def searchable(
     per_channel: whether each output channel of a kernel has its own step.
     tie_shared_inputs: whether searched layers that read the same tensor share
       their activation bits, where no rule ties these.
+    batches: more batches that initial ranges come from.
     method: the method that is called on inputs.
 
   Returns:
-    A copy with the same paths, whose costs are known.
+    A copy with the same classes and paths, whose costs are known. Layers that
+    share a kernel share the choice of its bits.
 
   Raises:
     ValueError: bad bits, rules or settings, an example that the network cannot
       be run on, no layer that can be searched, or a deployed network with other
       layers.
-    TypeError: a layer of a subclass with a `__call__` of its own.
 
   Source: one float tensor and one product of mixtures, Cai and Vasconcelos,
   "Rethinking Differentiable Search for Mixed-Precision Neural Networks" (2020).
   """
-  _check_is_nnx(model)
+  arguments.check_module(model)
+  example = examples.as_example(example_input)
+  one = example.shapes(batch=1)
+  target = model
   if deployed is not None:
-    _check_deployed(deployed, np.ndim(example_input) - 1)
-  target, shape = deployed or (model, np.shape(example_input)[1:])
-  model = _opened(model, example_input, method)
+    target, shape = _check_deployed(deployed, example)
+    dtype = jnp.result_type(example.given)
+    one = examples.Example(jax.ShapeDtypeStruct((1, *shape), dtype))
+  model = bridged.with_layers(model, example, method=method)
   made: Any = surgery.make_searchable(
     model,
     example_input,
@@ -87,83 +99,66 @@ def searchable(
     activation_quantizer=activation_quantizer,
     per_channel=per_channel,
     tie_shared_inputs=tie_shared_inputs,
+    batches=batches,
     method=method,
   )
   products = [
     path
     for path, layer in layers.quantized_layers(made).items()
-    if isinstance(layer, layers.QuantProduct)
+    if not layer.has_kernel
   ]
-  dtype = jnp.result_type(example_input)
-  one = jax.ShapeDtypeStruct((1, *shape), dtype)
-  try:
-    target = _opened(target, one, method)
-    network = macs.network_stats(
-      target, shape, dtype=dtype, method=method, products=products
-    )
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"costs cannot be counted on the deployed network "
-      f"({type(target).__name__}) with one input of the shape {tuple(shape)}: "
-      f"{error}"
-    ) from error
+  target = bridged.with_layers(target, one, method=method)
+  network = _count(target, one, method=method, products=products)
   search_space.build(made, network)
-  refused = _not_searched(model, made)
+  refused = remembered.find_refused(model, made, network.float_layers)
   if rules or tie_shared_inputs:
     logging.info("%s", remembered.format_rules(made))
   for path, reason in refused.items():
     logging.warning("not searched: %s: %s", path, reason)
   made.refused_layers = nnx.static(tuple(refused.items()))
   # Not a child and not a variable: the structure remembers its costs.
-  made.deployed_network = nnx.static((network, tuple(shape)))
+  made.deployed_network = nnx.static((network, one.shape))
   return made
 
 
-def _check_is_nnx(model: Any) -> None:
-  if isinstance(model, nnx.Module):
-    return
-  bridge = ""
-  if isinstance(model, linen.Module):
-    bridge = (
-      "; a Linen module comes over by nnx.bridge.ToNNX(model, rngs), with its"
-      " parameters from nnx.bridge.lazy_init"
-    )
-  raise ValueError(
-    f"model is a {type(model).__name__}; expected a Flax nnx.Module{bridge}."
-  )
+def _count(
+  model: nnx.Module, one: Sequence[int] | examples.Example, **settings: Any
+) -> costs.NetworkStats:
+  """Count costs; ValueError where the network does not run."""
+  try:
+    return macs.network_stats(model, one, **settings)
+  except Exception as error:
+    example = isinstance(one, examples.Example)
+    shape = one.describe() if example else f"the shape {tuple(one)}"  # type: ignore[union-attr, arg-type]
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"costs cannot be counted on the deployed network"
+      f" ({type(model).__name__}) with one input, {shape}: {reason}"
+    ) from error
 
 
-def _opened(model: nnx.Module, example_input: Any, method: str) -> nnx.Module:
-  """Show the layers of what came over from Linen."""
-  if not isinstance(
-    example_input, np.ndarray | jax.Array | jax.ShapeDtypeStruct
-  ):
-    return model  # It is refused where it is used.
-  return bridged.with_layers(model, example_input, method=method)
-
-
-def _check_deployed(deployed: Any, rank: int) -> None:
+def _check_deployed(
+  deployed: Any, example: examples.Example
+) -> tuple[nnx.Module, tuple[int, ...]]:
   pair = isinstance(deployed, (tuple, list)) and len(deployed) == 2
   if not pair or not isinstance(deployed[0], nnx.Module):
     raise ValueError(
       f"deployed is a {type(deployed).__name__}; expected (network, shape of "
       "one input), such as (network, (224, 224, 3))."
     )
-  shape = deployed[1]
+  if example.is_structured:
+    raise ValueError(
+      "deployed is given beside an example of several inputs; expected one"
+      " array, of which it has another shape."
+    )
+  network, shape = deployed
+  rank = len(example.shape)
   if np.ndim(shape) != 1 or len(shape) != rank:
     raise ValueError(
       f"deployed has the input shape {shape!r}; expected that of one input "
       f"without the batch, {rank} sizes as in the example input."
     )
-
-
-def _not_searched(model: nnx.Module, made: nnx.Module) -> dict[str, str]:
-  quantized = layers.quantized_layers(made)
-  found = tracing.find_refused(model)
-  for path in tracing.find_layers(model):
-    if path not in quantized:
-      found[path] = "it is not called"
-  return {path or "(the network itself)": why for path, why in found.items()}
+  return network, tuple(shape)
 
 
 def with_policy(
@@ -192,7 +187,8 @@ def with_policy(
       model that is not searchable.
   """
   remembered.recall(model, "decided_by")
-  fixed = surgery.fix_bits(
+  policy_lib.check(policy)
+  fixed = fixing.fix_bits(
     model,
     {
       path: (layer.weight_bits, layer.activation_bits)
@@ -201,8 +197,8 @@ def with_policy(
   )
   fixed.eval()
   if batches is not None:
-    calibration.reestimate_batch_norm(fixed, batches)
-  elif calibration.has_batch_norm(fixed):
+    batch_norm.reestimate_batch_norm(fixed, batches)
+  elif batch_norm.has_batch_norm(fixed):
     logging.warning(
       "batch norm keeps the statistics that it had before the policy; those of"
       " a search are of mixed bits: with_policy(model, policy, batches=...) or"
@@ -231,9 +227,10 @@ def reestimate_batch_norm(
   Raises:
     ValueError: there are norms but no batches.
   """
+  arguments.check_module(model)
   copy = nnx.clone(model)
-  seen = calibration.reestimate_batch_norm(copy, batches)
-  if not seen and calibration.has_batch_norm(copy):
+  seen = batch_norm.reestimate_batch_norm(copy, batches)
+  if not seen and batch_norm.has_batch_norm(copy):
     raise ValueError("batches is empty; expected at least one batch of inputs.")
   return copy
 
@@ -241,7 +238,7 @@ def reestimate_batch_norm(
 def check_policy(
   model: nnx.Module,
   policy: policy_lib.Policy,
-  input_shape: Sequence[int],
+  input_shape: Sequence[int] | examples.Example,
   *,
   method: str = "__call__",
 ) -> None:
@@ -251,14 +248,15 @@ def check_policy(
     model: the network, or its shapes from `nnx.eval_shape`; head and
       resolution may differ from those of the policy.
     policy: what is to hold for it.
-    input_shape: of one input.
+    input_shape: of one input; or an example of one.
     method: the method that is called on inputs.
 
   Raises:
     PolicyError: layers that one of the two lacks; it names them.
   """
+  policy_lib.check(policy)
   products = find_products(model)
-  called = macs.network_stats(
+  called = _count(
     model,
     input_shape,
     method=method,
@@ -284,8 +282,8 @@ def find_products(model: nnx.Module) -> list[str]:
   """List the paths of a float network's products of attention."""
   exposed = attention.expose_products(nnx.clone(model))
   return [
-    path
-    for path, module in tracing.find_layers(exposed).items()
+    program.path_name(path)
+    for path, module in nnx.iter_modules(exposed)
     if isinstance(module, attention.Product)
   ]
 
@@ -298,6 +296,7 @@ def quantize(
   weight_quantizer: str = "lsq",
   activation_quantizer: str = "lsq",
   per_channel: bool = True,
+  batches: Iterable[Any] = (),
   method: str = "__call__",
 ) -> nnx.Module:
   """Quantize a float network by a policy, without a search.
@@ -306,12 +305,13 @@ def quantize(
 
   Args:
     model: any Flax NNX module; it is not changed.
-    example_input: a batch of real inputs, float32 of shape (batch, ...): the
-      step sizes are calibrated on it.
+    example_input: a batch of real inputs, as `searchable` takes it: the step
+      sizes are calibrated on it.
     policy: for the layers of the same paths.
     weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
     activation_quantizer: one of the same.
     per_channel: whether each output channel of a kernel has its own step.
+    batches: more batches to calibrate on.
     method: the method that is called on inputs.
 
   Returns:
@@ -323,10 +323,10 @@ def quantize(
     PolicyError: the policy has other layers.
     ValueError: bad settings.
   """
-  _check_is_nnx(model)
-  model = _opened(model, example_input, method)
-  shape = np.shape(example_input)[1:]
-  check_policy(model, policy, shape, method=method)
+  arguments.check_module(model)
+  example = examples.as_example(example_input)
+  model = bridged.with_layers(model, example, method=method)
+  check_policy(model, policy, example.shapes(batch=1), method=method)
   products = find_products(model)
   made = surgery.make_searchable(
     model,
@@ -343,6 +343,7 @@ def quantize(
     weight_quantizer=weight_quantizer,
     activation_quantizer=activation_quantizer,
     per_channel=per_channel,
+    batches=batches,
     method=method,
   )
   made.eval()

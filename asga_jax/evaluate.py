@@ -143,7 +143,7 @@ def norm_inputs(
   batches: int,
   seed: int,
 ) -> Iterator[jax.Array]:
-  """Yield inputs for `calibration.reestimate_batch_norm`.
+  """Yield inputs for `batch_norm.reestimate_batch_norm`.
 
   Args:
     split: the training images.

@@ -44,13 +44,28 @@ def write_bytes_atomic(path: str | os.PathLike[str], contents: bytes) -> None:
     os.close(directory)
 
 
+def check_path(path: object) -> str:
+  """Check that a path is one, and give it as text.
+
+  Raises:
+    ValueError: it is neither a string nor an `os.PathLike` of one.
+  """
+  text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+  if not isinstance(text, str) or not text or "\0" in text:
+    raise ValueError(
+      f"path is {repr(path)[:80]} ({type(path).__name__}); expected a string or"
+      " a pathlib.Path."
+    )
+  return text
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
   """Check before long work that a file can be written; it is not touched.
 
   Raises:
     OSError: it is a directory, or its directory is missing or read-only.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(check_path(path))
   if path.is_dir():
     raise IsADirectoryError(errno.EISDIR, "a directory, not a file", str(path))
   trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

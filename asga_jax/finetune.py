@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax.quantization import logit_layout
+from asga_jax.quantization import batch_norm, layers, logit_layout
 from asga_jax.training import loop, optimizers, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
@@ -116,6 +116,7 @@ def trained_model(
   params = params._replace(logits=training.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(training.graphdef, params, rest)
   model.eval()
+  layers.warn_below_zero(model)
   return model
 
 
@@ -213,4 +214,6 @@ def train_policy(
     figures=SHOWN,
     progress=progress,
   )
-  return trained_model(training, state, averaged=settings.ema_decay > 0)
+  trained = trained_model(training, state, averaged=settings.ema_decay > 0)
+  batch_norm.warn_unmoved(model, trained)
+  return trained

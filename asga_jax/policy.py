@@ -166,6 +166,15 @@ class Policy:
     _check_cost(self.cost)
 
 
+def check(policy: object) -> None:
+  """Check that a policy is one; raises PolicyError otherwise."""
+  if not isinstance(policy, Policy):
+    raise PolicyError(
+      f"policy is a {type(policy).__name__}; expected an asga_jax.Policy, as"
+      " allocate or load_policy gives it."
+    )
+
+
 def _check_cost(cost: Mapping[str, Any]) -> None:
   for name in ("bops", "size_bytes", "budget_used"):
     if not _is_number(cost.get(name)) or cost[name] < 0:
@@ -294,10 +303,11 @@ def load(path: str | os.PathLike) -> Policy:
     PolicyError: the file is missing, unreadable, damaged or not a policy; the
       message names the file, the field and its value.
   """
+  source = files.check_path(path)
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise PolicyError(
-      f"{os.fspath(path)}: cannot be read as a policy file: {error}."
+      f"{source}: cannot be read as a policy file: {error}."
     ) from error
-  return from_json(text, source=os.fspath(path))
+  return from_json(text, source=source)

@@ -92,6 +92,11 @@ def allocate(
     InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
     ValueError: a malformed budget or an unknown score.
   """
+  if not isinstance(result, SearchResult):
+    raise ValueError(
+      f"result is a {type(result).__name__}; expected what"
+      " asga_jax.search_policy returns."
+    )
   score = result.score if score is None else score
   if score not in result.scores:
     raise ValueError(f"score={score!r}; expected one of {SCORES}.")

@@ -17,7 +17,7 @@ from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.quantization import calibration, surgery
+from asga_jax.quantization import batch_norm, calibration, fixing, layers
 from asga_jax.training import loop, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
@@ -232,8 +232,9 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
-  model = surgery.with_temperature(model, last)
+  model = fixing.with_temperature(model, last)
   model.eval()
+  layers.warn_below_zero(model)
   return model
 
 
@@ -340,4 +341,6 @@ def search_policy(
     progress=progress,
     pairs=search.settings.mode == "bilevel",
   )
-  return finish_search(search, state)
+  result = finish_search(search, state)
+  batch_norm.warn_unmoved(model, result.model)
+  return result

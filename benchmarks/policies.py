@@ -27,7 +27,7 @@ from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.quantization import calibration
+from asga_jax.quantization import batch_norm
 from asga_jax.runs import build
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import search as search_run
@@ -112,7 +112,7 @@ class Bench:
       self.plain(jax.random.key(0), jax.tree.map(jnp.asarray, batch))["image"]
       for batch in self.batches(self.config.batch_norm_batches)
     )
-    calibration.reestimate_batch_norm(trained, inputs)
+    batch_norm.reestimate_batch_norm(trained, inputs)
     return 100 * evaluate.accuracy(trained, self.splits.report, self.plain)
 
   def policy_accuracy(self, policy: policy_lib.Policy) -> dict[str, float]:

@@ -7,13 +7,13 @@ from flax import nnx
 
 import asga_jax
 from asga_jax import finetune
-from asga_jax.quantization import surgery
+from asga_jax.quantization import fixing, layers
 from asga_jax.training import loop
 
 
 @pytest.fixture(scope="module")
 def fixed(perceptron):
-  return surgery.fix_bits(perceptron, {"hidden": (4, 8), "head": (4, 4)})
+  return fixing.fix_bits(perceptron, {"hidden": (4, 8), "head": (4, 4)})
 
 
 def _snapshot(model):
@@ -45,10 +45,11 @@ def test_training_lowers_the_loss_and_keeps_policy_and_argument(
   jax.tree.map(np.testing.assert_array_equal, _snapshot(fixed), before)
   for name, bits in (("hidden", (4, 8)), ("head", (4, 4))):
     layer, start = getattr(trained, name), getattr(fixed, name)
-    found = (layer.weight.candidates(), layer.activation.candidates())
+    product, first = map(layers.product_of, (layer, start))
+    found = (product.weight.candidates(), product.activation.candidates())
     assert found == ((bits[0],), (bits[1],))
     for kind in ("weight", "activation"):
-      choice, old = getattr(layer, kind), getattr(start, kind)
+      choice, old = getattr(product, kind), getattr(first, kind)
       np.testing.assert_array_equal(choice.logits[...], old.logits[...])
       assert not choice.holds_probabilities
       # Step sizes are trained.
@@ -106,12 +107,12 @@ def test_a_float_network_is_quantized_by_a_policy_without_a_search(
   before = _snapshot(tiny_network)
   fixed = asga_jax.quantize(tiny_network, tiny_batches[0]["image"], policy)
   jax.tree.map(np.testing.assert_array_equal, _snapshot(tiny_network), before)
-  assert fixed.inner.activation.candidates() == (32,)
-  assert fixed.middle.activation.candidates() == (5,)
+  assert layers.product_of(fixed.inner).activation.candidates() == (32,)
+  assert layers.product_of(fixed.middle).activation.candidates() == (5,)
   settings = asga_jax.FinetuneSettings(steps=2, ema_decay=0.5, schedule="step")
   loss = asga_jax.make_loss(label_smoothing=0.1)
   trained = asga_jax.train_policy(fixed, tiny_batches, loss, settings=settings)
-  assert trained.middle.weight.candidates() == (4,)
+  assert layers.product_of(trained.middle).weight.candidates() == (4,)
   with pytest.raises(ValueError, match=r"quantized layers already|not fit"):
     asga_jax.quantize(tiny_searchable, tiny_batches[0]["image"], policy)
 

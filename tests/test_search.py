@@ -46,8 +46,10 @@ def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
   kernel = result.model.hidden.kernel[...]
   assert not np.array_equal(kernel, perceptron.hidden.kernel[...])
   # It holds the last temperature and logits, not probabilities.
-  assert result.model.hidden.weight.temperature[...] == pytest.approx(0.3)
-  shares = result.model.hidden.weight.probabilities()
+  assert layers.product_of(result.model.hidden).weight.temperature[
+    ...
+  ] == pytest.approx(0.3)
+  shares = layers.product_of(result.model.hidden).weight.probabilities()
   group = result.space.choices["hidden"].weight_group
   np.testing.assert_allclose(
     np.log(shares), result.scores["log_prob"][group], atol=1e-5
@@ -186,7 +188,11 @@ def test_two_policies_share_one_compiled_evaluation(
   assert len(compilations) == before
   assert not np.allclose(output, other)
   # The mixture's network still has its candidates.
-  assert tiny_searchable.middle.weight.candidates() == (2, 4, 8)
+  assert layers.product_of(tiny_searchable.middle).weight.candidates() == (
+    2,
+    4,
+    8,
+  )
 
 
 @pytest.mark.parametrize(

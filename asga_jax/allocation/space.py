@@ -11,7 +11,7 @@ from flax import nnx
 
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.network import calls as tracing
+from asga_jax.network import program
 from asga_jax.quantization import bit_choice, layers, logit_layout
 
 # The path of a variable in an `nnx.State`.
@@ -152,7 +152,7 @@ def build(model: nnx.Module, network: costs_lib.NetworkStats) -> SearchSpace:
     for part in path:
       plain = isinstance(node, (dict, list, tuple)) or isinstance(part, int)
       node = node[part] if plain else getattr(node, str(part))
-    name = tracing.path_name(path[:-1])
+    name = program.variable_name(path[:-1])
     names[id(node)] = name
     paths[name] = path
   choices = {}

@@ -75,12 +75,14 @@ def parse_budget(text: str) -> Budget:
       the text and the accepted forms.
   """
   if not isinstance(text, str):
-    raise ValueError(f"budget {text!r}: no text; {_FORMS}")
+    raise ValueError(f"budget {repr(text)[:80]}: no text; {_FORMS}")
   constraints: list[Constraint] = []
   for part in text.split(","):
     match = _CONSTRAINT.fullmatch(part)
     if not match:
-      raise ValueError(f"budget {text!r}: cannot read {part!r}; {_FORMS}")
+      raise ValueError(
+        f"budget {repr(text)[:80]}: cannot read {repr(part)[:80]}; {_FORMS}"
+      )
     kind, amount, unit = match.groups()
     amount = decimal.Decimal(amount)
     unit = {"bits": "bit", "k": "K", "kB": "KB"}.get(unit, unit)

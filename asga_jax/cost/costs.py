@@ -43,6 +43,8 @@ class NetworkStats:
 
   layers: tuple[LayerStats, ...]
   float_parameters: int
+  # What modules multiply beside the layers, in float32.
+  float_layers: tuple[LayerStats, ...] = ()
 
   def __post_init__(self):
     paths = self.paths
@@ -54,7 +56,7 @@ class NetworkStats:
       raise ValueError(
         f"float_parameters = {self.float_parameters}: expected >= 0."
       )
-    for layer in self.layers:
+    for layer in (*self.layers, *self.float_layers):
       if layer.macs < 0 or layer.weights < 0:
         raise ValueError(f"{layer}: expected macs and weights >= 0.")
 
@@ -80,7 +82,11 @@ class Cost:
 
 
 # Bit operations for one image: MACs times both bit-widths.
-BOPS = Cost("bops", lambda layer, bw, ba: layer.macs * bw * ba)
+BOPS = Cost(
+  "bops",
+  lambda layer, bw, ba: layer.macs * bw * ba,
+  lambda network: 32 * 32 * sum(layer.macs for layer in network.float_layers),
+)
 # Bits of packed weights, and of what stays float32.
 SIZE = Cost(
   "size",

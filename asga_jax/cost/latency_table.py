@@ -79,9 +79,15 @@ def latency_cost(table: Entries) -> costs.Cost:
         f" {(layer.path, bw, ba)!r} -> ms."
       ) from None
 
+  def constant(network: costs.NetworkStats) -> costs.Number:
+    # What modules multiply by themselves counts where the table has it.
+    paths = [layer.path for layer in network.float_layers]
+    return sum(table.get((path, 32, 32), 0) for path in paths)
+
   return costs.Cost(
     "latency",
     layer_cost,
+    constant,
     check=lambda network, choices: check_entries(table, network, choices),
   )
 
@@ -110,7 +116,8 @@ def check_entries(
     LatencyTableError: unknown layers or missing entries; it lists the first.
   """
   given = dict.fromkeys(path for path, *_ in table)
-  unknown = [path for path in given if path not in network.paths]
+  beside = {layer.path for layer in network.float_layers}
+  unknown = [x for x in given if x not in network.paths and x not in beside]
   if unknown:
     raise LatencyTableError(
       f"the latency table has layers that the deployed network lacks:"

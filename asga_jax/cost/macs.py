@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from asga_jax.cost import costs
-from asga_jax.network import attention
-from asga_jax.network import calls as tracing
+from asga_jax.network import examples, program, reading
 from asga_jax.network import kinds as layer_kinds
+
+# What is multiplied by the network's own code, in no module within.
+ITSELF = "(the network itself)"
 
 
 def network_stats(
   model: nnx.Module,
-  input_shape: Sequence[int],
+  input_shape: Sequence[int] | examples.Example,
   *,
   dtype: jax.typing.DTypeLike = jnp.float32,
   method: str = "__call__",
@@ -25,71 +28,80 @@ def network_stats(
 
   Groups are counted (a depthwise convolution multiplies each output by its own
   channel alone); biases and norms are not. A layer that is called more often
-  counts its weights once and its MACs at each call.
+  counts its MACs at each call. A kernel counts once, with the first layer that
+  multiplies by it.
 
   Args:
-    model: any Flax NNX module with layers of `layer_kinds.KINDS`, such as
-      `nnx.eval_shape` gives; it is not changed.
-    input_shape: the shape of one input, without the batch.
-    dtype: the dtype of the input.
+    model: any Flax NNX module, such as `nnx.eval_shape` gives; it is not
+      changed.
+    input_shape: the shape of one input, without the batch; or an example of one
+      input, with it.
+    dtype: the dtype of the input, given its shape.
     method: the method to trace.
     products: paths of products of attention to count as layers without weights.
 
   Returns:
-    The layers in call order and the elements that stay float32: all parameters
-    and batch statistics but the kernels of the layers.
+    The layers in call order; what is multiplied beside them, in float; and the
+    elements that stay float32: all parameters and batch statistics but the
+    kernels of the layers.
 
   Raises:
     ValueError: the model calls no layer, or lacks one of the products.
   """
-  graphdef, state = nnx.split(model)
-  calls: list[tuple[str, int]] = []
-  found = tracing.find_layers(attention.expose_products(nnx.clone(model)))
-
-  def trace(state, inputs):
-    _, recorded = tracing.record_calls(
-      nnx.merge(graphdef, state, copy=True),
-      inputs,
-      method=method,
-      products=True,
-    )
-    for call in recorded:
-      layer = found[call.path]
-      kind = layer_kinds.kind_of(layer)
-      assert kind is not None
-      calls.append((call.path, layer_kinds.count_macs(kind, layer, call)))
-
-  example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
-  jax.eval_shape(trace, state, example)
-  calls = [
-    (path, count)
-    for path, count in calls
-    if not isinstance(found[path], attention.Product) or path in products
-  ]
-  missing = sorted(set(products) - {path for path, _ in calls})
+  if not isinstance(input_shape, examples.Example):
+    one: Any = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+    input_shape = examples.Example(one)
+  traced = program.trace(model, input_shape, method=method)
+  found = reading.read(traced)
+  missing = sorted(set(products) - set(traced.readers))
   if missing:
     raise ValueError(
       f"model ({type(model).__name__}) has no products {missing}."
     )
-  if not calls:
+  refusals = reading.refusals(traced, found)
+  paths = [
+    path
+    for path in traced.readers
+    if path not in refusals and (traced.outputs[path] or path in products)
+  ]
+  if not paths:
     raise ValueError(
       f"model ({type(model).__name__}) calls no layer that is counted; "
       f"expected one of {layer_kinds.NAMES}."
     )
-  macs: dict[str, int] = {}
-  for path, count in calls:
-    macs[path] = macs.get(path, 0) + count
-  weights = {path: _count_weights(found[path]) for path in macs}
+  macs: dict[tuple[str, bool], int] = {}
+  for product in found.products:
+    # A path that is none has a name of its own, as in all that is printed.
+    key = product.path or ITSELF, product.layer and product.path in paths
+    macs[key] = macs.get(key, 0) + product.macs
+  for path in paths:
+    macs.setdefault((path, True), traced.sizes.get(path, 0))
+  weights = _count_weights(paths, traced, found)
   kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
   elements = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))
   return costs.NetworkStats(
     layers=tuple(
-      costs.LayerStats(path, macs[path], weights[path]) for path in macs
+      costs.LayerStats(path, macs[path, True], weights[path]) for path in paths
     ),
-    float_parameters=elements - sum(weights.values()),
+    float_parameters=max(0, elements - sum(weights.values())),
+    float_layers=tuple(
+      costs.LayerStats(path, count, 0)
+      for (path, layer), count in macs.items()
+      if not layer
+    ),
   )
 
 
-def _count_weights(layer: nnx.Module) -> int:
-  kernel = getattr(layer, "kernel", None)
-  return 0 if kernel is None else kernel.size
+def _count_weights(
+  paths: Sequence[str], traced: program.Program, found: reading.Reading
+) -> dict[str, int]:
+  counted: set[str] = set()
+  weights = {}
+  for path in paths:
+    kernel = found.kernels[path][0]
+    source = kernel.known.source
+    fresh = bool(traced.outputs[path]) and source not in counted
+    weights[path] = math.prod(kernel.shape) if fresh else 0
+    if source is not None:
+      counted.add(source)
+  return weights

@@ -1,5 +1,6 @@
 """Which batch norm reads the output of a layer alone, and both as one map."""
 
+import functools
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
@@ -9,9 +10,7 @@ from flax import nnx
 from jax.extend import core
 
 from asga_jax.deploy import integer
-from asga_jax.network import calls as tracing
-from asga_jax.network import kinds as layer_kinds
-from asga_jax.quantization import layers
+from asga_jax.network import examples, kinds, program
 
 # The identity, so that a traced program says what comes from where.
 _mark = core.Primitive("asga_mark")
@@ -53,14 +52,18 @@ def find_folds(
   """
   found = integer.integer_layers(model)
   norms = _read_alone(model, found, example_input, method)
-  modules = {tracing.path_name(p): m for p, m in nnx.iter_modules(model)}
+  modules: dict[str, Any] = {
+    program.path_name(p): m for p, m in nnx.iter_modules(model)
+  }
   return {
-    path: _fold(found[path], norm, modules[norm])
+    path: _fold(found[path], modules[path].bias, norm, modules[norm])
     for path, norm in norms.items()
   }
 
 
-def _fold(layer: integer.IntegerLayer, path: str, norm: Any) -> Fold:
+def _fold(
+  layer: integer.IntegerLayer, own_bias: Any, path: str, norm: Any
+) -> Fold:
   """Join the steps, the bias and a norm, in float64 until the end."""
 
   def array(variable: Any, default: float) -> np.ndarray:
@@ -68,7 +71,7 @@ def _fold(layer: integer.IntegerLayer, path: str, norm: Any) -> Fold:
     return np.asarray(value, np.float64)
 
   scale = array(norm.scale, 1.0) / np.sqrt(array(norm.var, 1.0) + norm.epsilon)
-  bias = np.float64(0) if layer.bias is None else layer.bias.astype(np.float64)
+  bias = array(own_bias, 0.0)
   steps = layer.integer_step.astype(np.float64).reshape(-1)
   multiplier = steps * layer.activation.step.astype(np.float64) * scale
   offset = (bias - array(norm.mean, 0.0)) * scale + array(norm.bias, 0.0)
@@ -82,26 +85,24 @@ def _read_alone(
   method: str,
 ) -> dict[str, str]:
   """Map the paths of layers to those of the norms that can be folded."""
-
-  def replace(path, node):
-    name = tracing.path_name(path)
-    if isinstance(node, nnx.BatchNorm):
-      return _marked(node, name, _enter_norm)
-    layer = found.get(name)
-    if layer is not None and layer.is_integer and _has_channels_last(node):
-      return _marked(node, name, _leave_layer)
-    return node
-
-  copy: Any = nnx.recursive_map(replace, nnx.clone(model))
+  copy: Any = nnx.clone(model)
   copy.eval()
+  for keys, module in list(nnx.iter_modules(copy)):
+    path = program.path_name(keys)
+    layer = found.get(path)
+    if isinstance(module, nnx.BatchNorm):
+      _mark_calls(module, path, _enter_norm)
+    elif layer is not None and layer.is_integer and _is_plain(module):
+      _mark_calls(module, path, _leave_layer)
   graphdef, state = nnx.split(copy)
 
   def run(state, inputs):
-    return getattr(nnx.merge(graphdef, state, copy=True), method)(inputs)
+    return inputs.call(getattr(nnx.merge(graphdef, state, copy=True), method))
 
   readers: dict[str, list[str | None]] = defaultdict(list)
   sources: dict[str, list[str | None]] = defaultdict(list)
-  _collect(jax.make_jaxpr(run)(state, example_input).jaxpr, readers, sources)
+  example = examples.as_example(example_input)
+  _collect(jax.make_jaxpr(run)(state, example).jaxpr, readers, sources)
   alone = {
     path: norms[0]
     for path, norms in readers.items()
@@ -114,27 +115,45 @@ def _read_alone(
   }
 
 
-def _has_channels_last(layer: Any) -> bool:
-  """Say whether the features of a layer are the last axis of its output."""
-  if isinstance(layer, layers.QuantProduct) or len(layer.outputs) != 1:
+# Layers that add their bias to their product, and do nothing else after it.
+_PLAIN = (
+  nnx.Conv,
+  nnx.ConvTranspose,
+  nnx.Einsum,
+  nnx.Linear,
+  nnx.LinearGeneral,
+)
+
+
+def _is_plain(layer: Any) -> bool:
+  """Say whether a layer is Flax's own, its features last in its output."""
+  kind = next((kind for kind in _PLAIN if isinstance(layer, kind)), None)
+  if kind is None:
     return False
-  if isinstance(layer, layers.QuantEinsum):
+  transposing = hasattr(layer, "conv_transpose")
+  if type(layer).__call__ is not kind.__call__ and not transposing:
+    return False
+  attribute = kinds.attribute_of(layer)
+  assert attribute is not None
+  outputs = getattr(layer, attribute).outputs
+  if len(outputs) != 1:
+    return False
+  if kind is nnx.Einsum:
     operands, _, output = layer.einsum_str.replace(" ", "").partition("->")
-    return output[-1] == operands.partition(",")[2][layer.outputs[0]]
+    last: str = operands.partition(",")[2][outputs[0]]
+    return output[-1] == last
   return True
 
 
-def _marked(node: Any, path: str, call: Any) -> Any:
-  """Make a copy of a module whose calls leave a mark in the program."""
+def _mark_calls(node: Any, path: str, call: Any) -> None:
+  """Let the calls of a module leave a mark in the program, in place."""
+  kind = type(node)
 
-  class Marked(type(node)):  # type: ignore[misc]
-    def __init__(self):
-      layer_kinds.take_over(self, node)
+  def marked(self, *args: Any, **kwargs: Any):
+    function = functools.partial(kind.__call__, self)
+    return call(path, function, self, *args, **kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any):
-      return call(path, super().__call__, self, *args, **kwargs)
-
-  return Marked()
+  node.__class__ = type(kind.__name__, (kind,), {"__call__": marked})
 
 
 def _leave_layer(path, function, layer, *args: Any, **kwargs: Any):

@@ -1,7 +1,6 @@
 """The integers that a network fixed by a policy multiplies."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from asga_jax.network import kinds as layer_kinds
-from asga_jax.quantization import bit_choice, layers, quantizers
+from asga_jax.network import program, reading
+from asga_jax.quantization import bit_choice, layers, quantizers, remembered
 
 FLOAT_BITS = quantizers.FLOAT_BITS
 
@@ -52,8 +52,8 @@ class IntegerLayer:
   """
 
   path: str
-  # Of `layer_kinds.KINDS`: 'Conv', 'ConvTranspose', 'Linear', 'LinearGeneral',
-  # 'Einsum'; or 'Product', of two activations.
+  # Of `layer_kinds.ATTRIBUTES`: 'Conv', 'ConvTranspose', 'Linear' (of any
+  # axes), 'Einsum'; or 'Product', of two activations.
   kind: str
   # 2..8, or 32 for float.
   weight_bits: int
@@ -67,7 +67,6 @@ class IntegerLayer:
   outputs: tuple[int, ...]
   activation: Grid
   second: Grid | None
-  bias: np.ndarray | None
 
   @property
   def is_integer(self) -> bool:
@@ -183,15 +182,44 @@ def integer_layers(model: nnx.Module) -> dict[str, IntegerLayer]:
       f"model ({type(model).__name__}) has no quantized layers; expected what"
       " asga_jax.with_policy returns."
     )
-  return {path: integer_layer(path, layer) for path, layer in found.items()}
+  multiplied = operands(model)
+  return {
+    path: integer_layer(path, layer, multiplied.get(path))
+    for path, layer in found.items()
+  }
 
 
-def integer_layer(path: str, layer: layers.QuantLayer) -> IntegerLayer:
+def operands(model: nnx.Module) -> dict[str, np.ndarray]:
+  """Compute the kernels that a network multiplies by, before they are rounded.
+
+  Args:
+    model: a searchable network, or one fixed by a policy.
+
+  Returns:
+    Path -> kernel, masked, normalised or cast as its layer does it in
+    evaluation mode; of the layers that are called.
+  """
+  example, method = remembered.recall(model, "example")
+  copy = nnx.clone(model)
+  copy.eval()
+  found = reading.read(program.trace(copy, example, method=method))
+  quantized = layers.quantized_layers(model)
+  return {
+    path: found.kernel(path)
+    for path in found.kernels
+    if path in quantized and quantized[path].has_kernel
+  }
+
+
+def integer_layer(
+  path: str, layer: layers.QuantizedProduct, kernel: np.ndarray | None
+) -> IntegerLayer:
   """Give what one quantized layer multiplies.
 
   Args:
     path: of the layer.
     layer: with one candidate for each tensor.
+    kernel: from `operands`; None for a product of two activations.
 
   Raises:
     ValueError: see `integer_layers`.
@@ -203,14 +231,13 @@ def integer_layer(path: str, layer: layers.QuantLayer) -> IntegerLayer:
         f"layer {path!r} is not fixed: its {name} has the candidates"
         f" {candidates}; expected one, as asga_jax.with_policy leaves."
       )
-  kind = layer_kinds.kind_of(layer)
-  assert kind is not None
+  kind = layer_kinds.ATTRIBUTES[layer.attribute]
   activation = _grid(path, layer.activation)
-  if isinstance(layer, layers.QuantProduct):
+  if not layer.has_kernel:
     second = _grid(path, layer.weight)
     return IntegerLayer(
       path=path,
-      kind=kind.layer.__name__,
+      kind=kind,
       weight_bits=second.bits,
       codes=None,
       weight_step=second.step,
@@ -218,20 +245,23 @@ def integer_layer(path: str, layer: layers.QuantLayer) -> IntegerLayer:
       outputs=(),
       activation=activation,
       second=second,
-      bias=None,
+    )
+  if kernel is None:
+    raise ValueError(
+      f"layer {path!r} is not called, so that its kernel is not known;"
+      " expected a network that calls all of its quantized layers."
     )
   (bits,) = layer.weight.candidates()
   return IntegerLayer(
     path=path,
-    kind=kind.layer.__name__,
+    kind=kind,
     weight_bits=bits,
-    codes=_codes(layer),
-    weight_step=weight_step(layer),
+    codes=kernel_codes(layer, kernel),
+    weight_step=weight_step(layer, kernel.shape),
     offset=0.0 if bits == FLOAT_BITS else layer.weight.quantizer.offset,
     outputs=layer.outputs,
     activation=activation,
     second=None,
-    bias=None if layer.bias is None else np.asarray(layer.bias[...]),
   )
 
 
@@ -257,12 +287,19 @@ def _grid(path: str, choice: bit_choice.BitChoice) -> Grid:
   return Grid(bits, step, int(grids.lower[0]), int(grids.upper[0]))
 
 
-def _codes(layer: Any) -> np.ndarray:
-  """Give the codes of a kernel, or the kernel itself if it is float."""
-  kernel = np.asarray(layer.kernel[...], np.float32)
-  mask = getattr(layer, "mask", None)
-  if mask is not None:
-    kernel = kernel * np.asarray(mask, np.float32)
+def kernel_codes(
+  layer: layers.QuantizedProduct, kernel: np.ndarray
+) -> np.ndarray:
+  """Give the codes of a kernel, or the kernel itself if it is float.
+
+  Args:
+    layer: with one candidate for its weights.
+    kernel: what it is handed to multiply by.
+
+  Returns:
+    int8, or float32 at 32 bits, of the kernel's shape.
+  """
+  kernel = np.asarray(kernel, np.float32)
   choice = layer.weight
   if choice.candidates() == (FLOAT_BITS,):
     return kernel
@@ -278,11 +315,14 @@ def _codes(layer: Any) -> np.ndarray:
   return np.ascontiguousarray(whole)
 
 
-def weight_step(layer: layers.KernelLayer) -> np.ndarray:
+def weight_step(
+  layer: layers.QuantizedProduct, shape: tuple[int, ...]
+) -> np.ndarray:
   """Give the step of a fixed layer's kernel, to broadcast against it.
 
   Args:
     layer: with one candidate for its weights.
+    shape: of the kernel.
 
   Returns:
     float32, shape () or as many axes as the kernel, 1 where it is summed over.
@@ -291,7 +331,6 @@ def weight_step(layer: layers.KernelLayer) -> np.ndarray:
   if not step.ndim:
     return step
   ones = tuple(
-    size if axis in layer.outputs else 1
-    for axis, size in enumerate(layer.kernel.shape)
+    size if axis in layer.outputs else 1 for axis, size in enumerate(shape)
   )
   return layer_kinds.from_matrix(step[None], ones, layer.outputs)

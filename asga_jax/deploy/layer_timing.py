@@ -18,7 +18,7 @@ from onnx import helper
 from asga_jax.cost import latency_table
 from asga_jax.deploy import timing
 from asga_jax.deploy.onnx import layer as onnx_layer
-from asga_jax.network import calls as tracing
+from asga_jax.network import examples, program, reading
 
 # A pair of bit-widths: of the weights and of the activations.
 Pair = tuple[int, int]
@@ -63,18 +63,13 @@ def find_products(
   Raises:
     ValueError: a layer that cannot be built; it names the layer.
   """
-  graphdef, state = nnx.split(model)
-  found = tracing.find_layers(model)
+  example: Any = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+  traced = program.trace(model, examples.Example(example), method=method)
   products: dict[str, tuple[onnx_layer.Product, ...]] = {}
-
-  def trace(state, inputs):
-    copy = nnx.merge(graphdef, state, copy=True)
-    for call in tracing.record_calls(copy, inputs, method=method)[1]:
-      product = onnx_layer.product_of(found[call.path], call)
-      products[call.path] = (*products.get(call.path, ()), product)
-
-  example = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-  jax.eval_shape(trace, state, example)
+  for found in reading.read(traced).products:
+    if found.layer and traced.outputs.get(found.path):
+      made = (onnx_layer.product_of(found),) * found.times
+      products[found.path] = (*products.get(found.path, ()), *made)
   return products
 
 
@@ -125,8 +120,8 @@ def measure(
       for pair in sorted(set(containers.values()))
     }
     times[product] = _time(programs, repeats, threads)
-    for pair, program in programs.items():
-      kernels.setdefault(_in_words(program), set()).add(pair)
+    for pair, built in programs.items():
+      kernels.setdefault(_in_words(built), set()).add(pair)
   entries = {
     (path, *pair): sum(times[product][stored] for product in calls)
     for path, calls in products.items()

@@ -1,7 +1,6 @@
 """A fixed network as one file, its weights packed to the policy's bits."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,97 +8,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 
+from asga_jax import files
 from asga_jax import policy as policy_lib
-from asga_jax.deploy import integer
-from asga_jax.network import calls as tracing
-from asga_jax.quantization import bit_choice, layers, quantizers, surgery
+from asga_jax.deploy import integer, packed_bits
+from asga_jax.network import arguments, program
+from asga_jax.quantization import bit_choice, fixing, layers, quantizers
 from asga_jax.weights import files as weight_files
 
 FORMAT = "asga_jax packed network"
 VERSION = "1"
-_KERNEL = "/kernel"
 # What the policy and the metadata say, or what evaluation does not read.
 _NOT_STORED = (
   bit_choice.BitLogits,
   bit_choice.GridData,
   bit_choice.Temperature,
+  layers.ShareBelowZero,
   nnx.RngState,
 )
 
 
 class PackedError(ValueError):
   """A packed network that cannot be read or that does not fit."""
-
-
-def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-  """Pack signed codes without gaps.
-
-  The lowest `bits` bits of each code in two's complement follow each other, the
-  lowest bit of the first code in the lowest bit of the first byte.
-
-  Args:
-    codes: integers in -2^(bits-1)..2^(bits-1) - 1, any shape.
-    bits: 2..8.
-
-  Returns:
-    ceil(codes.size * bits / 8) bytes, uint8; the last is filled with zeros.
-
-  Raises:
-    ValueError: other bits, or a code out of range.
-  """
-  _check_bits(bits)
-  codes = np.asarray(codes)
-  lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-  if codes.size and not lowest <= codes.min() <= codes.max() <= highest:
-    raise ValueError(
-      f"codes lie in {codes.min()}..{codes.max()}; expected {lowest}.."
-      f"{highest}, which {bits} bits hold."
-    )
-  raw = codes.astype(np.int8).reshape(-1, 1).view(np.uint8)
-  single = np.unpackbits(raw, axis=1, count=bits, bitorder="little")
-  return np.packbits(single, bitorder="little")
-
-
-def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-  """Undo `pack`.
-
-  Args:
-    packed: uint8, from `pack`.
-    bits: 2..8.
-    shape: of the codes.
-
-  Returns:
-    The codes, int8.
-
-  Raises:
-    ValueError: other bits, or bytes of another number or type.
-  """
-  _check_bits(bits)
-  count = math.prod(shape)
-  expected = packed_bytes(count, bits)
-  packed = np.asarray(packed)
-  if packed.shape != (expected,) or packed.dtype != np.uint8:
-    raise ValueError(
-      f"packed is {packed.dtype} of shape {packed.shape}; expected uint8 of"
-      f" shape ({expected},) for {count} codes of {bits} bits."
-    )
-  single = np.unpackbits(packed, count=count * bits, bitorder="little")
-  raw = np.packbits(single.reshape(-1, bits), axis=1, bitorder="little")
-  # The sign: up to the top of the byte and back.
-  codes = (raw.reshape(shape) << (8 - bits)).astype(np.uint8).view(np.int8)
-  return codes >> (8 - bits)
-
-
-def packed_bytes(count: int, bits: int) -> int:
-  """Count the bytes of `count` packed codes."""
-  return -(-count * bits // 8)
-
-
-def _check_bits(bits: int) -> None:
-  if bits not in range(2, 9):
-    raise ValueError(f"bits is {bits!r}; expected an integer in 2..8.")
 
 
 def save_packed(
@@ -123,20 +55,18 @@ def save_packed(
       a kernel whose codes do not determine it.
     OSError: if it cannot be written.
   """
+  arguments.check_module(model)
+  policy_lib.check(policy)
+  files.check_path(path)
   found = integer.integer_layers(model)
-  surgery.chosen_indices(model, _bits(policy))
-  packed = {
-    path: layer.codes
-    for path, layer in found.items()
-    if layer.codes is not None and layer.weight_bits < quantizers.FLOAT_BITS
-  }
-  # What a loaded network will have.
-  _set_kernels(nnx.clone(model), packed, os.fspath(path))
+  fixing.chosen_indices(model, _bits(policy))
+  packed = _packable(model, found)
   arrays = {}
   for name, variable in _variables(model).items():
-    layer = name.removesuffix(_KERNEL)
-    if name.endswith(_KERNEL) and layer in packed:
-      arrays[name] = pack(packed[layer], found[layer].weight_bits)
+    if name in packed:
+      layer = found[packed[name]]
+      assert layer.codes is not None
+      arrays[name] = packed_bits.pack(layer.codes, layer.weight_bits)
     else:
       arrays[name] = np.asarray(variable[...])
   text = json.loads(policy_lib.to_json(policy))
@@ -145,8 +75,58 @@ def save_packed(
     "version": VERSION,
     "policy": json.dumps(text, separators=(",", ":")),
     "grids": json.dumps(_grids(model), separators=(",", ":")),
+    "packed": json.dumps(packed, separators=(",", ":")),
   }
   weight_files.write(path, arrays, metadata)
+
+
+def _packable(
+  model: nnx.Module, found: Mapping[str, integer.IntegerLayer]
+) -> dict[str, str]:
+  """Find the variables that the codes of a layer can stand for.
+
+  That is the kernel that it multiplies by, or from which it makes what it
+  multiplies by, if one made from the codes is rounded to these again.
+
+  Returns:
+    Name of the variable -> path of the layer.
+  """
+  names = {id(v): name for name, v in _variables(model).items()}
+  products = layers.quantized_layers(model)
+  modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
+  packed: dict[str, str] = {}
+  for path, layer in found.items():
+    if layer.codes is None or layer.weight_bits == quantizers.FLOAT_BITS:
+      continue
+    stored = products[path].stored or "kernel"
+    variable = getattr(modules[path], stored, None)
+    if getattr(variable, "shape", None) == layer.codes.shape:
+      name = names.get(id(variable))
+      if name is not None:
+        packed.setdefault(name, path)
+  while True:
+    trial = nnx.clone(model)
+    codes = {name: found[path].codes for name, path in packed.items()}
+    _set_kernels(trial, packed, codes)
+    made = integer.integer_layers(trial)
+    wrong = [
+      path
+      for path, layer in found.items()
+      if layer.codes is not None
+      and not np.array_equal(made[path].codes, layer.codes)  # type: ignore[arg-type]
+    ]
+    told = [name for name, path in packed.items() if path in wrong]
+    if not told:
+      return packed
+    for name in told:
+      logging.warning(
+        "layer %r does not multiply by its kernel as it is stored: its file"
+        " holds %r in float32, not in %d bits",
+        packed[name],
+        name,
+        found[packed[name]].weight_bits,
+      )
+      del packed[name]
 
 
 def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
@@ -155,7 +135,7 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
   Args:
     model: the searchable network of the same architecture and quantizers, or
       one fixed at the same policy; it is not changed.
-    path: a file that `save_packed` wrote.
+    path: a file that `save_packed` wrote. The two may change places.
 
   Returns:
     A copy in evaluation mode, fixed at the file's policy, whose kernels, where
@@ -166,12 +146,14 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
     ValueError: no file, a damaged one or one of another kind; or a model with
       other layers, candidates, quantizers, variables or shapes.
   """
+  if isinstance(path, nnx.Module):
+    model, path = path, model  # type: ignore[assignment]
   if not isinstance(model, nnx.Module):
     raise PackedError(
       f"model is a {type(model).__name__}; expected the searchable network, and"
       " the file after it: load_packed(model, path)."
     )
-  source = os.fspath(path)
+  source = files.check_path(path)
   metadata = weight_files.read_metadata(path)
   kind = (metadata.get("format"), metadata.get("version"))
   if kind != (FORMAT, VERSION):
@@ -181,7 +163,7 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
     )
   policy = policy_lib.from_json(metadata.get("policy", ""), source=source)
   try:
-    model = surgery.fix_bits(model, _bits(policy))
+    model = fixing.fix_bits(model, _bits(policy))
   except ValueError as error:
     raise PackedError(f"{source}: {error}") from error
   _set_grids(model, metadata.get("grids", ""), source)
@@ -194,17 +176,15 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
       f"{source} does not fit {type(model).__name__}: it lacks {missing[:5]}"
       f" and has unknown {unknown[:5]}."
     )
-  quantized = layers.kernel_layers(model)
-  codes = {}
+  packed = _read_packed(model, metadata.get("packed"), source)
+  quantized = layers.quantized_layers(model)
+  codes: dict[str, np.ndarray] = {}
   for name, variable in variables.items():
-    layer = name.removesuffix(_KERNEL)
     array, value = arrays[name], variable[...]
-    bits = quantizers.FLOAT_BITS
-    if name.endswith(_KERNEL) and layer in quantized:
-      (bits,) = quantized[layer].weight.candidates()
-    if bits < quantizers.FLOAT_BITS:
+    if name in packed:
+      (bits,) = quantized[packed[name]].weight.candidates()
       try:
-        codes[layer] = unpack(array, bits, value.shape)
+        codes[name] = packed_bits.unpack(array, bits, value.shape)
       except ValueError as error:
         raise PackedError(f"{source}: {name}: {error}") from error
     elif (array.shape, array.dtype) != (value.shape, value.dtype):
@@ -215,9 +195,40 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
     else:
       variable[...] = jnp.asarray(array)
   # After the steps, which they are rebuilt from.
-  _set_kernels(model, codes, source)
+  _set_kernels(model, packed, codes)
+  made = integer.integer_layers(model)
+  for name, wanted in codes.items():
+    if not np.array_equal(made[packed[name]].codes, wanted):  # type: ignore[arg-type]
+      raise PackedError(
+        f"{source}: layer {packed[name]!r} has no kernel that"
+        f" {type(model).__name__} quantizes to the packed codes; expected the"
+        " steps and masks that they were made with."
+      )
   model.eval()
   return model
+
+
+def _read_packed(
+  model: nnx.Module, text: str | None, source: str
+) -> dict[str, str]:
+  """Read which variables hold codes; older files do not say."""
+  quantized = layers.quantized_layers(model)
+  if text is None:
+    return {
+      f"{path}/kernel": path
+      for path, layer in quantized.items()
+      if layer.has_kernel
+      and layer.weight.candidates() != (quantizers.FLOAT_BITS,)
+    }
+  try:
+    packed = dict(json.loads(text))
+    unknown = sorted(set(packed.values()) - set(quantized))
+  except (ValueError, TypeError) as error:
+    raise PackedError(f"{source}: damaged list of kernels: {error}.") from error
+  unknown += sorted(set(packed) - set(_variables(model)))
+  if unknown:
+    raise PackedError(f"{source} has codes of unknown {unknown[:5]}.")
+  return packed
 
 
 def _bits(policy: policy_lib.Policy) -> dict[str, tuple[int, int]]:
@@ -230,10 +241,14 @@ def _bits(policy: policy_lib.Policy) -> dict[str, tuple[int, int]]:
 def _variables(model: nnx.Module) -> dict[str, Any]:
   stored = nnx.All(nnx.Variable, nnx.Not(nnx.Any(*_NOT_STORED)))
   state = nnx.state(model, stored)
-  return {
-    tracing.path_name(keys): variable
-    for keys, variable in nnx.to_flat_state(state)
-  }
+  found = {}
+  for keys, _ in nnx.to_flat_state(state):
+    node: Any = model
+    for key in keys:
+      inside = isinstance(node, dict | list | tuple | nnx.List | nnx.Dict)
+      node = node[key] if inside else getattr(node, str(key))
+    found[program.variable_name(keys)] = node
+  return found
 
 
 def _grids(model: nnx.Module) -> dict[str, Any]:
@@ -272,35 +287,25 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
       choice.set_signed(bool(signed))
 
 
-def _rebuild(layer: layers.KernelLayer, codes: Any) -> jax.Array:
+def _rebuild(product: layers.QuantizedProduct, codes: np.ndarray) -> jax.Array:
   """Give a kernel that is quantized to these codes."""
-  quantizer = layer.weight.quantizer
-  values = integer.weight_step(layer) * (
+  quantizer = product.weight.quantizer
+  values = integer.weight_step(product, codes.shape) * (
     codes.astype(np.float32) + np.float32(quantizer.offset)
   )
   if not codes.any():
     # A grid without a zero has none of the values of a kernel of zeros.
     values = np.zeros_like(values)
-  kernel = quantizer.undo_transform(jnp.asarray(values))
-  return kernel.astype(layer.kernel.dtype)
+  return quantizer.undo_transform(jnp.asarray(values))
 
 
 def _set_kernels(
-  model: nnx.Module, codes: Mapping[str, np.ndarray], source: str
+  model: nnx.Module, packed: Mapping[str, str], codes: Mapping[str, Any]
 ) -> None:
-  """Give layers the kernels that are quantized to these codes, in place.
-
-  Raises:
-    PackedError: there is none in a layer; it names the layer.
-  """
-  quantized = layers.kernel_layers(model)
-  for path, wanted in codes.items():
-    quantized[path].kernel[...] = _rebuild(quantized[path], wanted)
-  made = integer.integer_layers(model)
-  for path, wanted in codes.items():
-    if not np.array_equal(made[path].codes, wanted):  # type: ignore[arg-type]
-      raise PackedError(
-        f"{source}: layer {path!r} has no kernel that {type(model).__name__}"
-        " quantizes to the packed codes; expected the steps and masks that they"
-        " were made with."
-      )
+  """Give variables the values that layers quantize to codes, in place."""
+  products = layers.quantized_layers(model)
+  variables = _variables(model)
+  for name, wanted in codes.items():
+    variable = variables[name]
+    made = _rebuild(products[packed[name]], wanted)
+    variable[...] = made.astype(variable.dtype)

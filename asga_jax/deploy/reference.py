@@ -1,19 +1,16 @@
 """A fixed network that multiplies integers: the reference for runtimes."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax.deploy import folding, integer
-from asga_jax.network import attention
-from asga_jax.network import calls as tracing
-from asga_jax.network import kinds as layer_kinds
+from asga_jax.deploy import folding, integer, integer_product
+from asga_jax.network import attention, program
 from asga_jax.quantization import layers
 
 ARITHMETICS = ("int32", "float32")
@@ -21,15 +18,7 @@ ARITHMETICS = ("int32", "float32")
 _LIMITS = {"int32": 2**31, "float32": 2**24}
 
 
-class Accumulation(NamedTuple):
-  """One product: the codes of the input and the sums, both int32."""
-
-  path: str
-  # Of a product of two activations, those of its second operand after them.
-  codes: tuple[jax.Array, ...]
-  accumulator: jax.Array
-
-
+Accumulation = integer_product.Accumulation
 Observer = Callable[[Accumulation], None]
 
 
@@ -71,35 +60,49 @@ def integer_forward(
   folds = folds or {}
   skipped = {fold.norm for fold in folds.values()}
 
-  def replace(path, node):
-    name = tracing.path_name(path)
-    if name in skipped:
-      return _Skipped()
-    if isinstance(node, attention.Attention):
-      return _IntegerAttention(
-        node,
-        {part: found.get(f"{name}/{part}") for part in ("qk", "pv")},
-        observer,
-      )
+  copy: Any = nnx.clone(model)
+  products = layers.quantized_layers(copy)
+  modules: list[Any] = list(nnx.iter_modules(copy))
+  for path, module in modules:
+    name = program.path_name(path)
+    if isinstance(module, attention.Attention):
+      parts = {part: found.get(f"{name}/{part}") for part in ("qk", "pv")}
+      _set(copy, path, _IntegerAttention(module, parts, observer))
+    elif name in skipped:
+      _set(copy, path, _Skipped())
     layer = found.get(name)
     if layer is None or layer.codes is None or not layer.is_integer:
-      return node
+      continue
     if layer.largest_accumulator() >= _LIMITS["int32"]:
       raise ValueError(
         f"layer {name!r} may sum to {layer.largest_accumulator()}; expected"
         " less than 2^31."
       )
-    return _INTEGER[type(node)](
-      node,
+    product = integer_product.IntegerProduct(
+      products[name],
       layer,
       folds.get(name),
       _exact_arithmetic(layer) if arithmetic == "float32" else arithmetic,
       observer,
     )
-
-  copy: Any = nnx.recursive_map(replace, nnx.clone(model))
+    setattr(module, products[name].attribute, nnx.data(product))
+    if name in folds and module.bias is not None:
+      module.bias = nnx.Param(jnp.zeros_like(module.bias[...]))
   copy.eval()
-  return copy
+  return copy  # type: ignore[no-any-return]
+
+
+def _set(model: Any, path: tuple[Any, ...], module: nnx.Module) -> None:
+  """Put a module where another one is."""
+  *parents, last = path
+  node = model
+  for part in parents:
+    inside = isinstance(node, dict | list | tuple | nnx.List | nnx.Dict)
+    node = node[part] if inside else getattr(node, str(part))
+  if isinstance(node, dict | list | nnx.List | nnx.Dict):
+    node[last] = module
+  else:
+    setattr(node, str(last), module)
 
 
 def accumulators(
@@ -139,133 +142,6 @@ class _Skipped(nnx.Module):
     return x
 
 
-class _Integer:
-  """What all integer layers share; `kernel` holds the integers."""
-
-  product: Any
-  integer_product: Any
-  bias: Any
-  mask: Any
-
-  def __init__(
-    self,
-    node: Any,
-    layer: integer.IntegerLayer,
-    fold: folding.Fold | None,
-    arithmetic: str,
-    observer: Observer | None,
-  ):
-    layer_kinds.take_over(self, node, "kernel", "mask")  # type: ignore[arg-type]
-    self.mask = None  # the integers have it
-    self.kernel = nnx.Param(jnp.asarray(layer.integers))
-    self.path = layer.path
-    self.grid = layer.activation
-    self.arithmetic = arithmetic
-    self.observer = observer
-    self.outputs = layer.outputs
-    if fold is None:
-      self.multiplier = nnx.Variable(
-        jnp.asarray(layer.integer_step * layer.activation.step)
-      )
-      self.offset = None
-    else:
-      self.multiplier = nnx.Variable(jnp.asarray(fold.multiplier))
-      self.offset = nnx.Variable(jnp.asarray(fold.offset))
-      if node.bias is not None:
-        self.bias = nnx.Param(jnp.zeros_like(node.bias[...]))
-
-  def quantized_product(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Multiply the input's codes by integers, then by the steps."""
-    codes = integer.input_codes(self.grid, inputs)
-    if self.arithmetic == "int32":
-      result = self.integer_product(
-        codes.astype(jnp.int32), kernel.astype(jnp.int32), *args, **kwargs
-      )
-    else:
-      kwargs["precision"] = jax.lax.Precision.HIGHEST
-      halved = self.arithmetic == "halves"
-      result = sum(
-        self.float_product(codes, part, *args, **kwargs).astype(jnp.int32)
-        for part in (integer.halves(kernel) if halved else (kernel,))
-      )
-    if self.observer is not None:
-      self.observer(Accumulation(self.path, (codes.astype(jnp.int32),), result))
-    scaled = result.astype(jnp.float32) * self.along_output(
-      self.multiplier[...], result.ndim, *args
-    )
-    if self.offset is not None:
-      scaled = scaled + self.offset[...]
-    return scaled.astype(inputs.dtype)
-
-  def float_product(self, codes, kernel, *args: Any, **kwargs: Any):
-    """Multiply whole numbers in float32."""
-    return self.product(codes, kernel.astype(codes.dtype), *args, **kwargs)
-
-  def along_output(self, steps, rank: int, *args: Any):
-    """Give the steps of a kernel's shape the axes of the output."""
-    del rank, args
-    if steps.ndim < 2:
-      return steps
-    return steps.reshape([steps.shape[axis] for axis in self.outputs])
-
-
-class _IntegerConv(_Integer, layers.QuantConv):
-  def integer_product(self, codes, kernel, *args: Any, **kwargs: Any):
-    kwargs["preferred_element_type"] = jnp.int32
-    return jax.lax.conv_general_dilated(codes, kernel, *args, **kwargs)
-
-
-class _IntegerConvTranspose(_Integer, layers.QuantConvTranspose):
-  def integer_product(self, codes, kernel):
-    product = dataclasses.replace(
-      self.product, preferred_element_type=jnp.int32
-    )
-    return product(codes, kernel)
-
-  def float_product(self, codes, kernel, **kwargs: Any):
-    return dataclasses.replace(self.product, **kwargs)(
-      codes, kernel.astype(codes.dtype)
-    )
-
-
-class _IntegerLinear(_Integer, layers.QuantLinear):
-  def integer_product(self, codes, kernel, *args: Any, **kwargs: Any):
-    kwargs["preferred_element_type"] = jnp.int32
-    return jax.lax.dot_general(codes, kernel, *args, **kwargs)
-
-
-class _IntegerLinearGeneral(_Integer, layers.QuantLinearGeneral):
-  integer_product = _IntegerLinear.integer_product
-
-
-class _IntegerEinsum(_Integer, layers.QuantEinsum):
-  def integer_product(self, codes, kernel, equation: str, **kwargs: Any):
-    kwargs["preferred_element_type"] = jnp.int32
-    return jnp.einsum(equation, codes, kernel, **kwargs)
-
-  def along_output(self, steps, rank: int, *args: Any):
-    if steps.ndim < 2:
-      return steps
-    operands, _, output = args[0].replace(" ", "").partition("->")
-    kernel = operands.partition(",")[2]
-    free = rank - len(output.replace("...", ""))
-    labels = output.replace("...", "." * free)
-    order = sorted(self.outputs, key=lambda axis: labels.index(kernel[axis]))
-    moved = steps.reshape([steps.shape[axis] for axis in self.outputs])
-    moved = moved.transpose([self.outputs.index(axis) for axis in order])
-    sizes = {kernel[axis]: steps.shape[axis] for axis in self.outputs}
-    return moved.reshape([sizes.get(label, 1) for label in labels])
-
-
-_INTEGER: dict[type, Any] = {
-  layers.QuantConv: _IntegerConv,
-  layers.QuantConvTranspose: _IntegerConvTranspose,
-  layers.QuantLinear: _IntegerLinear,
-  layers.QuantLinearGeneral: _IntegerLinearGeneral,
-  layers.QuantEinsum: _IntegerEinsum,
-}
-
-
 class _IntegerAttention(attention.Attention):
   """Attention whose quantized products add up integers."""
 
@@ -275,11 +151,11 @@ class _IntegerAttention(attention.Attention):
     products: Mapping[str, integer.IntegerLayer | None],
     observer: Observer | None,
   ):
-    layer_kinds.take_over(self, node)
+    self.qk, self.pv = node.qk, node.pv
     self.integers = nnx.static(
       tuple((n, p) for n, p in products.items() if p and p.is_integer)
     )
-    self.observer = observer
+    self.observer = nnx.static(observer)
 
   def __call__(self, query, key, value, bias=None, mask=None, **settings: Any):
     """Attend, see `attention.Attention`."""

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import export
 
 from asga_jax import files
+from asga_jax.network import arguments
+from asga_jax.quantization import remembered
 from asga_jax.xla import lowering
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -32,7 +35,8 @@ def export_stablehlo(
   Args:
     model: any Flax NNX module of one input: float, or from `with_policy`; it
       is exported in evaluation mode, and not changed.
-    input_shape: of one input, float32, without the batch.
+    input_shape: of one input, without the batch; of the type of the example
+      that the network was made searchable with, else float32.
     path: where to write it; None to only return it.
     method: the method of the model that is called.
 
@@ -43,6 +47,8 @@ def export_stablehlo(
     OSError: the path cannot be written; found before the conversion.
     ValueError: the network cannot be traced for a batch of any size.
   """
+  arguments.check_module(model)
+  shape = arguments.check_shape(input_shape)
   if path is not None:
     files.check_writable(path)
   copy = nnx.clone(model)
@@ -55,8 +61,16 @@ def export_stablehlo(
     return jnp.asarray(result)
 
   (batch,) = export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-  program = export.export(jax.jit(run), platforms=PLATFORMS)(images)
+  dtype = remembered.input_dtype(model, len(shape))
+  images = jax.ShapeDtypeStruct((batch, *shape), dtype)
+  try:
+    program = export.export(jax.jit(run), platforms=PLATFORMS)(images)
+  except Exception as error:
+    reason = " ".join(str(error).split())[:600]
+    raise ValueError(
+      f"{type(model).__name__}.{method} cannot be exported for inputs of"
+      f" {np.dtype(dtype)} and the shape {shape}: {reason}"
+    ) from error
   contents = bytes(program.serialize())
   if path is not None:
     files.write_bytes_atomic(path, contents)

@@ -11,31 +11,27 @@ from flax import nnx
 from jax import numpy as jnp
 
 
+def both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Give both operands, as they come."""
+  return first, second
+
+
 class Product(nnx.Module):
   """The operands of a product of two activations; float, as they come."""
-
-  def __init__(self, free_axis: int):
-    """Take the axis of the second operand that is not summed over."""
-    self.free_axis = free_axis
 
   def operands(
     self, first: jax.Array, second: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Give what is multiplied."""
-    return first, second
-
-
-def count_macs(product: Product, first: jax.Array, second: jax.Array) -> int:
-  """Count the multiply-accumulates of one product of [..., T, H, D] tensors."""
-  return first.size * second.shape[product.free_axis]
+    return both(first, second)
 
 
 class Attention(nnx.Module):
   """`nnx.dot_product_attention` with its products in `qk` and `pv`."""
 
   def __init__(self):
-    self.qk = Product(free_axis=-3)
-    self.pv = Product(free_axis=-1)
+    self.qk = Product()
+    self.pv = Product()
 
   def __call__(
     self,
@@ -100,3 +96,13 @@ def expose_products(model: nnx.Module) -> nnx.Module:
   for module in [m for _, m in nnx.iter_modules(model) if attends(m)]:
     module.attention_fn = nnx.data(Attention())  # type: ignore[attr-defined]
   return model
+
+
+def hide_products(model: nnx.Module) -> None:
+  """Undo `expose_products` where no product is of another kind, in place."""
+  for _, module in list(nnx.iter_modules(model)):
+    function = getattr(module, "attention_fn", None)
+    if isinstance(function, Attention) and not any(
+      "operands" in vars(product) for product in (function.qk, function.pv)
+    ):
+      module.attention_fn = nnx.static(nnx.dot_product_attention)  # type: ignore[attr-defined]

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
+from asga_jax.network.examples import Example
+
 
 class BridgedNetwork(nnx.Module):
   """A network of Linen whose layers are modules of its own.
@@ -84,13 +86,13 @@ class _Watched(nnx.Module):
 
 
 def with_layers(
-  model: nnx.Module, *example: Any, method: str = "__call__"
+  model: nnx.Module, example: Example, *, method: str = "__call__"
 ) -> nnx.Module:
   """Give the layers of bridged networks as modules of their own.
 
   Args:
     model: any network; it is not changed.
-    *example: what its method takes; shapes are enough.
+    example: what its method takes; shapes are enough.
     method: the method that is called.
 
   Returns:
@@ -113,11 +115,11 @@ def with_layers(
       )
     return _Watched(module, found.setdefault(path, {}))
 
-  def run(*example):
+  def run(example):
     copy = nnx.recursive_map(watched, nnx.clone(model))
-    return getattr(copy, method)(*example)
+    return example.call(getattr(copy, method))
 
-  jax.eval_shape(run, *example)
+  jax.eval_shape(run, example)
 
   def opened(path: tuple[Any, ...], module: Any) -> Any:
     return _opened(module, found[path]) if _is_bridged(module) else module

@@ -1,8 +1,14 @@
-"""The kinds of Flax layers whose product of input and kernel is understood."""
+"""Through which attribute a layer calls its product, and what it multiplies.
+
+Flax's layers, and many that follow them, hold the function of their product in
+an attribute. What is put there sees the operands just as they are multiplied,
+whatever class, mask or wrapper made them.
+"""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,68 +17,34 @@ from flax import nnx
 
 from asga_jax.network import attention
 
+# Attribute -> what a layer that has it is called.
+ATTRIBUTES = {
+  "conv_general_dilated": "Conv",
+  "conv_transpose": "ConvTranspose",
+  "dot_general": "Linear",
+  "einsum_op": "Einsum",
+  "operands": "Product",
+}
+NAMES = (
+  "nnx.Conv, nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.ConvTranspose, or"
+  " a layer that calls its product by one of their attributes ("
+  + ", ".join(list(ATTRIBUTES)[:-1])
+  + ")"
+)
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
-class Kind(NamedTuple):
-  """How a layer multiplies its input by its kernel."""
 
-  layer: type[nnx.Module]
-  # The attribute through which a layer calls its product.
-  attribute: str
-  # The axes of the kernel that become features of the output.
-  output_axes: Callable[[Any], tuple[int, ...]]
-  # Why a layer of this kind cannot be searched, None if it can.
-  refusal: Callable[[Any], str | None] = lambda layer: None
-  # Whether the kernel is applied at every place of the input, not the output.
-  scatters: bool = False
+class Call(NamedTuple):
+  """What a product is handed, in one order for all attributes."""
+
+  first: Any  # the input
+  second: Any  # the kernel, or another activation
+  args: tuple[Any, ...]
+  settings: dict[str, Any]
 
 
-class ConvTranspose(nnx.ConvTranspose):
-  """A transposed convolution that calls its product through an attribute.
-
-  `nnx.ConvTranspose` calls `lax` directly; otherwise it is the same layer.
-  """
-
-  def __init__(self, layer: nnx.ConvTranspose):
-    """Take over a layer: its variables and settings."""
-    take_over(self, layer)
-    rank = len(self.kernel_size)
-
-    def each(value: Any) -> tuple[int, ...]:
-      if value is None or isinstance(value, int):
-        return (value or 1,) * rank
-      return tuple(value)
-
-    padding: Any = self.padding
-    if not isinstance(padding, str):
-      padding = tuple(
-        (pair, pair) if isinstance(pair, int) else tuple(pair)
-        for pair in ([padding] * rank if isinstance(padding, int) else padding)
-      )
-    self.conv_transpose: Any = TransposedProduct(
-      strides=each(self.strides),
-      padding=padding,
-      rhs_dilation=each(self.kernel_dilation),
-      transpose_kernel=self.transpose_kernel,
-      precision=self.precision,
-      preferred_element_type=self.preferred_element_type,
-    )
-
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Map [..., *spatial, in_features] to [..., *spatial, out_features]."""
-    spatial = len(self.kernel_size) + 1
-    batch = inputs.shape[: inputs.ndim - spatial]
-    kernel = self.kernel[...]
-    if self.mask is not None:
-      kernel = kernel * self.mask
-    bias = self.bias[...] if self.bias is not None else None
-    inputs, kernel, bias = self.promote_dtype(
-      (inputs, kernel, bias), dtype=self.dtype
-    )
-    flat = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
-    output = self.conv_transpose(flat, kernel)
-    if bias is not None:
-      output = output + bias
-    return output.reshape(*batch, *output.shape[1:])
+class RefusedError(ValueError):
+  """A product that cannot be quantized; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,60 +60,177 @@ class TransposedProduct:
 
   def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """Map [N, *spatial, C] by a kernel [*window, C, O]."""
+    fields = dataclasses.fields(self)
     return jax.lax.conv_transpose(
-      inputs, kernel, **{f.name: getattr(self, f.name) for f in FIELDS}
+      inputs, kernel, **{f.name: getattr(self, f.name) for f in fields}
     )
 
 
-FIELDS = dataclasses.fields(TransposedProduct)
+def attribute_of(module: Any) -> str | None:
+  """Name the attribute by which a module calls its product, None without one.
+
+  Args:
+    module: of a network that `with_products` made; or any, in which transposed
+      convolutions are found by their class.
+  """
+  if isinstance(module, attention.Product):
+    return "operands"
+  held = vars(module)
+  for name in ATTRIBUTES:
+    if name in held:
+      return name
+  return "conv_transpose" if _can_transpose(module) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class EinsumProduct:
-  """An einsum with its operands before its equation, as other products."""
-
-  operation: Callable[..., jax.Array]
-
-  def __call__(
-    self, inputs: jax.Array, kernel: jax.Array, equation: str, **kwargs: Any
-  ) -> jax.Array:
-    """Evaluate the equation."""
-    return self.operation(equation, inputs, kernel, **kwargs)
+def _can_transpose(module: Any) -> bool:
+  own = type(module).__call__ is nnx.ConvTranspose.__call__
+  return isinstance(module, nnx.ConvTranspose) and own
 
 
-def take_over(new: nnx.Module, layer: nnx.Module, *but: str) -> None:
-  """Hand a layer's attributes, variables included, to its successor."""
-  for name, value in vars(layer).items():
-    if not name.startswith("_") and name not in but:
-      setattr(new, name, value)
-
-
-def _general_outputs(layer: nnx.LinearGeneral) -> tuple[int, ...]:
-  rank = len(layer.kernel.shape)
-  return tuple(range(rank - len(layer.out_features), rank))
-
-
-def _general_refusal(layer: nnx.LinearGeneral) -> str | None:
-  if layer.batch_axis:
-    return f"it has batch axes {tuple(layer.batch_axis)}"
-  if layer.dot_general_cls is not None:
+def refusal(module: Any) -> str | None:
+  """Say what keeps a module's own settings from being searched, or None."""
+  if _can_transpose(module) and module.padding == "CIRCULAR":
+    return "its padding is circular"
+  if getattr(module, "dot_general_cls", None) is not None:
     return "it makes its product by dot_general_cls"
   return None
 
 
-def _einsum_outputs(layer: nnx.Einsum) -> tuple[int, ...]:
-  _, kernel, output = _equation(layer.einsum_str)
-  return tuple(i for i, label in enumerate(kernel) if label in output)
+def with_products(model: nnx.Module) -> nnx.Module:
+  """Copy a network so that every layer calls its product by an attribute.
+
+  `nnx.ConvTranspose` calls `lax` directly. Here it becomes, with its variables
+  and all else that it holds, of a class derived from its own.
+
+  Args:
+    model: any network; it is not changed.
+
+  Returns:
+    The copy, in which Flax's attention shows its products too.
+  """
+  copy: nnx.Module = nnx.clone(model)
+  for _, module in nnx.iter_modules(copy):
+    if _can_transpose(module) and refusal(module) is None:
+      module.conv_transpose = _transposed(module)  # type: ignore
+      module.__class__ = _transposing(type(module))
+  return attention.expose_products(copy)
 
 
-def _equation(equation: str) -> tuple[str, str, str]:
-  operands, _, output = equation.replace(" ", "").partition("->")
-  inputs, _, kernel = operands.partition(",")
-  return inputs.replace("...", ""), kernel, output.replace("...", "")
+def _transposed(layer: nnx.ConvTranspose) -> TransposedProduct:
+  rank = len(layer.kernel_size)
+
+  def each(value: Any) -> tuple[int, ...]:
+    if value is None or isinstance(value, int):
+      return (value or 1,) * rank
+    return tuple(value)
+
+  padding: Any = layer.padding
+  if not isinstance(padding, str):
+    padding = tuple(
+      (pair, pair) if isinstance(pair, int) else tuple(pair)
+      for pair in ([padding] * rank if isinstance(padding, int) else padding)
+    )
+  return TransposedProduct(
+    strides=each(layer.strides),
+    padding=padding,
+    rhs_dilation=each(layer.kernel_dilation),
+    transpose_kernel=layer.transpose_kernel,
+    precision=layer.precision,
+    preferred_element_type=layer.preferred_element_type,
+  )
 
 
-def _einsum_refusal(layer: nnx.Einsum) -> str | None:
-  inputs, kernel, output = _equation(layer.einsum_str)
+@functools.cache
+def _transposing(kind: type[Any]) -> type[Any]:
+  return type(kind.__name__, (kind,), {"__call__": _convolve_transposed})
+
+
+def _convolve_transposed(layer: Any, inputs: jax.Array) -> jax.Array:
+  """Map [..., *spatial, in_features] to [..., *spatial, out_features]."""
+  spatial = len(layer.kernel_size) + 1
+  batch = inputs.shape[: inputs.ndim - spatial]
+  kernel = layer.kernel[...]
+  if layer.mask is not None:
+    kernel = kernel * layer.mask
+  bias = layer.bias[...] if layer.bias is not None else None
+  inputs, kernel, bias = layer.promote_dtype(
+    (inputs, kernel, bias), dtype=layer.dtype
+  )
+  flat = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
+  output = layer.conv_transpose(flat, kernel)
+  if bias is not None:
+    output = output + bias
+  return output.reshape(*batch, *output.shape[1:])
+
+
+def get_product(layer: Any, attribute: str) -> Callable[..., Any]:
+  """Give what a layer calls; `lax` where it holds None."""
+  product = vars(layer).get(attribute)
+  if product is not None:
+    return product  # type: ignore[no-any-return]
+  return attention.both if attribute == "operands" else jax.lax.dot_general
+
+
+def read_call(
+  attribute: str, args: Sequence[Any], settings: dict[str, Any]
+) -> Call:
+  """Sort the arguments of a product."""
+  if attribute == "einsum_op":
+    equation, first, second, *others = args
+    return Call(first, second, (equation, *others), settings)
+  first, second, *others = args
+  return Call(first, second, tuple(others), settings)
+
+
+def call_product(
+  product: Callable[..., Any], attribute: str, call: Call
+) -> Any:
+  """Call a product as its layer does."""
+  if attribute == "einsum_op":
+    equation, *others = call.args
+    return product(equation, call.first, call.second, *others, **call.settings)
+  return product(call.first, call.second, *call.args, **call.settings)
+
+
+def output_axes(attribute: str, product: Any, call: Call) -> tuple[int, ...]:
+  """List the axes of the kernel that become features of the output.
+
+  Args:
+    attribute: of the layer.
+    product: what it calls.
+    call: its operands; shapes are enough.
+
+  Returns:
+    The axes in order; none for a product of two activations.
+
+  Raises:
+    RefusedError: the kernel is not summed over in a way that leaves features.
+  """
+  rank = len(call.second.shape)
+  match attribute:
+    case "operands":
+      return ()
+    case "dot_general":
+      numbers = call.settings.get("dimension_numbers") or call.args[0]
+      (_, summed), (_, batch) = numbers
+      if tuple(batch):
+        raise RefusedError(f"it has batch axes {tuple(batch)}")
+      return tuple(i for i in range(rank) if i not in summed)
+    case "einsum_op":
+      return _einsum_outputs(call.args[0])
+    case "conv_transpose":
+      # Of another function than ours nothing is known but Flax's layout.
+      turned = getattr(product, "transpose_kernel", False)
+      return (rank - 2,) if turned else (rank - 1,)
+  numbers = call.settings.get("dimension_numbers")
+  spec = jax.lax.conv_dimension_numbers(
+    call.first.shape, call.second.shape, numbers
+  ).rhs_spec
+  return (spec[0],)
+
+
+def _einsum_outputs(equation: str) -> tuple[int, ...]:
+  inputs, kernel, output = split_equation(equation)
   plain = (
     "." not in kernel
     and all(len(set(part)) == len(part) for part in (inputs, kernel, output))
@@ -150,91 +239,15 @@ def _einsum_refusal(layer: nnx.Einsum) -> str | None:
     and set(inputs) - set(kernel) <= set(output)
   )
   if not plain:
-    return f"{layer.einsum_str!r} is no plain projection"
-  return None
+    raise RefusedError(f"{equation!r} is no plain projection")
+  return tuple(i for i, label in enumerate(kernel) if label in output)
 
 
-def _transposed_outputs(layer: nnx.ConvTranspose) -> tuple[int, ...]:
-  rank = len(layer.kernel.shape)
-  return (rank - 2,) if layer.transpose_kernel else (rank - 1,)
-
-
-def _transposed_refusal(layer: nnx.ConvTranspose) -> str | None:
-  return "its padding is circular" if layer.padding == "CIRCULAR" else None
-
-
-KINDS = (
-  Kind(
-    nnx.Conv,
-    "conv_general_dilated",
-    lambda layer: (len(layer.kernel.shape) - 1,),
-  ),
-  Kind(nnx.Linear, "dot_general", lambda layer: (1,)),
-  Kind(nnx.LinearGeneral, "dot_general", _general_outputs, _general_refusal),
-  Kind(nnx.Einsum, "einsum_op", _einsum_outputs, _einsum_refusal),
-  Kind(
-    nnx.ConvTranspose,
-    "conv_transpose",
-    _transposed_outputs,
-    _transposed_refusal,
-    scatters=True,
-  ),
-)
-NAMES = ", ".join(f"nnx.{kind.layer.__name__}" for kind in KINDS)
-# Of two activations: what stands for the kernel is not a variable.
-PRODUCT = Kind(attention.Product, "operands", lambda layer: ())
-
-
-def kind_of(module: Any) -> Kind | None:
-  """Give the kind of a layer that can be searched, None for another module."""
-  for kind in (*KINDS, PRODUCT):
-    if isinstance(module, kind.layer):
-      return None if kind.refusal(module) else kind
-  return None
-
-
-def refusal(module: Any) -> str | None:
-  """Say why a module with a kernel cannot be searched, None if it can.
-
-  A module without a kernel of its own (a container, a norm) gives None too.
-  """
-  for kind in KINDS:
-    if isinstance(module, kind.layer):
-      return kind.refusal(module)
-  if isinstance(module, nnx.Embed):
-    return "it looks rows up instead of multiplying by them"
-  shapes = {
-    name: value.shape
-    for name, value in vars(module).items()
-    if isinstance(value, nnx.Param) and len(value.shape) > 1
-  }
-  if not shapes:
-    return None
-  return f"its products with {shapes} are its own"
-
-
-def get_product(layer: Any, kind: Kind) -> Callable[..., Any]:
-  """Give a layer's product, of (inputs, kernel, *others)."""
-  if kind.layer is nnx.Einsum:
-    return EinsumProduct(layer.einsum_op)
-  if kind.layer is nnx.LinearGeneral and layer.dot_general is None:
-    return jax.lax.dot_general
-  return getattr(layer, kind.attribute)
-
-
-def set_product(layer: Any, kind: Kind, product: Callable[..., Any]) -> None:
-  """Let a layer call another product of (inputs, kernel, *others)."""
-  if kind.layer is nnx.Einsum:
-
-    def einsum(equation, inputs, kernel, **kwargs):
-      return product(inputs, kernel, equation, **kwargs)
-
-    layer.einsum_op = einsum
-  else:
-    setattr(layer, kind.attribute, product)
-
-
-Array = TypeVar("Array", jax.Array, np.ndarray)
+def split_equation(equation: str) -> tuple[str, str, str]:
+  """Give the labels of input, kernel and output, without an ellipsis."""
+  operands, _, output = equation.replace(" ", "").partition("->")
+  inputs, _, kernel = operands.partition(",")
+  return inputs.replace("...", ""), kernel, output.replace("...", "")
 
 
 def to_matrix(kernel: Array, outputs: tuple[int, ...]) -> Array:
@@ -252,24 +265,3 @@ def from_matrix(
   order = summed + outputs
   moved = matrix.reshape([shape[i] for i in order])
   return moved.transpose([order.index(i) for i in range(len(shape))])
-
-
-def count_macs(kind: Kind, layer: Any, call: Any) -> int:
-  """Count the multiply-accumulates of one call.
-
-  Args:
-    kind: of the layer.
-    layer: with its kernel.
-    call: `tracing.LayerCall`.
-
-  Returns:
-    Kernel elements times the places at which the kernel is applied: those of
-    the output, or of the input where the convolution is transposed (borders
-    that are cut off count).
-  """
-  if kind is PRODUCT:
-    return attention.count_macs(layer, call.inputs, call.kernel)
-  if kind.scatters:
-    return math.prod(call.inputs.shape[:-1]) * call.kernel.size
-  outputs = [call.kernel.shape[i] for i in kind.output_axes(layer)]
-  return call.output.size // math.prod(outputs) * call.kernel.size

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
+from asga_jax.quantization import statistics
+
 # Samples are padded to blocks of columns and of at most so many rows, so that
 # few programs are compiled.
 COLUMNS = 64
@@ -15,9 +17,7 @@ MOST_ROWS = 512
 
 @functools.partial(jax.jit, static_argnames="axis")
 def _best_step(sample, largest, lower, upper, axis):
-  # Down to 1/64 of the full range: two bits of a long-tailed tensor clip most
-  # of it.
-  shrink = jnp.exp2(-jnp.arange(64) * 6 / 63)
+  shrink = jnp.asarray(_SHRINK, largest.dtype)
   steps = jnp.multiply.outer(shrink, largest) / upper
 
   def error(step):
@@ -35,15 +35,20 @@ def _padded(values: np.ndarray) -> np.ndarray:
   return np.pad(values, ((0, -rows % block), (0, -columns % COLUMNS)))
 
 
+# How much narrower than the full range steps are tried: down to 1/64, since two
+# bits of a long-tailed tensor clip most of it.
+_SHRINK = np.exp2(-np.arange(64) * 6 / 63)
+
+
 def mse_step(
-  sample: jax.Array, lower: jax.Array, upper: jax.Array
+  sample: jax.Array | statistics.Statistics, lower: jax.Array, upper: jax.Array
 ) -> jax.Array:
   """Find the step of least squared error, among 64 from wide to narrow.
 
   Not to be traced.
 
   Args:
-    sample: values of the tensor, shape (n,) or (n, channels).
+    sample: the whole tensor, shape (n,) or (n, channels), or its statistics.
     lower: the lowest code, shape (candidates,).
     upper: the highest code, shape (candidates,).
 
@@ -52,10 +57,20 @@ def mse_step(
     alone are taken to range up to 1, so that what replaces them can be told
     apart.
   """
+  codes = list(zip(np.asarray(lower), np.asarray(upper), strict=True))
+  if isinstance(sample, statistics.Statistics):
+    steps = np.outer(1 / np.asarray(upper), _SHRINK) * (sample.largest or 1.0)
+    found = [
+      # A float candidate's step is not used, and its codes are too many.
+      each[0]
+      if high > 255
+      else each[np.argmin(sample.errors(each, int(low), int(high)))]
+      for each, (low, high) in zip(steps, codes, strict=True)
+    ]
+    return jnp.asarray(np.array(found, np.float32))
   values = np.asarray(sample, np.float32)
   largest = np.abs(values).max(axis=0)
   largest = np.where(largest > 0, largest, np.float32(1))
-  codes = list(zip(np.asarray(lower), np.asarray(upper), strict=True))
   if values.ndim == 1:
     matrix = _padded(
       np.pad(values, (0, -len(values) % COLUMNS)).reshape(-1, COLUMNS)

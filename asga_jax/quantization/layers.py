@@ -1,19 +1,21 @@
-"""Layers whose operands have a choice of bits.
+"""Products whose operands have a choice of bits.
 
-A quantized layer is a Flax layer, parameters and paths included; only the
-product that it calls is another one.
+A layer keeps its class, its methods, its variables and its paths; only what it
+calls to multiply is another one, which quantizes the two operands that it is
+handed, whatever made them.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from absl import logging
 from flax import nnx
 
-from asga_jax.network import attention
-from asga_jax.network import calls as tracing
 from asga_jax.network import kinds as layer_kinds
+from asga_jax.network import program
 from asga_jax.quantization import bit_choice, quantizers
 from asga_jax.xla import outline
 
@@ -58,184 +60,172 @@ def _hashable(value: Any) -> Any:
   return value
 
 
-class _Quantized:
-  """What all quantized layers share; the product is the float layer's."""
+class ShareBelowZero(program.Unsaved):
+  """The largest share of an unsigned input that was negative, shape ()."""
 
-  product: Callable[..., Any]
-  weight: bit_choice.BitChoice
-  activation: bit_choice.BitChoice
-  kernel: Any
+
+class QuantizedProduct(nnx.Module):
+  """What a layer multiplies by: its own product, of quantized operands."""
 
   def __init__(
     self,
-    layer: Any,
+    product: Callable[..., Any],
     *,
+    attribute: str,
+    outputs: tuple[int, ...],
+    stored: str | None,
     weight: bit_choice.BitChoice,
     activation: bit_choice.BitChoice,
+    watched: bool = False,
   ):
-    """Take over a layer: its variables, its settings and its product."""
-    kind = layer_kinds.kind_of(layer)
-    assert kind is not None
-    layer_kinds.take_over(self, layer, kind.attribute)  # type: ignore[arg-type]
-    self.product = layer_kinds.get_product(layer, kind)
-    self.outputs = kind.output_axes(layer)
+    """Take the place of a product.
+
+    Args:
+      product: what the layer called, of two float operands.
+      attribute: of the layer, in which it was; see `kinds.ATTRIBUTES`.
+      outputs: the axes of the kernel that are features; none for a product of
+        two activations.
+      stored: the layer's variable that is multiplied just as it is stored, or
+        in another type; None where it is changed on the way.
+      weight: the choice of bits of the kernel, or of the second activation.
+      activation: that of the input.
+      watched: whether to keep `below_zero`, of an input whose codes are
+        unsigned though nothing proves that it cannot be negative.
+    """
+    self.float_product = nnx.static(product)
+    self.attribute = attribute
+    self.outputs = outputs
+    self.stored = stored
     self.weight = weight
     self.activation = activation
+    self.below_zero = ShareBelowZero(jnp.zeros(())) if watched else None
 
-  def kernel_matrix(self) -> jax.Array:
-    """Give the kernel as [summed, channels]."""
-    return layer_kinds.to_matrix(self.kernel[...], self.outputs)
+  @property
+  def has_kernel(self) -> bool:
+    """Whether the second operand is a kernel, not an activation."""
+    return self.attribute != "operands"
 
-  def quantized_product(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Multiply the quantized input by the quantized kernel."""
-    choices = (self.activation, self.weight)
+  def __call__(self, *args: Any, **settings: Any) -> Any:
+    """Multiply the quantized operands, or give them for attention."""
+    call = layer_kinds.read_call(self.attribute, args, settings)
+    if self.below_zero is not None:
+      share = jnp.mean(call.first < 0, dtype=jnp.float32)
+      self.below_zero[...] = jnp.maximum(self.below_zero[...], share)
+    if not self.has_kernel:
+      return self.activation(call.first), self.weight(call.second)
     product = _mixed_product(
-      self.product,
-      (_hashable(args), _hashable(kwargs)),
+      self._in_order(),
+      (_hashable(call.args), _hashable(call.settings)),
       self.activation.quantizer,
       self.weight.quantizer,
       self.outputs,
     )
+    choices = (self.activation, self.weight)
     variables = [
       (operand, choice.parameter[...], choice.probabilities())
-      for operand, choice in zip((inputs, kernel), choices, strict=True)
+      for operand, choice in zip(
+        (call.first, call.second), choices, strict=True
+      )
     ]
     return product(variables, [choice.grid[...] for choice in choices])
 
-
-class QuantConv(_Quantized, nnx.Conv):
-  """A convolution with a choice of bits for its input and its kernel."""
-
-  def conv_general_dilated(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Convolve the quantized input with the quantized kernel."""
-    return self.quantized_product(inputs, kernel, *args, **kwargs)
-
-
-class QuantConvTranspose(_Quantized, layer_kinds.ConvTranspose):
-  """A transposed convolution with such a choice."""
-
-  def conv_transpose(self, inputs, kernel):
-    """Convolve the quantized input with the quantized kernel."""
-    return self.quantized_product(inputs, kernel)
+  def _in_order(self) -> Callable[..., Any]:
+    """Give the float product, its operands first."""
+    if self.attribute == "einsum_op":
+      return _einsum(self.float_product)
+    product: Callable[..., Any] = self.float_product
+    return product
 
 
-class QuantLinear(_Quantized, nnx.Linear):
-  """A linear layer with such a choice."""
+@functools.cache
+def _einsum(operation: Callable[..., Any]) -> Callable[..., Any]:
+  def product(first, second, equation, *others, **settings):
+    return operation(equation, first, second, *others, **settings)
 
-  def dot_general(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Multiply the quantized input by the quantized kernel."""
-    return self.quantized_product(inputs, kernel, *args, **kwargs)
-
-
-class QuantLinearGeneral(_Quantized, nnx.LinearGeneral):
-  """A linear layer over several axes with such a choice."""
-
-  def dot_general(self, inputs, kernel, *args: Any, **kwargs: Any):
-    """Multiply the quantized input by the quantized kernel."""
-    return self.quantized_product(inputs, kernel, *args, **kwargs)
+  return product
 
 
-class QuantEinsum(_Quantized, nnx.Einsum):
-  """An einsum that is a projection, with such a choice."""
+class KernelLayer(NamedTuple):
+  """A quantized layer that multiplies by a variable as it is stored."""
 
-  def einsum_op(self, equation, inputs, kernel, **kwargs: Any):
-    """Multiply the quantized input by the quantized kernel."""
-    return self.quantized_product(inputs, kernel, equation, **kwargs)
+  kernel: Any  # the variable
+  product: QuantizedProduct
 
-
-class QuantProduct(attention.Product):
-  """A product of two activations with a choice of bits for each."""
-
-  def __init__(
-    self,
-    product: attention.Product,
-    *,
-    weight: bit_choice.BitChoice,
-    activation: bit_choice.BitChoice,
-  ):
-    """Take over a product; `weight` is the choice of the second operand."""
-    super().__init__(product.free_axis)
-    self.product: Callable[..., Any] = product.operands
-    self.weight = weight
-    self.activation = activation
-
-  def operands(
-    self, first: jax.Array, second: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Quantize both operands."""
-    return self.activation(first), self.weight(second)
-
-
-KernelLayer = (
-  QuantConv
-  | QuantConvTranspose
-  | QuantLinear
-  | QuantLinearGeneral
-  | QuantEinsum
-)
-QuantLayer = KernelLayer | QuantProduct
-_QUANTIZED: dict[type[nnx.Module], Any] = {
-  nnx.Conv: QuantConv,
-  nnx.ConvTranspose: QuantConvTranspose,
-  nnx.Linear: QuantLinear,
-  nnx.LinearGeneral: QuantLinearGeneral,
-  nnx.Einsum: QuantEinsum,
-  attention.Product: QuantProduct,
-}
-
-
-def quantize_layer(
-  layer: nnx.Module,
-  weight: bit_choice.BitChoice,
-  activation: bit_choice.BitChoice,
-) -> QuantLayer:
-  """Make the quantized form of a layer, which shares its variables.
-
-  Args:
-    layer: of one of `layer_kinds.KINDS`.
-    weight: the choice of the kernel's bits.
-    activation: the choice of the input's bits.
-
-  Returns:
-    The quantized layer.
-
-  Raises:
-    TypeError: another kind of layer, or one with a `__call__` of its own.
-  """
-  if type(layer) is nnx.ConvTranspose:
-    layer = layer_kinds.ConvTranspose(layer)
-  kind = layer_kinds.kind_of(layer)
-  kinds = (*layer_kinds.KINDS, layer_kinds.PRODUCT)
-  known: list[Any] = [found.layer.__call__ for found in kinds]
-  known.append(layer_kinds.ConvTranspose.__call__)
-  if kind is None or type(layer).__call__ not in known:
-    raise TypeError(
-      f"cannot quantize a {type(layer).__name__}; expected one of "
-      f"{layer_kinds.NAMES}, or a subclass that is called in the same way."
-    )
-  return _QUANTIZED[kind.layer](layer, weight=weight, activation=activation)
-
-
-def make_float(layer: QuantLayer) -> None:
-  """Let a quantized layer call its float product again, in place."""
-  kind = layer_kinds.kind_of(layer)
-  assert kind is not None
-  layer_kinds.set_product(layer, kind, layer.product)
+  def kernel_matrix(self) -> jax.Array:
+    """Give the kernel as [summed, channels]."""
+    return layer_kinds.to_matrix(self.kernel[...], self.product.outputs)
 
 
 def kernel_layers(model: nnx.Module) -> dict[str, KernelLayer]:
-  """Find the quantized layers that have a kernel, by path, in tree order."""
-  return {
-    path: layer
-    for path, layer in quantized_layers(model).items()
-    if isinstance(layer, KernelLayer)
-  }
+  """Find the layers that multiply by what they store, by path, in tree order.
+
+  A variable that several layers share is given once.
+  """
+  found = {}
+  seen: set[int] = set()
+  for path, layer in _holders(model).items():
+    product = product_of(layer)
+    if product.stored is None:
+      continue
+    kernel = getattr(layer, product.stored)
+    if id(kernel) not in seen:
+      seen.add(id(kernel))
+      found[path] = KernelLayer(kernel, product)
+  return found
 
 
-def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:
-  """Find the quantized layers of a network by path, in tree order."""
+def product_of(layer: Any) -> QuantizedProduct:
+  """Give the product of a quantized layer."""
+  product: QuantizedProduct = getattr(layer, _attribute(layer))
+  return product
+
+
+def _attribute(layer: Any) -> str:
+  return next(
+    name
+    for name in layer_kinds.ATTRIBUTES
+    if isinstance(vars(layer).get(name), QuantizedProduct)
+  )
+
+
+def _holders(model: nnx.Module) -> dict[str, Any]:
   return {
-    tracing.path_name(path): module
+    program.path_name(path): module
     for path, module in nnx.iter_modules(model)
-    if isinstance(module, QuantLayer)
+    if any(
+      isinstance(vars(module).get(name), QuantizedProduct)
+      for name in layer_kinds.ATTRIBUTES
+    )
   }
+
+
+def quantized_layers(model: nnx.Module) -> dict[str, QuantizedProduct]:
+  """Find the quantized products of a network by layer, in tree order."""
+  return {path: product_of(layer) for path, layer in _holders(model).items()}
+
+
+def make_float(model: nnx.Module) -> None:
+  """Let every quantized layer call its float product again, in place."""
+  for layer in _holders(model).values():
+    attribute = _attribute(layer)
+    product = getattr(layer, attribute).float_product
+    if attribute == "operands":
+      delattr(layer, attribute)
+    else:
+      setattr(layer, attribute, nnx.static(product))
+
+
+def warn_below_zero(model: nnx.Module) -> None:
+  """Log which unsigned inputs have had values below zero, clipped there."""
+  for path, product in quantized_layers(model).items():
+    watched = product.below_zero
+    share = 0.0 if watched is None else float(watched[...])
+    if share > 0:
+      logging.warning(
+        "layer %r: up to %.3g %% of the values that it reads in a batch are"
+        " below zero and are clipped there: no value of the example was;"
+        " Rule(%r, signed=True), or an example that shows them, keeps them",
+        path,
+        100 * share,
+        path,
+      )

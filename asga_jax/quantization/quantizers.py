@@ -11,18 +11,21 @@ They differ in where the step comes from and in which gradient it receives.
 import abc
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from asga_jax.quantization import initial_steps
+from asga_jax.quantization.statistics import Statistics
 
 FLOAT_BITS = 32
 BITS = (*range(2, 9), FLOAT_BITS)
 # A step that training drives below this is used as this; its gradient still
-# passes, so that it can come back.
-SMALLEST_STEP = 1e-8
+# passes, so that it can come back. The smallest whose inverse is a float32 as
+# well: inputs have any unit.
+SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 
 
 def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -38,12 +41,13 @@ def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
   Raises:
     ValueError: no candidate, one given twice, or one out of range.
   """
-  candidates = tuple(bits) if isinstance(bits, Iterable) else (bits,)
+  single = not isinstance(bits, Iterable) or getattr(bits, "ndim", None) == 0
+  candidates: Any = (bits,) if single else tuple(bits)  # type: ignore[arg-type]
   accepted = "expected distinct bit-widths in 2..8, or 32 for float"
   if not candidates:
     raise ValueError(f"{name} is empty; {accepted}.")
   for bit in candidates:
-    if bit not in BITS:
+    if not isinstance(bit, int | float | np.generic) or bit not in BITS:
       raise ValueError(f"{name} has {bit!r}; {accepted}.")
   if len(set(candidates)) != len(candidates):
     raise ValueError(f"{name} is {candidates}, with duplicates; {accepted}.")
@@ -97,22 +101,25 @@ def fake_quantize(
   Returns:
     The quantized tensor, shape and dtype of x.
   """
-  held = jax.lax.stop_gradient(step)
-  # Above the smallest step this adds a zero, whose gradient is one.
-  step = jnp.maximum(held, SMALLEST_STEP) + (step - held)
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  code = x.astype(wide) * (1 / step.astype(wide)) - offset
+  given = jax.lax.stop_gradient(step).astype(wide)
+  held = jnp.maximum(given, SMALLEST_STEP)
+  # Above the smallest step this adds a zero, whose gradient is one.
+  step = held + (step.astype(wide) - given)
+  scaled = x.astype(wide) * (1 / held)
+  # By the step over itself, since the square of a small one is no float32.
+  code = scaled / (step / held) - offset
   inside = (code > lower) & (code < upper)
   if step_gradient == "clip":
-    step = jnp.where(inside, jax.lax.stop_gradient(step), step)
-    code = x.astype(wide) * (1 / step.astype(wide)) - offset
+    step = jnp.where(inside, held, step)
+    code = scaled / (step / held) - offset
   code = jnp.where(
     inside, code, jax.lax.stop_gradient(jnp.clip(code, lower, upper))
   )
   rounded = jax.lax.stop_gradient(jnp.round(code)) + (
     code - jax.lax.stop_gradient(code)
   )
-  return (step.astype(wide) * (rounded + offset)).astype(x.dtype)
+  return (step * (rounded + offset)).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +160,7 @@ class Quantizer(abc.ABC):
 
   @abc.abstractmethod
   def initial_parameter(
-    self, sample: jax.Array, bits: tuple[int, ...], signed: bool
+    self, sample: jax.Array | Statistics, bits: tuple[int, ...], signed: bool
   ) -> jax.Array:
     """Give the parameter to start from, given values of the tensor."""
 
@@ -213,7 +220,10 @@ class HWGQ(Quantizer):
 
   def initial_parameter(self, sample, bits, signed):
     """Give the optimal steps for a Gaussian, by the sample's second moment."""
-    second_moment = jnp.mean(sample.astype(jnp.float32) ** 2, axis=0)
+    if isinstance(sample, Statistics):
+      second_moment = jnp.float32(sample.second_moment)
+    else:
+      second_moment = jnp.mean(sample.astype(jnp.float32) ** 2, axis=0)
     # Half of the mass of a half-wave Gaussian lies at zero.
     scale = jnp.sqrt(second_moment * (1.0 if signed else 2.0))
     scale = jnp.where(scale > 0, scale, 1.0)
@@ -256,7 +266,7 @@ class DoReFa(Quantizer):
       return x
     squashed = jnp.tanh(x)
     largest = jnp.max(jnp.abs(squashed))
-    return squashed / jnp.maximum(largest, SMALLEST_STEP)
+    return squashed / jnp.where(largest > 0, largest, 1)
 
   def undo_transform(self, x):
     """Give weights that are squashed to this, where its largest is 1."""
@@ -266,7 +276,8 @@ class DoReFa(Quantizer):
   def initial_parameter(self, sample, bits, signed):
     """Give the end of the range, 1."""
     del signed
-    return jnp.ones((len(bits), *sample.shape[1:]))
+    channels = () if isinstance(sample, Statistics) else sample.shape[1:]
+    return jnp.ones((len(bits), *channels))
 
   def step(self, parameter, upper):
     """Give the step that spreads the levels over the unit range."""

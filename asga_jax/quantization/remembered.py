@@ -1,11 +1,58 @@
 """What a searchable network remembers of how it was made."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tabulate
 from flax import nnx
 
+from asga_jax.network import bridged, kinds, program
 from asga_jax.quantization import bit_choice, layers
+
+
+def find_refused(
+  model: nnx.Module, made: Any, float_layers: Sequence[Any]
+) -> dict[str, str]:
+  """List what is multiplied in float, and layers that are not called.
+
+  Args:
+    model: the float network.
+    made: what `surgery.make_searchable` made of it.
+    float_layers: path and MACs of what modules multiply by themselves.
+
+  Returns:
+    Path -> why it is not searched.
+  """
+  quantized = layers.quantized_layers(made)
+  modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
+  found = dict(made.refused_calls)
+  for path, module in modules.items():
+    if isinstance(module, nnx.bridge.ToNNX):
+      found.update(bridged.find_kernels(path.rpartition("/")[0], module))
+    elif isinstance(module, nnx.Embed):
+      found.setdefault(path, "Embed: it looks rows up instead of multiplying")
+    elif (reason := kinds.refusal(module)) is not None:
+      found.setdefault(path, f"{type(module).__name__}: {reason}")
+  for layer in float_layers:
+    counted = f"{layer.macs} MACs an input, counted at 32 x 32 bits"
+    own: Any = modules.get("" if layer.path[0] == "(" else layer.path)
+    if own is not None:
+      kind = type(own).__name__
+      why = (
+        f"{kind}: its own code multiplies ({counted}), not a product held in an"
+        " attribute such as dot_general"
+      )
+    else:
+      why = (
+        f"a product of two activations ({counted}); a rule with products=True"
+        " searches it"
+      )
+    found.setdefault(layer.path, why)
+  for path in program.find_callers(model):
+    if path not in quantized and path not in found:
+      found[path] = "it is not called"
+  return {path or "(the network itself)": why for path, why in found.items()}
 
 
 def not_searched(model: nnx.Module) -> dict[str, str]:
@@ -24,20 +71,22 @@ def not_searched(model: nnx.Module) -> dict[str, str]:
 
 
 def layer_stats(model: nnx.Module) -> tuple[Any, ...]:
-  """List what costs are counted on: what a `Cost` function is called with.
+  """List what costs are counted on.
 
   Args:
     model: from `searchable`.
 
   Returns:
     Path, MACs per image and number of weights of every layer of the deployed
-    network, in call order.
+    network, in call order: what a `Cost` function is called with. After them
+    what modules multiply by themselves, without weights, which counts at
+    32 x 32 bits.
 
   Raises:
     ValueError: another model.
   """
   network, _ = recall(model, "deployed_network")
-  layers_of: tuple[Any, ...] = network.layers
+  layers_of: tuple[Any, ...] = network.layers + network.float_layers
   return layers_of
 
 
@@ -66,6 +115,24 @@ def format_rules(model: nnx.Module) -> str:
     pairs = zip((layer.weight, layer.activation), ties, strict=True)
     rows.append((path, *(text(*pair) for pair in pairs), rule))
   return tabulate.tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def input_dtype(model: nnx.Module, rank: int) -> np.dtype:
+  """Give the type of a network's input.
+
+  Args:
+    model: any; of one from `searchable` the example is known.
+    rank: of one input.
+
+  Returns:
+    That of the example, if it is one array of this rank; else float32.
+  """
+  known = getattr(model, "example", None)
+  if isinstance(known, tuple):
+    leaves = known[0].leaves()
+    if len(leaves) == 1 and len(leaves[0].shape) == rank + 1:
+      return np.dtype(leaves[0].dtype)
+  return np.dtype(np.float32)
 
 
 def recall(model: nnx.Module, name: str) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from asga_jax.network import arguments
 from asga_jax.quantization import quantizers
 
 TIES = ("weights", "activations", "both")
@@ -25,6 +26,8 @@ class Rule:
   activation_bits: int | tuple[int, ...] | None = None
   # What the matching layers share: 'weights', 'activations', 'both' or None.
   tie: str | None = None
+  # Whether the input may be negative; None as the example shows it.
+  signed: bool | None = None
   # Match the pattern against the products of attention, '.../attention_fn/qk'
   # and '.../attention_fn/pv', instead of layers. Only products that such a
   # rule matches are quantized and counted; `weight_bits` are then those of the
@@ -43,6 +46,11 @@ class Rule:
       if value is not None:
         checked = quantizers.check_bits(value, f"{name} of rule {self.pattern}")
         object.__setattr__(self, name, checked)
+    if self.signed not in (None, True, False):
+      raise ValueError(
+        f"signed of rule {self.pattern} is {self.signed!r}; expected True,"
+        " False or None."
+      )
     if not isinstance(self.products, bool):
       raise ValueError(
         f"products of rule {self.pattern} is {self.products!r}; expected True "
@@ -66,6 +74,8 @@ class LayerRule:
   activation_tie: str | None = None
   # The number of the rule that decided, None for the defaults.
   rule: int | None = None
+  # Whether the input may be negative; None as the example shows it.
+  signed: bool | None = None
 
 
 def check_rules(rules: Sequence[Rule]) -> None:
@@ -76,8 +86,8 @@ def check_rules(rules: Sequence[Rule]) -> None:
   )
   if wrong:
     raise ValueError(
-      f"rules={rules!r}; expected a list of asga_jax.Rule, such as"
-      " [asga_jax.Rule('head', weight_bits=8)]."
+      f"rules={arguments.short(rules)}; expected a list of asga_jax.Rule, such"
+      " as [asga_jax.Rule('head', weight_bits=8)]."
     )
 
 
@@ -127,6 +137,7 @@ def resolve(
         tie if tied_weights else None,
         tie if tied_activations else None,
         index,
+        rule.signed,
       )
   for path in paths:
     if path not in decided:

@@ -1,15 +1,13 @@
 """From any network to a searchable one, and on to one fixed by a policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
+from absl import logging
 from flax import nnx
 
-from asga_jax.network import attention
-from asga_jax.network import calls as tracing
+from asga_jax.network import attention, examples, program
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import (
   bit_choice,
@@ -36,16 +34,19 @@ def make_searchable(
   activation_quantizer: str = "lsq",
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
+  batches: Iterable[Any] = (),
   method: str = "__call__",
 ) -> nnx.Module:
-  """Give every layer of a network that has a kernel a choice of bits.
+  """Give every layer of a network that multiplies by a kernel a choice of bits.
+
+  Layers that share their kernel share the choice of its bits and its steps.
 
   Args:
-    model: any Flax NNX module with layers of `layer_kinds.KINDS`; neither it
-      nor its variables are changed.
-    example_input: a batch of inputs; real ones give better initial ranges. Of
-      a `jax.ShapeDtypeStruct` no ranges come: these are set later, by
-      `calibration.calibrate` or from a checkpoint.
+    model: any Flax NNX module with layers that call their product by one of
+      `kinds.ATTRIBUTES`; neither it nor its variables are changed.
+    example_input: a batch of inputs, see `examples.as_example`; real ones give
+      better initial ranges. Of `jax.ShapeDtypeStruct` no ranges come: these are
+      set later, by `calibration.calibrate` or from a checkpoint.
     bits: the candidates of every searched tensor.
     rules: exceptions, see `rules.Rule`.
     end_bits: the bits of the first and the last layer called, not searched.
@@ -54,17 +55,19 @@ def make_searchable(
     per_channel: whether each output channel of a kernel has its own step.
     tie_shared_inputs: whether searched layers that read the same tensor share
       their activation bits, where no rule ties these.
+    batches: more inputs that ranges come from.
     method: the method that is called on inputs.
 
   Returns:
-    A copy with the same paths for all that the model had. Its attribute
-    `decided_by` is what `rules.describe` gives.
+    A copy with the same classes and paths for all that the model had. Its
+    attributes: `decided_by` is what `rules.describe` gives, `example` the
+    shapes of the example, `refused_calls` why layers that are called cannot be
+    searched.
 
   Raises:
     ValueError: bad bits or rules, an unknown quantizer, an example that the
       model cannot be run on, a model without layers, or one that is searchable
       already.
-    TypeError: a layer of a subclass with a `__call__` of its own.
   """
   rules_lib.check_rules(rules)
   quantizers.check_bits(bits, "bits")
@@ -75,13 +78,13 @@ def make_searchable(
   of_activations = quantizers.make_quantizer(
     activation_quantizer, weights=False, per_channel=False
   )
-  if layers.quantized_layers(model):
+  if isinstance(model, nnx.Module) and layers.quantized_layers(model):
     raise ValueError(
       f"model ({type(model).__name__}) has quantized layers already; expected "
       "the float network."
     )
-  samples = calibration.sample_inputs(model, example_input, method=method)
-  blank = isinstance(example_input, jax.ShapeDtypeStruct)
+  example = examples.as_example(example_input)
+  samples = calibration.gather(model, example, batches=batches, method=method)
   products = tuple(samples.seconds)
   paths = tuple(path for path in samples.inputs if path not in products)
   if not paths:
@@ -95,187 +98,161 @@ def make_searchable(
     bits=bits,
     end_bits=end_bits,
     products=products,
-    readers=samples.readers if tie_shared_inputs else None,
+    readers=samples.program.readers if tie_shared_inputs else None,
   )
-  temperature = bit_choice.Temperature(jnp.ones(()))
-  ties: dict[tuple[str, str], bit_choice.BitLogits] = {}
+  copy: Any = layer_kinds.with_products(model)
+  choices = _Choices(samples, decided, example.is_blank)
+  callers = program.find_callers(copy)
+  variables = {
+    id(variable): program.path_name(keys)
+    for keys, variable in nnx.iter_graph(copy)
+    if isinstance(variable, nnx.Variable)
+  }
+  for path in decided:
+    layer, attribute = callers[path]
+    outputs = samples.program.outputs[path]
+    sources = {k.known.source for k in samples.reading.kernels[path]}
+    stored = None
+    if outputs and len(sources) == 1:
+      stored = _attribute_holding(layer, sources.pop(), variables)
+    weight, activation = (
+      choices.weight(path, outputs, of_weights)
+      if outputs
+      else choices.second(path, of_activations),
+      choices.activation(path, of_activations),
+    )
+    made = layers.QuantizedProduct(
+      layer_kinds.get_product(layer, attribute),
+      attribute=attribute,
+      outputs=outputs,
+      stored=stored,
+      weight=weight,
+      activation=activation,
+      watched=choices.is_in_doubt(path),
+    )
+    setattr(layer, attribute, nnx.data(made))
+  attention.hide_products(copy)
+  # Without the bits, so that these stay data and never recompile.
+  copy.decided_by = nnx.static(rules_lib.describe(rules, decided))
+  copy.example = nnx.static((example.shapes(), method))
+  copy.refused_calls = nnx.static(tuple(samples.refused.items()))
+  return copy  # type: ignore[no-any-return]
 
-  def choice(kind, tie, candidates, sample, quantizer, signed):
+
+def _attribute_holding(
+  layer: Any, source: str | None, variables: Mapping[int, str]
+) -> str | None:
+  """Name the attribute of a layer that is the variable of a path."""
+  for name, value in vars(layer).items():
+    if isinstance(value, nnx.Variable) and variables[id(value)] == source:
+      return name
+  return None
+
+
+class _Choices:
+  """Makes the choices of a network's tensors, tied ones once."""
+
+  def __init__(
+    self,
+    samples: calibration.Samples,
+    decided: Mapping[str, rules_lib.LayerRule],
+    blank: bool,
+  ):
+    self._samples, self._decided, self._blank = samples, decided, blank
+    self._temperature = bit_choice.Temperature(jnp.ones(()))
+    self._ties: dict[tuple[str, str], bit_choice.BitLogits] = {}
+    self._kernels: dict[Any, tuple[str, bit_choice.BitChoice]] = {}
+
+  def weight(
+    self, path: str, outputs: tuple[int, ...], quantizer: quantizers.Quantizer
+  ) -> bit_choice.BitChoice:
+    """Make the choice of a kernel, or give that of a layer which shares it."""
+    rule = self._decided[path]
+    source = self._samples.reading.kernels[path][0].known.source
+    if source is not None and (source, outputs) in self._kernels:
+      first, choice = self._kernels[source, outputs]
+      told = f"{first!r} and {path!r} share the kernel {source!r}"
+      logging.info("%s: one choice of bits", told)
+      if choice.candidates() != rule.weight_bits:
+        logging.warning(
+          "%s, so its candidates are those of the first, %s; not %s",
+          told,
+          choice.candidates(),
+          rule.weight_bits,
+        )
+      return choice
+    matrix = layer_kinds.to_matrix(self._samples.kernel(path), outputs)
+    if self._blank:
+      matrix = matrix[:1]  # Shapes are all that is wanted now.
+    choice = self._make(
+      "weight",
+      rule.weight_tie,
+      rule.weight_bits,
+      calibration.weight_sample(matrix, quantizer),
+      quantizer,
+      True,
+    )
+    if source is not None:
+      self._kernels[source, outputs] = path, choice
+    return choice
+
+  def second(
+    self, path: str, quantizer: quantizers.Quantizer
+  ) -> bit_choice.BitChoice:
+    """Make the choice of the second operand of a product of activations."""
+    rule, sample = self._decided[path], self._samples.seconds[path]
+    return self._make(
+      "weight",
+      rule.weight_tie,
+      rule.weight_bits,
+      sample,
+      quantizer,
+      sample.signed,
+    )
+
+  def activation(
+    self, path: str, quantizer: quantizers.Quantizer
+  ) -> bit_choice.BitChoice:
+    """Make the choice of a layer's input."""
+    rule, sample = self._decided[path], self._samples.inputs[path]
+    return self._make(
+      "activation",
+      rule.activation_tie,
+      rule.activation_bits,
+      sample,
+      quantizer,
+      sample.signed if rule.signed is None else rule.signed,
+    )
+
+  def is_in_doubt(self, path: str) -> bool:
+    """Say whether an input is unsigned for no other reason than the example."""
+    reads = self._samples.reading.inputs[path]
+    return (
+      not self._blank
+      and self._decided[path].signed is None
+      and not self._samples.inputs[path].signed
+      and not self._samples.reading.is_nonnegative(path)
+      # State cannot be told from within all transformations.
+      and not any(each.nested for each in reads)
+    )
+
+  def _make(
+    self,
+    kind: str,
+    tie: str | None,
+    candidates: tuple[int, ...],
+    sample: Any,
+    quantizer: quantizers.Quantizer,
+    signed: bool,
+  ) -> bit_choice.BitChoice:
     made = bit_choice.BitChoice(
       candidates,
       sample,
       quantizer=quantizer,
       signed=signed,
-      temperature=temperature,
-      logits=ties.get((kind, tie)) if tie else None,
+      temperature=self._temperature,
+      logits=self._ties.get((kind, tie)) if tie else None,
     )
     if tie:
-      ties[kind, tie] = made.logits
+      self._ties[kind, tie] = made.logits
     return made
-
-  def replace(path, node):
-    name = tracing.path_name(path)
-    kind = layer_kinds.kind_of(node)
-    if name not in decided or kind is None:
-      return node
-    rule, sample = decided[name], samples.inputs[name]
-    if name in samples.seconds:
-      second = samples.seconds[name]
-      weight = (second.values, of_activations, bool(second.signed))
-    else:
-      # Of numpy: each shape would be a program to compile.
-      kernel: Any = np.asarray(node.kernel[...])
-      matrix = layer_kinds.to_matrix(kernel, kind.output_axes(node))
-      if blank:
-        matrix = matrix[:1]  # Shapes are all that is wanted now.
-      weight = (calibration.weight_sample(matrix, of_weights), of_weights, True)
-    return layers.quantize_layer(
-      node,
-      weight=choice("weight", rule.weight_tie, rule.weight_bits, *weight),
-      activation=choice(
-        "activation",
-        rule.activation_tie,
-        rule.activation_bits,
-        sample.values,
-        of_activations,
-        bool(sample.signed),
-      ),
-    )
-
-  copy = nnx.clone(model)
-  if any(path in decided for path in products):
-    attention.expose_products(copy)
-  made: Any = nnx.recursive_map(replace, copy)
-  # Without the bits, so that these stay data and never recompile.
-  made.decided_by = nnx.static(rules_lib.describe(rules, decided))
-  return made
-
-
-def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:
-  """Check that a policy names just the quantized layers of a network.
-
-  Raises:
-    ValueError: layers are missing or unknown; it names them.
-  """
-  found = layers.quantized_layers(model)
-  missing = [path for path in found if path not in bits]
-  unknown = [path for path in bits if path not in found]
-  if missing or unknown:
-    raise ValueError(
-      f"the policy does not fit {type(model).__name__}: it lacks layers "
-      f"{missing} and has unknown layers {unknown}."
-    )
-
-
-def chosen_indices(
-  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
-) -> list[tuple[bit_choice.BitChoice, int]]:
-  """Find a policy's bits among the candidates of every tensor.
-
-  Args:
-    model: a searchable network.
-    bits: weight bits and activation bits by layer path.
-
-  Returns:
-    The choices of the network, each with the index of its bits.
-
-  Raises:
-    ValueError: layers are missing or unknown, bits are no candidates, or tied
-      tensors are given different bits.
-  """
-  check_paths(model, bits)
-  found = []
-  tied: dict[int, tuple[str, int]] = {}
-  for path, layer in layers.quantized_layers(model).items():
-    for kind, choice, bit in zip(
-      ("weight", "activation"),
-      (layer.weight, layer.activation),
-      bits[path],
-      strict=True,
-    ):
-      candidates = choice.candidates()
-      if bit not in candidates:
-        raise ValueError(
-          f"layer {path!r} has no {kind} candidate of {bit} bits; its "
-          f"candidates are {candidates}."
-        )
-      other, shared = tied.setdefault(id(choice.logits), (path, bit))
-      if bit != shared:
-        raise ValueError(
-          f"layers {other!r} and {path!r} are tied and share their {kind} "
-          f"bits, but are given {shared} and {bit}; expected the same."
-        )
-      found.append((choice, candidates.index(bit)))
-  return found
-
-
-def fix_bits(
-  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
-) -> nnx.Module:
-  """Keep one candidate of every tensor.
-
-  Args:
-    model: a searchable network; it is not changed.
-    bits: weight bits and activation bits by layer path.
-
-  Returns:
-    A copy that is fixed at those bits, with the steps that were learned for
-    them. Two policies of one network give the same shapes.
-
-  Raises:
-    ValueError: see `chosen_indices`.
-  """
-  model = nnx.clone(model)
-  for choice, index in chosen_indices(model, bits):
-    choice.keep(index)
-  return model
-
-
-def select_bits(
-  model: nnx.Module, bits: Mapping[str, tuple[int, int]]
-) -> nnx.Module:
-  """Set the logits so that the mixture is exactly one policy.
-
-  The shapes stay those of the searchable network, so that a compiled
-  evaluation serves the mixture and every policy.
-
-  Args:
-    model: a searchable network; it is not changed.
-    bits: weight bits and activation bits by layer path.
-
-  Returns:
-    A copy whose probabilities are 0 and 1.
-
-  Raises:
-    ValueError: see `chosen_indices`.
-  """
-  model = nnx.clone(model)
-  for choice, index in chosen_indices(model, bits):
-    logits = choice.logits[...]
-    # Low enough that every other candidate underflows to zero.
-    choice.logits[...] = jnp.where(
-      jnp.arange(logits.size) == index, 0.0, -1e9
-    ).astype(logits.dtype)
-  return model
-
-
-def with_temperature(model: nnx.Module, temperature: jax.Array) -> nnx.Module:
-  """Set the softmax temperature of all choices; returns a copy."""
-  model = nnx.clone(model)
-  for layer in layers.quantized_layers(model).values():
-    for choice in (layer.weight, layer.activation):
-      choice.temperature[...] = temperature
-  return model
-
-
-def holding_probabilities(model: nnx.Module) -> nnx.Module:
-  """Make a copy whose logits are read as the probabilities themselves.
-
-  For a training step, which computes those of all tensors at once and takes
-  gradients in them.
-  """
-  model = nnx.clone(model)
-  for layer in layers.quantized_layers(model).values():
-    layer.weight.holds_probabilities = True
-    layer.activation.holds_probabilities = True
-  return model

@@ -1,5 +1,6 @@
 """The leaves of a checkpoint: their names, index, checksums and data."""
 
+import re
 import zlib
 from typing import Any
 
@@ -7,6 +8,12 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from asga_jax.network import kinds
+
+# Choices of bits are named by their layer, not by its product.
+_PRODUCT = re.compile(
+  rf"\['(?:{'|'.join(kinds.ATTRIBUTES)})'\](?=\['(?:weight|activation)'\])"
+)
 _HOST_TYPES = (np.ndarray, np.generic, bool, int, float)
 
 
@@ -19,7 +26,7 @@ def _is_key(leaf: Any) -> bool:
 def named_leaves(state: Any) -> dict[str, Any]:
   """List the leaves by name; raises TypeError for what is no array."""
   leaves = {
-    "state" + jax.tree_util.keystr(path): leaf
+    "state" + _PRODUCT.sub("", jax.tree_util.keystr(path)): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
   }
   for name, leaf in leaves.items():

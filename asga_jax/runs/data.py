@@ -10,7 +10,7 @@ from flax import nnx
 
 from asga_jax import data as data_lib
 from asga_jax import evaluate
-from asga_jax.quantization import calibration
+from asga_jax.quantization import batch_norm
 from asga_jax.runs import build, workdir
 from asga_jax.training import steps
 
@@ -76,7 +76,7 @@ def settle(model: nnx.Module, data: RunData) -> int:
     How many images were seen; 0 where no norm has statistics.
   """
   size: int = data.config.eval_batch_size
-  return size * calibration.reestimate_batch_norm(model, norm_inputs(data))
+  return size * batch_norm.reestimate_batch_norm(model, norm_inputs(data))
 
 
 def norm_inputs(data: RunData) -> Iterator[jax.Array]:

@@ -134,8 +134,7 @@ def _read_other(config: ml_collections.ConfigDict, path: str) -> nnx.Module:
 def _in_float(model: nnx.Module) -> nnx.Module:
   """Copy a quantized network with all its products in float."""
   copy: nnx.Module = nnx.clone(model)
-  for layer in layers.quantized_layers(copy).values():
-    layers.make_float(layer)
+  layers.make_float(copy)
   return copy
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from asga_jax import conversion, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.quantization import surgery
+from asga_jax.quantization import fixing
 from asga_jax.runs import build, checkpoints, workdir
 from asga_jax.runs import config as config_lib
 from asga_jax.training import state as state_lib
@@ -230,7 +230,7 @@ def at_policy(model: nnx.Module, policy: policy_lib.Policy) -> nnx.Module:
   Its batch norm has the statistics of the search's mixture of bits: whoever
   has the data re-estimates it, see `runs.data.settle`.
   """
-  fixed = surgery.fix_bits(
+  fixed = fixing.fix_bits(
     model,
     {
       path: (layer.weight_bits, layer.activation_bits)

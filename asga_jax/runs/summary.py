@@ -12,7 +12,7 @@ from asga_jax import data as data_lib
 from asga_jax import evaluate, finetune
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.quantization import calibration, surgery
+from asga_jax.quantization import batch_norm, fixing
 from asga_jax.report import curves, plots, policy_table
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
@@ -59,7 +59,7 @@ def summarise_search(
       batches=config.batch_norm_batches,
       seed=config.search.seed,
     )
-    calibration.reestimate_batch_norm(model, inputs)
+    batch_norm.reestimate_batch_norm(model, inputs)
     return evaluate.accuracy(
       model,
       splits.report,
@@ -75,10 +75,10 @@ def summarise_search(
   with waits.told("evaluating the mixture of all bits"):
     of_mixture = accuracy(finished.model)
   # Of the mixture's structure, so that both share one compilation.
-  at_policy = surgery.select_bits(finished.model, bits)
+  at_policy = fixing.select_bits(finished.model, bits)
   with waits.told("evaluating the policy"):
     of_policy = accuracy(at_policy)
-  load.save_weights(surgery.fix_bits(at_policy, bits), directory / read.WEIGHTS)
+  load.save_weights(fixing.fix_bits(at_policy, bits), directory / read.WEIGHTS)
   summary = {
     "mixture_accuracy": of_mixture,
     "policy_accuracy": of_policy,
@@ -175,7 +175,7 @@ def summarise_finetuning(
       batches=config.batch_norm_batches,
       seed=config.finetune.seed,
     )
-    calibration.reestimate_batch_norm(model, inputs)
+    batch_norm.reestimate_batch_norm(model, inputs)
     found = evaluate.evaluate(
       model,
       report,

@@ -41,7 +41,7 @@ def changed_codes(
   for path, layer in before.items():
     stride = max(1, sizes[path] // SAMPLED)
     codes = [
-      found.weight.codes(found.kernel_matrix()[::stride])
+      found.product.weight.codes(found.kernel_matrix()[::stride])
       for found in (layer, after[path])
     ]
     # What one element of the sample stands for, where its code has changed.

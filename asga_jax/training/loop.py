@@ -107,7 +107,8 @@ def run(
       the first step where they have a length.
   """
   first = done = int(state.step)
-  if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+  single = isinstance(batches, Mapping) or getattr(batches, "ndim", 1) == 0
+  if single or not isinstance(batches, Iterable):
     raise ValueError(
       f"batches is of type {type(batches).__name__}; expected a list or an "
       "iterator of batches."

@@ -59,6 +59,13 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
   def place(leaf):
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
       return leaf
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if array.dtype.kind not in "biufcV" or not array.ndim:
+      raise ValueError(
+        f"a batch holds a {type(leaf).__name__} of {array.dtype} and the shape"
+        f" {array.shape}; expected arrays of numbers, the examples along their"
+        " first axis."
+      )
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
   return jax.tree.map(place, batch)

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice, logit_layout, surgery
+from asga_jax.quantization import bit_choice, fixing, logit_layout
 from asga_jax.xla import lowering
 
 
@@ -79,6 +79,10 @@ class Trainable(NamedTuple):
 
 def take_apart(model: nnx.Module) -> Trainable:
   """Take a copy of a network apart, in training mode whatever its own."""
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f"model is a {type(model).__name__}; expected a Flax nnx.Module."
+    )
   model = nnx.clone(model)
   model.train()
   graphdef, params, rest = split_model(model)
@@ -86,7 +90,7 @@ def take_apart(model: nnx.Module) -> Trainable:
   return Trainable(
     graphdef=graphdef,
     step_graphdef=split_model(
-      lowering.with_fast_convolutions(surgery.holding_probabilities(model))
+      lowering.with_fast_convolutions(fixing.holding_probabilities(model))
     )[0],
     layout=layout,
     params=params._replace(logits=layout.stack(params.logits)),

@@ -36,7 +36,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   Raises:
     WeightsError: there is no such file, or it is of another kind or damaged.
   """
-  file = pathlib.Path(path).absolute()
+  file = pathlib.Path(files.check_path(path)).absolute()
   if not file.exists():
     raise WeightsError(
       f"the weights {os.fspath(path)} do not exist; expected a {SUFFIX} file "

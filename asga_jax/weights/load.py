@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax.network import calls as tracing
+from asga_jax.network import arguments, program
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import name_maps
 from asga_jax.weights import published as published_names
@@ -22,7 +22,7 @@ _TWICE = "names for the same variable"
 _EMPTY = "variables without a value"
 _UNFIT = "arrays that do not fit"
 # All but the keys and counts of random streams.
-_SAVED = nnx.Not(nnx.RngState)
+_SAVED = nnx.Not(nnx.Any(nnx.RngState, program.Unsaved))
 
 # The names in the file are the paths of the variables.
 _SAME = name_maps.NameMap((name_maps.NameRule("(.*)", r"\1"),))
@@ -66,6 +66,7 @@ def load_weights(
     NameMapError: the map cannot be used.
     ValueError: `skip` matches nothing.
   """
+  arguments.check_module(model)
   filled = fill(
     model,
     weight_files.read(path),
@@ -104,7 +105,7 @@ def fill(
   graphdef, *states = nnx.split(model, _SAVED, ...)
   state, streams = (nnx.as_pure(part) for part in states)
   variables = {
-    tracing.path_name(keys): (keys, like)
+    program.variable_name(keys): (keys, like)
     for keys, like in nnx.to_flat_state(state)
   }
   skipped = _match(skip, variables)
@@ -140,7 +141,7 @@ def variables_of(
   kinds = nnx.Any(*only) if only else _SAVED
   state = nnx.as_pure(nnx.state(model, kinds))
   return {
-    tracing.path_name(keys): leaf for keys, leaf in nnx.to_flat_state(state)
+    program.variable_name(keys): leaf for keys, leaf in nnx.to_flat_state(state)
   }
 
 
@@ -181,7 +182,7 @@ def save_orbax(model: nnx.Module, path: str | os.PathLike[str]) -> None:
   weight_files.write_orbax(
     path,
     {
-      tracing.path_name(keys): np.asarray(array)
+      program.variable_name(keys): np.asarray(array)
       for keys, array in nnx.to_flat_state(state)
     },
   )

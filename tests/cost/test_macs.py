@@ -6,7 +6,7 @@ from flax import nnx
 
 from asga_jax import models
 from asga_jax.cost import costs, macs
-from asga_jax.network import calls as tracing
+from asga_jax.network import program
 
 
 def _abstract(name, **settings):
@@ -137,7 +137,7 @@ def test_other_method_and_paths():
 
   stats = macs.network_stats(Two(), (7, 4), method="encode")
   assert stats.layers == (costs.LayerStats("tail/0", 7 * 4 * 5, 20),)
-  assert list(tracing.find_layers(Two())) == list(stats.paths)
+  assert list(program.find_callers(Two())) == list(stats.paths)
 
 
 def test_no_layers():

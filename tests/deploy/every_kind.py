@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 import asga_jax
-from asga_jax.quantization import layers, surgery
+from asga_jax.quantization import fixing, layers, surgery
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 IMAGES = jax.random.normal(jax.random.key(0), (3, 6, 6, 4))
@@ -125,6 +125,6 @@ def fix(model, weight_bits, activation_bits=8, **others):
     path: others.get(path, (weight_bits, activation_bits))
     for path in layers.quantized_layers(model)
   }
-  fixed = surgery.fix_bits(model, bits)
+  fixed = fixing.fix_bits(model, bits)
   fixed.eval()
   return fixed

@@ -8,6 +8,7 @@ from flax import nnx
 
 from asga_jax.deploy import integer
 from asga_jax.network import kinds as layer_kinds
+from asga_jax.network import program
 from asga_jax.quantization import (
   bit_choice,
   calibration,
@@ -23,20 +24,30 @@ def every_kind():
 
 def _fake_quantized(layer):
   """Quantize a kernel by the plain function, without the mixture."""
-  (bits,) = layer.weight.candidates()
-  quantizer = layer.weight.quantizer
+  product = layers.product_of(layer)
+  (bits,) = product.weight.candidates()
+  quantizer = product.weight.quantizer
   kernel = layer.kernel[...]
   if getattr(layer, "mask", None) is not None:
     kernel = kernel * layer.mask
   lower, upper = quantizers.levels(
     jnp.int32(bits), jnp.bool(True), quantizer.narrow
   )
-  matrix = layer_kinds.to_matrix(kernel, layer.outputs)
-  step = layer.weight.steps()[0]
+  matrix = layer_kinds.to_matrix(kernel, product.outputs)
+  step = product.weight.steps()[0]
   result = quantizers.fake_quantize(
     quantizer.transform(matrix), step, lower, upper, offset=quantizer.offset
   )
-  return layer_kinds.from_matrix(result, kernel.shape, layer.outputs)
+  return layer_kinds.from_matrix(result, kernel.shape, product.outputs)
+
+
+def _kernel_layers(model):
+  modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
+  return {
+    path: modules[path]
+    for path, product in layers.quantized_layers(model).items()
+    if product.has_kernel
+  }
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -46,9 +57,12 @@ def test_codes_times_steps_are_the_kernel(quantizer, per_channel):
   for bits in ALL_BITS:
     fixed = fix(model, bits)
     found = integer.integer_layers(fixed)
-    kernels = layers.kernel_layers(fixed)
+    kernels = _kernel_layers(fixed)
     assert {found[path].kind for path in kernels} == {
-      kind.layer.__name__ for kind in layer_kinds.KINDS
+      "Conv",
+      "ConvTranspose",
+      "Linear",
+      "Einsum",
     }
     for path, layer in kernels.items():
       made = found[path]
@@ -59,7 +73,9 @@ def test_codes_times_steps_are_the_kernel(quantizer, per_channel):
       assert lowest <= made.codes.min() < made.codes.max() < 2 ** (bits - 1)
       assert made.weight_step.dtype == np.float32
       assert made.weight_step.size == (
-        layer.kernel_matrix().shape[1] if per_channel else 1
+        layers.product_of(layer).weight.parameter[...].size
+        if per_channel
+        else 1
       )
       expected = np.asarray(_fake_quantized(layer))
       np.testing.assert_array_equal(made.dequantized(), expected)
@@ -70,27 +86,26 @@ def test_codes_times_steps_are_the_kernel(quantizer, per_channel):
       np.testing.assert_array_equal(made.integer_step * whole, expected)
 
 
-def test_a_layer_tells_its_grids_and_its_bias(every_kind):
+def test_a_layer_tells_its_grids(every_kind):
   fixed = fix(every_kind, 4, 5)
   found = integer.integer_layers(fixed)
   assert list(found) == list(layers.quantized_layers(fixed))
-  plain, head = found["plain"], found["head"]
+  plain = found["plain"]
   assert (plain.weight_bits, plain.activation.bits) == (4, 5)
   assert (plain.activation.lower, plain.activation.upper) == (-16, 15)
   assert plain.activation.signed
-  assert plain.activation.step == fixed.plain.activation.parameter[...][0]
-  assert plain.bias is None
+  choice = layers.product_of(fixed.plain).activation
+  assert plain.activation.step == choice.parameter[...][0]
   assert plain.is_integer
   # It reads a ReLU.
   grouped = found["grouped"].activation
   assert (grouped.lower, grouped.upper, grouped.signed) == (0, 31, False)
-  np.testing.assert_array_equal(head.bias, fixed.head.bias[...])
 
 
 def test_products_have_two_activations(every_kind):
   fixed = fix(every_kind, 4, 6)
   product = integer.integer_layers(fixed)["attention/attention_fn/pv"]
-  assert (product.kind, product.codes, product.bias) == ("Product", None, None)
+  assert (product.kind, product.codes) == ("Product", None)
   assert (product.activation.bits, product.second.bits) == (6, 4)
   # Probabilities have no sign, values do.
   assert (product.activation.lower, product.activation.upper) == (0, 63)
@@ -142,7 +157,6 @@ def test_the_bound_holds_and_is_reached():
     outputs=(1,),
     activation=integer.Grid(4, np.ones((), np.float32), 0, 15),
     second=None,
-    bias=None,
   )
   assert layer.largest_accumulator() == 15 * 7
   assert np.abs(np.full(3, 15) @ layer.codes).max() == 15 * 7
@@ -159,12 +173,13 @@ def test_an_activation_quantized_by_channels_is_named():
   fixed = fix(searchable("lsq", True, ALL_BITS, Kinds), 4)
   quantizer = quantizers.LSQ(per_channel=True)
   sample = calibration.weight_sample(IMAGES.reshape(-1, 4), quantizer)
-  fixed.conv.activation = bit_choice.BitChoice(
+  product = layers.product_of(fixed.conv)
+  product.activation = bit_choice.BitChoice(
     (4,),
     sample,
     quantizer=quantizer,
     signed=True,
-    temperature=fixed.conv.activation.temperature,
+    temperature=product.activation.temperature,
   )
   with pytest.raises(ValueError, match="'conv' quantizes an activation by"):
     integer.integer_layers(fixed)

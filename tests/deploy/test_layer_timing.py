@@ -20,8 +20,7 @@ from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table, macs
 from asga_jax.deploy import layer_timing, timing
 from asga_jax.deploy.onnx import layer as onnx_layer
-from asga_jax.network import calls as tracing
-from asga_jax.network import kinds as layer_kinds
+from asga_jax.network import examples, kinds, program, reading
 from asga_jax.runs import latency
 from asga_jax.training import progress
 
@@ -70,26 +69,41 @@ LAYERS = {
 
 
 def _first_call(layer, shape, batch=2):
+  """Give what a layer multiplies, as it is described and as it is."""
   inputs = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
-  _, (call,) = tracing.record_calls(layer, inputs)
-  return call
+  copy = kinds.with_products(layer)
+  calls = []
+
+  def wrap(path, attribute, product):
+    def watched(*args, **settings):
+      output = product(*args, **settings)
+      call = kinds.read_call(attribute, args, settings)
+      axes = kinds.output_axes(attribute, product, call)
+      calls.append((call.first, call.second, output, axes))
+      return output
+
+    return watched
+
+  program.watch(copy, wrap)
+  copy(inputs)
+  traced = program.trace(layer, examples.as_example(inputs))
+  return reading.read(traced).products[0], calls[0]
 
 
-def _to_onnx(product, layer, call):
+def _to_onnx(product, call):
   """Bring input, kernel and output of a call into ONNX's order of axes."""
+  inputs, kernel, output, axes = call
 
   def channels_first(array):
     return np.moveaxis(np.asarray(array), -1, 1)
 
   if product.is_convolution:
-    kernel = np.moveaxis(np.asarray(call.kernel), (-1, -2), (0, 1))
-    return channels_first(call.inputs), kernel, channels_first(call.output)
-  kind = layer_kinds.kind_of(layer)
-  matrix = layer_kinds.to_matrix(call.kernel, kind.output_axes(layer))
+    kernel = np.moveaxis(np.asarray(kernel), (-1, -2), (0, 1))
+    return channels_first(inputs), kernel, channels_first(output)
   return (
-    np.asarray(call.inputs).reshape(product.input_shape),
-    np.asarray(matrix),
-    np.asarray(call.output).reshape(product.output_shape),
+    np.asarray(inputs).reshape(product.input_shape),
+    np.asarray(kinds.to_matrix(kernel, axes)),
+    np.asarray(output).reshape(product.output_shape),
   )
 
 
@@ -109,9 +123,9 @@ def _constants(model):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_float_model_agrees_with_the_layer(name):
   layer, shape = LAYERS[name]
-  call = _first_call(layer, shape)
-  product = onnx_layer.product_of(layer, call)
-  inputs, kernel, outputs = _to_onnx(product, layer, call)
+  found, call = _first_call(layer, shape)
+  product = onnx_layer.product_of(found)
+  inputs, kernel, outputs = _to_onnx(product, call)
   assert product.input_shape == inputs.shape
   assert product.kernel_shape == kernel.shape
   assert product.output_shape == outputs.shape
@@ -137,7 +151,7 @@ def test_the_quantized_model_agrees_with_its_steps_and_codes(
   name, weight_bits, activation_bits, stored
 ):
   layer, shape = LAYERS[name]
-  product = onnx_layer.product_of(layer, _first_call(layer, shape))
+  product = onnx_layer.product_of(_first_call(layer, shape)[0])
   random = np.random.default_rng(3)
   kernel = random.standard_normal(product.kernel_shape, np.float32)
   model = onnx_layer.make_model(product, kernel, weight_bits, activation_bits)
@@ -187,7 +201,7 @@ def _names(program):
 @pytest.mark.parametrize("name", ["padded", "depthwise", "tokens"])
 def test_containers_up_to_eight_bits_are_one_integer_program(name):
   layer, shape = LAYERS[name]
-  product = onnx_layer.product_of(layer, _first_call(layer, shape))
+  product = onnx_layer.product_of(_first_call(layer, shape)[0])
   made = {
     pair: layer_timing.compile_product(product, *pair)
     for pair in itertools.product((2, 4, 8, 32), (8, 32))
@@ -201,8 +215,8 @@ def test_containers_up_to_eight_bits_are_one_integer_program(name):
     assert made[bits, 32].kernels == made[32, 32].kernels
   # Weights that are to stay float do, whatever onnxruntime would gain.
   assert integer not in _names(made[32, 8])
-  for program in made.values():
-    assert timing.median_ms([program.run], 1, warm_up=0)[0] > 0
+  for each in made.values():
+    assert timing.median_ms([each.run], 1, warm_up=0)[0] > 0
 
 
 class Small(nnx.Module):
@@ -294,10 +308,13 @@ def test_layers_that_cannot_be_built_are_named():
       return self.inner(x)
 
   for layer, named in (
-    (nnx.ConvTranspose(3, 4, (2, 2), rngs=RNGS), "'inner' is a transposed"),
+    (
+      nnx.ConvTranspose(3, 4, (2, 2), strides=2, rngs=RNGS),
+      "'inner' dilates its input",
+    ),
     (
       nnx.Conv(3, 4, (2, 2), padding=1, input_dilation=2, rngs=RNGS),
-      "'inner' has input_dilation = 2",
+      r"'inner' dilates its input by \(2, 2\)",
     ),
   ):
     with pytest.raises(ValueError, match=named):

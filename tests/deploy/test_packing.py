@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors_numpy
 
 import asga_jax
 from asga_jax import policy as policy_lib
-from asga_jax.deploy import integer, packing
+from asga_jax.deploy import integer, packed_bits, packing
 from asga_jax.models import resnet
 from asga_jax.quantization import layers, quantizers
 from asga_jax.weights import files as weight_files
@@ -35,10 +35,10 @@ def _codes(draw):
 @given(_codes())
 def test_round_trip(case):
   codes, bits = case
-  packed = packing.pack(codes, bits)
+  packed = packed_bits.pack(codes, bits)
   assert packed.dtype == np.uint8
   assert packed.size == -(-codes.size * bits // 8)
-  found = packing.unpack(packed, bits, codes.shape)
+  found = packed_bits.unpack(packed, bits, codes.shape)
   assert found.dtype == np.int8
   np.testing.assert_array_equal(found, codes)
 
@@ -51,21 +51,21 @@ def test_the_layout_is_one_whole_number(case):
     (int(code) % 2**bits) << (bits * i)
     for i, code in enumerate(codes.reshape(-1))
   )
-  packed = packing.pack(codes, bits)
+  packed = packed_bits.pack(codes, bits)
   assert int.from_bytes(packed.tobytes(), "little") == number
 
 
 def test_bad_codes_and_bytes():
   for bits in (1, 9, 32):
     with pytest.raises(ValueError, match=f"bits is {bits}"):
-      packing.pack(np.zeros(3, np.int8), bits)
+      packed_bits.pack(np.zeros(3, np.int8), bits)
     with pytest.raises(ValueError, match=f"bits is {bits}"):
-      packing.unpack(np.zeros(3, np.uint8), bits, (3,))
+      packed_bits.unpack(np.zeros(3, np.uint8), bits, (3,))
   with pytest.raises(ValueError, match=r"lie in 0..4; expected -4..3"):
-    packing.pack(np.arange(5), 3)
+    packed_bits.pack(np.arange(5), 3)
   for wrong in (np.zeros(1, np.uint8), np.zeros(2, np.int8)):
     with pytest.raises(ValueError, match=r"expected uint8 of shape \(2,\)"):
-      packing.unpack(wrong, 3, (5,))
+      packed_bits.unpack(wrong, 3, (5,))
 
 
 def _policy(model):
@@ -162,7 +162,7 @@ def test_the_file_holds_packed_weights_and_the_policy(fixed, file):
     if layer.weight_bits < 32 and layer.codes is not None:
       packed = arrays[f"{path}/kernel"]
       assert packed.dtype == np.uint8
-      found = packing.unpack(packed, layer.weight_bits, layer.codes.shape)
+      found = packed_bits.unpack(packed, layer.weight_bits, layer.codes.shape)
       np.testing.assert_array_equal(found, layer.codes)
   assert not [name for name in arrays if name.endswith("logits")]
 
@@ -271,13 +271,20 @@ def test_other_networks_and_policies(fixed, file, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_kernel_that_its_codes_do_not_determine(tmp_path):
+def test_a_kernel_that_its_codes_do_not_determine(tmp_path, caplog):
   fixed = fix(searchable("dorefa", True, ALL_BITS, Kinds), 4)
   # Steps over a part of the range that tanh fills: no code reaches its end.
-  fixed.conv.weight.parameter[...] = 0.4 * fixed.conv.weight.parameter[...]
-  with pytest.raises(packing.PackedError, match="layer 'conv' has no kernel"):
-    packing.save_packed(fixed, _policy(fixed), tmp_path / "net.safetensors")
-  assert not list(tmp_path.iterdir())
+  choice = layers.product_of(fixed.conv).weight
+  choice.parameter[...] = 0.4 * choice.parameter[...]
+  file = tmp_path / "net.safetensors"
+  with caplog.at_level("WARNING"):
+    packing.save_packed(fixed, _policy(fixed), file)
+  assert "'conv' does not multiply by its kernel as it is stored" in caplog.text
+  arrays = weight_files.read(file)
+  assert arrays["conv/kernel"].dtype == np.float32
+  assert arrays["linear/kernel"].dtype == np.uint8
+  loaded = packing.load_packed(fixed, file)
+  np.testing.assert_array_equal(loaded(IMAGES), fixed(IMAGES))
 
 
 def test_the_policy_is_compact(file):

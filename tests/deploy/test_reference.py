@@ -10,7 +10,7 @@ from every_kind import IMAGES, fix, searchable
 from flax import nnx
 
 from asga_jax.deploy import folding, integer, reference
-from asga_jax.network import calls as tracing
+from asga_jax.network import kinds, program
 from asga_jax.quantization import layers
 
 # Of the largest value: float32 sums of up to 54 products, in another order.
@@ -52,7 +52,7 @@ def doubled():
 
 
 def _module(model, path):
-  found = {tracing.path_name(p): m for p, m in nnx.iter_modules(model)}
+  found = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
   return found[path]
 
 
@@ -295,4 +295,5 @@ def test_sums_too_large_for_float32(fixed, monkeypatch, limit, used):
   limit = {"own": largest + 1, "less": largest}.get(limit, limit)
   monkeypatch.setitem(reference._LIMITS, "float32", limit)
   made = reference.integer_forward(fixed, arithmetic="float32")
-  assert _module(made, path).arithmetic == used
+  layer = _module(made, path)
+  assert getattr(layer, kinds.attribute_of(layer)).arithmetic == used

@@ -9,7 +9,7 @@ import pytest
 
 import asga_jax
 from asga_jax.deploy import stablehlo
-from asga_jax.quantization import layers, surgery
+from asga_jax.quantization import fixing, layers
 
 # `None` in sys.modules makes an import an error.
 SCRIPT = """
@@ -31,7 +31,7 @@ def fixed(tiny_searchable):
     path: (layer.weight.candidates()[0], layer.activation.candidates()[0])
     for path, layer in layers.quantized_layers(tiny_searchable).items()
   }
-  return surgery.fix_bits(tiny_searchable, bits)
+  return fixing.fix_bits(tiny_searchable, bits)
 
 
 def test_another_process_computes_the_same(fixed, tiny_batches, tmp_path):

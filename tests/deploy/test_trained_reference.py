@@ -10,7 +10,7 @@ from flax import nnx
 from asga_jax.data import embedded
 from asga_jax.deploy import folding, reference
 from asga_jax.models import resnet
-from asga_jax.quantization import calibration, layers, surgery
+from asga_jax.quantization import batch_norm, fixing, layers, surgery
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def trained():
     path: (8, 8) if path in ("stem", "head") else ((4, 6, 8)[i % 3], 8)
     for i, path in enumerate(paths)
   }
-  model = surgery.fix_bits(model, bits)
-  calibration.reestimate_batch_norm(model, [images[:256]])
+  model = fixing.fix_bits(model, bits)
+  batch_norm.reestimate_batch_norm(model, [images[:256]])
   model.eval()
   return model, images[800:], labels[800:]
 

@@ -9,7 +9,7 @@ from flax import nnx
 import asga_jax
 from asga_jax import models
 from asga_jax.cost import macs
-from asga_jax.network import attention
+from asga_jax.network import attention, examples
 from asga_jax.quantization import layers, rules
 
 QUERY = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
@@ -109,13 +109,22 @@ def test_macs_of_vision_transformers(model, expected):
   assert stats.paths[-1] == "head"
 
 
-def test_macs_with_other_key_length_and_heads():
-  product = attention.Attention()
-  scores = jnp.zeros((1, 4, 5, 7))
-  assert attention.count_macs(product.qk, QUERY[:1], KEY[:1]) == 4 * 5 * 7 * 8
-  assert attention.count_macs(product.pv, scores, VALUE[:1]) == 4 * 5 * 7 * 8
-  few = KEY[:1, :, :2]
-  assert attention.count_macs(product.qk, QUERY[:1], few) == 4 * 5 * 7 * 8
+@pytest.mark.parametrize("heads", [4, 2])
+def test_macs_with_other_key_length_and_heads(heads):
+  class Attending(nnx.Module):
+    def __init__(self):
+      self.linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+      self.attention_fn = nnx.dot_product_attention
+
+    def __call__(self, query, key, value):
+      return self.attention_fn(self.linear(query), key, value)
+
+  given = QUERY[:1], KEY[:1, :, :heads], VALUE[:1, :, :heads]
+  stats = macs.network_stats(
+    Attending(), examples.as_example(given), products=PRODUCTS
+  )
+  # 5 queries and 7 keys of 4 heads with 8 features.
+  assert [x.macs for x in stats.layers[1:]] == [4 * 5 * 7 * 8] * 2
 
 
 def test_products_are_left_alone_unless_a_rule_asks(net):
@@ -163,9 +172,9 @@ def test_quantized_products_by_hand():
       rules.Rule(".*", 4, 3, products=True),
     ],
   )
-  fn = model.attention_fn
+  found = layers.quantized_layers(model)
   steps = {
-    (name, kind): float(getattr(getattr(fn, name), kind).steps()[0])
+    (name, kind): float(getattr(found[f"attention_fn/{name}"], kind).steps()[0])
     for name in ("qk", "pv")
     for kind in ("weight", "activation")
   }
@@ -210,7 +219,7 @@ def test_network_with_products_is_searched_and_fixed(net):
   fixed = asga_jax.with_policy(result.model, policy)
   path = "flax/attention_fn/pv"
   assert policy.layers[path].weights == 0
-  assert fixed.flax.attention_fn.pv.weight.candidates() == (
+  assert layers.product_of(fixed.flax.attention_fn.pv).weight.candidates() == (
     policy.layers[path].weight_bits,
   )
   # Logits of the products were trained, by both passes.
@@ -232,7 +241,8 @@ def test_calibration_restarts_products(net):
   model = asga_jax.searchable(net, X, rules=[rules.Rule(".*", products=True)])
   again = calibration.calibrate(model, 10 * X)
   first, second = (
-    m.hand.attention_fn.qk.weight.parameter[...] for m in (model, again)
+    layers.product_of(m.hand.attention_fn.qk).weight.parameter[...]
+    for m in (model, again)
   )
   assert (np.asarray(second) > 2 * np.asarray(first)).all()
 

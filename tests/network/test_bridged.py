@@ -7,7 +7,7 @@ import pytest
 from flax import linen, nnx
 
 import asga_jax
-from asga_jax.network import bridged
+from asga_jax.network import bridged, examples
 from asga_jax.quantization import layers
 
 
@@ -52,7 +52,7 @@ def network(images):
 
 
 def test_it_computes_what_linen_computes(network, images):
-  opened = bridged.with_layers(network, images)
+  opened = bridged.with_layers(network, examples.as_example(images))
   opened.eval()
   np.testing.assert_array_equal(opened(images), network(images))
   # In training mode, with the statistics that Linen would leave.
@@ -95,10 +95,11 @@ def test_a_bridged_network_is_searched_like_any_other(
   )
   model = asga_jax.searchable(network, images, bits=(2, 4, 8))
   assert list(layers.quantized_layers(model)) == LAYERS
-  assert asga_jax.not_searched(model) == {
-    "mix": "a parameter of shape (5, 5) that runs in Linen"
-  }
-  assert [stats.path for stats in asga_jax.layer_stats(model)] == LAYERS
+  refused = asga_jax.not_searched(model)
+  assert refused["mix"] == "a parameter of shape (5, 5) that runs in Linen"
+  assert "its own code multiplies (25 MACs" in refused["linen_rest"]
+  paths = [stats.path for stats in asga_jax.layer_stats(model)]
+  assert paths == [*LAYERS, "linen_rest"]
   result = asga_jax.search_policy(
     model,
     tiny_batches[:4],

@@ -10,9 +10,8 @@ from flax import nnx
 
 import asga_jax
 from asga_jax.cost import macs
-from asga_jax.network import calls as tracing
 from asga_jax.network import kinds as layer_kinds
-from asga_jax.quantization import layers, surgery
+from asga_jax.quantization import fixing, layers, surgery
 
 EVERYWHERE = [asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=(3, 8))]
 
@@ -145,19 +144,19 @@ def test_a_layer_multiplies_what_was_quantized_by_hand(name):
   make, shape, product, outputs = CASES[name]
   x = _x(*shape)
   net = _one(make(nnx.Rngs(0)))
-  model = surgery.fix_bits(
+  model = fixing.fix_bits(
     surgery.make_searchable(net, x, rules=EVERYWHERE), {"layer": (2, 8)}
   )
-  layer = model.layer
+  chosen = layers.product_of(model.layer)
   kernel = np.asarray(net.layer.kernel[...])
-  steps = np.asarray(layer.weight.parameter[...])[0]
+  steps = np.asarray(chosen.weight.parameter[...])[0]
   channels = [kernel.shape[axis] for axis in outputs]
   assert steps.shape == (np.prod(channels),)
   shaped = np.ones(kernel.ndim, int)
   shaped[list(outputs)] = channels
   # Two bits, narrow: -1, 0, 1; each output feature its own step.
   w = _by_hand(kernel, steps.reshape(shaped), -1, 1)
-  q = _by_hand(x, np.asarray(layer.activation.parameter[...])[0], -128, 127)
+  q = _by_hand(x, np.asarray(chosen.activation.parameter[...])[0], -128, 127)
   bias = 0 if net.layer.bias is None else net.layer.bias[...]
   want = product(q.astype(jnp.float32), w.astype(jnp.float32)) + bias
   np.testing.assert_allclose(model(x), want, atol=2e-5)
@@ -206,27 +205,57 @@ def test_kernels_fold_into_matrices_and_back():
     np.testing.assert_array_equal(back, kernel)
 
 
+INPUT = (2, 3, 4)
+
+
 @pytest.mark.parametrize(
-  ("layer", "reason"),
+  ("layer", "given", "reason", "macs_of"),
   [
     (
-      nnx.LinearGeneral(3, 4, batch_axis={0: 2}, rngs=nnx.Rngs(0)),
+      nnx.LinearGeneral(4, 5, batch_axis={0: 1}, rngs=nnx.Rngs(0)),
+      lambda x: x[:1],
       r"batch axes \(0,\)",
+      3 * 4 * 5,
     ),
-    (nnx.Einsum("bi,bij->bj", (2, 3, 4), rngs=nnx.Rngs(0)), "no plain proj"),
-    (nnx.Einsum("bii,ij->bj", (3, 4), rngs=nnx.Rngs(0)), "no plain proj"),
     (
-      nnx.ConvTranspose(2, 2, (3,), padding="CIRCULAR", rngs=nnx.Rngs(0)),
-      "circular",
+      nnx.Einsum("bti,tij->btj", (3, 4, 5), rngs=nnx.Rngs(0)),
+      lambda x: x,
+      "no plain proj",
+      3 * 4 * 5,
     ),
-    (nnx.Embed(3, 4, rngs=nnx.Rngs(0)), "looks rows up"),
+    (
+      nnx.ConvTranspose(4, 2, (3,), padding="CIRCULAR", rngs=nnx.Rngs(0)),
+      lambda x: x,
+      "circular",
+      (3 + 2) * 3 * 4 * 2,
+    ),
+    (
+      nnx.Embed(7, 4, rngs=nnx.Rngs(0)),
+      lambda x: (x > 0).astype(jnp.int32),
+      "looks rows up",
+      0,
+    ),
   ],
+  ids=["batch axes", "einsum", "circular", "embed"],
 )
-def test_what_cannot_be_searched_says_why(layer, reason):
-  assert layer_kinds.kind_of(layer) is None
-  found = tracing.find_refused(_one(layer))
+def test_what_cannot_be_searched_says_why(layer, given, reason, macs_of):
+
+  class Net(nnx.Module):
+    def __init__(self):
+      self.first = nnx.Linear(INPUT[-1], INPUT[-1], rngs=nnx.Rngs(0))
+      self.layer = layer
+
+    def __call__(self, x):
+      return self.layer(given(self.first(x)))
+
+  model = asga_jax.searchable(Net(), _x(*INPUT))
+  found = asga_jax.not_searched(model)
   assert list(found) == ["layer"]
   assert re.search(reason, found["layer"])
+  # Their own products count in float.
+  stats = {layer.path: layer.macs for layer in asga_jax.layer_stats(model)}
+  assert ("layer" in stats) == (macs_of > 0)
+  assert stats.get("layer", 0) == macs_of
 
 
 def test_attention_is_searched_through_its_projections():

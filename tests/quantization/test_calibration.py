@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asga_jax.quantization import calibration, layers, quantizers, surgery
+from asga_jax.network import examples
+from asga_jax.quantization import (
+  batch_norm,
+  calibration,
+  fixing,
+  layers,
+  quantizers,
+  surgery,
+)
 
 
 def _init(key, shape, dtype):
@@ -51,32 +59,56 @@ def _leaves(model):
   ]
 
 
-def test_samples():
+_product = layers.product_of
+
+
+def _gather(model, x, **settings):
+  return calibration.gather(model, examples.as_example(x), **settings).inputs
+
+
+def test_statistics_of_what_layers_read():
   model, x = _net(), _x()
-  samples = calibration.sample_inputs(model, x).inputs
-  assert list(samples) == ["conv", "middle", "head"]
-  assert [bool(s.signed) for s in samples.values()] == [True, False, True]
-  for sample in samples.values():
-    assert sample.values.shape == (calibration.SAMPLE_SIZE,)
-  assert set(np.asarray(samples["conv"].values)) <= set(np.asarray(x).ravel())
-  np.testing.assert_allclose(samples["conv"].values.std(), x.std(), rtol=0.05)
+  found = _gather(model, x)
+  assert list(found) == ["conv", "middle", "head"]
+  assert [s.signed for s in found.values()] == [True, False, True]
+  values = np.asarray(x, np.float64)
+  assert found["conv"].size == x.size
+  assert found["conv"].lowest == np.asarray(x).min()
+  assert found["conv"].highest == np.asarray(x).max()
+  # A bin is a 2^-16 of the range, or twice that.
+  np.testing.assert_allclose(
+    found["conv"].second_moment, np.mean(values**2), rtol=1e-3
+  )
 
 
-def test_samples_of_a_quantized_network_are_those_of_the_float_one():
+def test_all_batches_are_pooled():
+  model = _net()
+  batches = [_x(0), 100 * _x(1), 0.01 * _x(2)]
+  found = _gather(model, batches[0], batches=batches[1:])["conv"]
+  every = np.concatenate([np.asarray(x).ravel() for x in batches])
+  assert (found.size, found.highest) == (every.size, every.max())
+  steps = np.abs(every).max() / 127 * np.linspace(0.05, 1, 20)
+  errors = [_error(every.astype(np.float64), s, -128, 127) for s in steps]
+  np.testing.assert_allclose(
+    found.errors(steps, -128, 127) / every.size, errors, rtol=1e-2
+  )
+
+
+def test_statistics_of_a_quantized_network_are_those_of_the_float_one():
   model, x = _net(), _x()
   quantized = surgery.make_searchable(model, x, bits=(2,), end_bits=2)
-  expected = calibration.sample_inputs(model, x).inputs
-  for path, sample in calibration.sample_inputs(quantized, x).inputs.items():
-    np.testing.assert_allclose(
-      sample.values, expected[path].values, rtol=1e-5, atol=1e-6
-    )
+  expected = _gather(model, x)
+  for path, found in _gather(quantized, x).items():
+    want = expected[path]
+    np.testing.assert_allclose(found.lowest, want.lowest, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.second_moment, want.second_moment, 1e-4)
 
 
 def test_one_negative_value_is_enough_for_a_sign():
   x = jnp.abs(_x())
-  assert not calibration.sample_inputs(_net(), x).inputs["conv"].signed
+  assert not _gather(_net(), x)["conv"].signed
   x = x.at[7, 3, 2, 1].set(-1e-3)
-  assert calibration.sample_inputs(_net(), x).inputs["conv"].signed
+  assert _gather(_net(), x)["conv"].signed
 
 
 def _error(values, step, lower, upper):
@@ -92,8 +124,9 @@ def test_steps_start_near_the_optimum():
   kernel = np.asarray(model.conv.kernel[...]).reshape(-1, 8)
   for index, bit in enumerate(bits):
     half = 2 ** (bit - 1)
-    cases = [(inputs, found.conv.activation.parameter[...][index], -half)]
-    steps = found.conv.weight.parameter[...][index]
+    product = _product(found.conv)
+    cases = [(inputs, product.activation.parameter[...][index], -half)]
+    steps = product.weight.parameter[...][index]
     cases += [
       (kernel[:, channel], steps[channel], 1 - half) for channel in range(8)
     ]
@@ -110,7 +143,7 @@ def test_calibrate():
   model, x = _net(), _x()
   # Calibrated on inputs of another scale and without a sign.
   before = surgery.make_searchable(model, jnp.abs(x) / 100)
-  assert before.conv.activation.grids().lower.max() == 0
+  assert _product(before.conv).activation.grids().lower.max() == 0
   leaves = _leaves(before)
   after = calibration.calibrate(before, x)
   expected = surgery.make_searchable(model, x)
@@ -139,18 +172,18 @@ def test_a_network_made_of_shapes_is_calibrated_later(quantizer):
 
 def test_calibrate_takes_the_weights_as_they_are_now():
   model = surgery.make_searchable(_net(), _x())
-  step = np.asarray(model.middle.weight.parameter[...])
+  step = np.asarray(_product(model.middle).weight.parameter[...])
   model.middle.kernel[...] *= 10
   again = calibration.calibrate(model, _x())
   np.testing.assert_allclose(
-    again.middle.weight.parameter[...], 10 * step, rtol=1e-4
+    _product(again.middle).weight.parameter[...], 10 * step, rtol=1e-4
   )
 
 
 def test_calibrate_a_fixed_network():
   model = surgery.make_searchable(_net(), _x())
   bits = {path: (8, 8) for path in layers.quantized_layers(model)}
-  fixed = surgery.fix_bits(model, bits)
+  fixed = fixing.fix_bits(model, bits)
   again = calibration.calibrate(fixed, _x())
   for new, old in zip(_leaves(again), _leaves(fixed), strict=True):
     np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
@@ -165,7 +198,7 @@ def test_batch_norm_statistics_are_those_of_all_batches_together():
   batches[1] += 3.0  # The means of the batches differ.
   outputs = [np.asarray(model.conv(x)).reshape(-1, 8) for x in batches]
   every = np.concatenate(outputs).astype(np.float64)
-  assert calibration.reestimate_batch_norm(model, iter(batches)) == 3
+  assert batch_norm.reestimate_batch_norm(model, iter(batches)) == 3
   np.testing.assert_allclose(
     model.norm.mean[...], every.mean(axis=0), rtol=1e-4, atol=1e-5
   )
@@ -190,7 +223,7 @@ class _Stacked(nnx.Module):
 def test_batch_norm_is_reestimated_without_dropout():
   model = _Stacked()
   x = 5 + _x()
-  calibration.reestimate_batch_norm(model, [x])
+  batch_norm.reestimate_batch_norm(model, [x])
   np.testing.assert_allclose(
     model.norm.var[...], np.var(x, axis=(0, 1, 2)), rtol=1e-3
   )
@@ -199,8 +232,8 @@ def test_batch_norm_is_reestimated_without_dropout():
 def test_batch_norm_without_batches_or_without_norms():
   model = _net()
   before = _leaves(model)
-  assert calibration.reestimate_batch_norm(model, []) == 0
+  assert batch_norm.reestimate_batch_norm(model, []) == 0
   for new, old in zip(_leaves(model), before, strict=True):
     np.testing.assert_array_equal(new, old)
   linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-  assert calibration.reestimate_batch_norm(linear, [_x()]) == 0
+  assert batch_norm.reestimate_batch_norm(linear, [_x()]) == 0

@@ -9,7 +9,13 @@ from flax import nnx
 from sklearn import datasets
 
 from asga_jax import models
-from asga_jax.quantization import bit_choice, calibration, layers, surgery
+from asga_jax.quantization import (
+  batch_norm,
+  bit_choice,
+  fixing,
+  layers,
+  surgery,
+)
 from asga_jax.quantization import rules as rules_lib
 
 
@@ -128,7 +134,7 @@ def test_the_model_is_not_changed():
   found.norm.mean[...] += 1
   assert _bytes(nnx.state(model)) == state
   before = _bytes(nnx.state(found))
-  for change in (surgery.fix_bits, surgery.select_bits):
+  for change in (fixing.fix_bits, fixing.select_bits):
     change(
       found, {**_policy(found, (4, 4)), "z_stem": (8, 8), "a_head": (8, 8)}
     )
@@ -191,9 +197,9 @@ def test_rules_change_candidates():
 def test_a_shared_layer_stays_shared():
   model = surgery.make_searchable(_net(), X, bits=(4,), end_bits=4)
   assert model.again is model.shared
-  assert isinstance(model.shared, layers.QuantLinear)
-  assert surgery.fix_bits(model, _policy(model, (4, 4))).again is not None
-  fixed = surgery.fix_bits(model, _policy(model, (4, 4)))
+  assert isinstance(model.shared.dot_general, layers.QuantizedProduct)
+  assert fixing.fix_bits(model, _policy(model, (4, 4))).again is not None
+  fixed = fixing.fix_bits(model, _policy(model, (4, 4)))
   assert fixed.again is fixed.shared
 
 
@@ -217,8 +223,9 @@ def test_agrees_with_quantizing_by_hand():
   found = surgery.make_searchable(model, X, bits=(3,), end_bits=5)
 
   def operands(layer, x, signed):
-    return _by_hand(np.asarray(x), layer.activation, signed, False), _by_hand(
-      np.asarray(layer.kernel[...]), layer.weight, True, True
+    product = layers.product_of(layer)
+    return _by_hand(np.asarray(x), product.activation, signed, False), _by_hand(
+      np.asarray(layer.kernel[...]), product.weight, True, True
     )
 
   def conv(layer, x, signed, strides, groups):
@@ -245,7 +252,7 @@ def test_agrees_with_quantizing_by_hand():
 def test_ties_share_one_variable():
   rule = rules_lib.Rule("blocks/0|shared|again", tie="weights")
   found = surgery.make_searchable(_net(), X, bits=(2, 4), rules=[rule])
-  first, second = found.blocks[0], found.shared
+  first, second = map(layers.product_of, (found.blocks[0], found.shared))
   assert first.weight.logits is second.weight.logits
   assert first.activation.logits is not second.activation.logits
   assert first.weight.parameter is not second.weight.parameter
@@ -256,9 +263,9 @@ def test_ties_share_one_variable():
   assert len(jax.tree.leaves(temperatures)) == 1
   policy = {"z_stem": (8, 8), "a_head": (8, 8)}
   policy |= {_path(found, first): (2, 4), _path(found, second): (2, 2)}
-  surgery.fix_bits(found, policy)
+  fixing.fix_bits(found, policy)
   policy[_path(found, second)] = (4, 2)
-  for change in (surgery.fix_bits, surgery.select_bits):
+  for change in (fixing.fix_bits, fixing.select_bits):
     with pytest.raises(ValueError, match=r"tied.*weight bits.*2 and 4|4 and 2"):
       change(found, policy)
 
@@ -291,9 +298,9 @@ def test_fixed_and_selected_agree():
   for first, second, end in [(2, 32, 4), (32, 5, 8)]:
     policy = {"z_stem": (end, 12 - end), "a_head": (8, 4)}
     policy |= dict.fromkeys(middle, (first, second))
-    fixed = surgery.fix_bits(found, policy)
+    fixed = fixing.fix_bits(found, policy)
     assert _likeliest(fixed) == policy
-    selected = surgery.select_bits(found, policy)
+    selected = fixing.select_bits(found, policy)
     assert _likeliest(selected) == policy
     np.testing.assert_allclose(
       forward(fixed, X), forward(selected, X), rtol=1e-5, atol=1e-6
@@ -315,19 +322,20 @@ def test_bits_temperature_and_policy_do_not_recompile():
 
   ends = {"z_stem": (8, 8), "a_head": (8, 8)}
   outputs = [evaluate(found)]
-  found.blocks[0].weight.temperature[...] = jnp.float32(0.1)
-  found.shared.weight.logits[...] = jnp.asarray([1.0, 0.0, 0.0])
+  layers.product_of(found.blocks[0]).weight.temperature[...] = jnp.float32(0.1)
+  shared = layers.product_of(found.shared)
+  shared.weight.logits[...] = jnp.asarray([1.0, 0.0, 0.0])
   outputs.append(evaluate(found))
   for bits in [(2, 8), (8, 4)]:
     policy = {**_policy(found, bits), **ends}
-    outputs.append(evaluate(surgery.select_bits(found, policy)))
+    outputs.append(evaluate(fixing.select_bits(found, policy)))
   # Of other candidates, in the same number.
   outputs.append(evaluate(surgery.make_searchable(_net(), X, bits=(3, 5, 6))))
   assert len(traces) == 1
   fixed = []
   for bits in [(2, 8), (8, 4)]:
     policy = {**_policy(found, bits), **ends}
-    fixed.append(evaluate(surgery.fix_bits(found, policy)))
+    fixed.append(evaluate(fixing.fix_bits(found, policy)))
   assert len(traces) == 2
   np.testing.assert_allclose(fixed, outputs[2:4], rtol=1e-5, atol=1e-6)
   assert len({output.tobytes() for output in outputs}) == len(outputs)
@@ -365,7 +373,7 @@ def test_a_model_that_is_searchable_already():
     surgery.make_searchable(found, X)
 
 
-@pytest.mark.parametrize("change", [surgery.fix_bits, surgery.select_bits])
+@pytest.mark.parametrize("change", [fixing.fix_bits, fixing.select_bits])
 def test_bad_policies(change):
   found = surgery.make_searchable(_net(), X, bits=(2, 4))
   good = {**_policy(found, (2, 4)), "z_stem": (8, 8), "a_head": (8, 8)}
@@ -418,7 +426,7 @@ def test_8_bits_cost_a_trained_network_less_than_a_point():
   for _ in range(100):
     batch = rng.integers(1400, size=128)
     step(model, optimizer, images[batch], labels[batch])
-  calibration.reestimate_batch_norm(model, [images[train]])
+  batch_norm.reestimate_batch_norm(model, [images[train]])
 
   def accuracy(model):
     return np.mean(forward(model, images[test]).argmax(-1) == labels[test])

@@ -177,11 +177,13 @@ def test_the_trained_network_computes_at_the_bits_of_the_policy(whole):
     def keep(x, w, path=path):
       seen[path] = np.asarray(x), np.asarray(w)
 
-    def product(x, w, *args, keep=keep, product=layer.product, **kwargs):
+    def product(
+      x, w, *args, keep=keep, product=layer.product.float_product, **kwargs
+    ):
       jax.debug.callback(keep, x, w)
       return product(x, w, *args, **kwargs)
 
-    layer.product = product
+    layer.product.float_product = nnx.static(product)
   images = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
   model(images.astype(np.float32))
   jax.effects_barrier()
@@ -189,7 +191,9 @@ def test_the_trained_network_computes_at_the_bits_of_the_policy(whole):
   for path, (inputs, kernel) in seen.items():
     weight_bits, activation_bits = MIXED[path]
     assert len(np.unique(inputs)) <= 2**activation_bits
-    steps = np.asarray(getattr(model, path).weight.parameter[...])[0]
+    steps = np.asarray(
+      layers.product_of(getattr(model, path)).weight.parameter[...]
+    )[0]
     channels = kernel.reshape(-1, kernel.shape[-1]).T
     for channel, step in zip(channels, steps, strict=True):
       assert len(np.unique(channel)) <= 2**weight_bits - 1
@@ -237,10 +241,10 @@ def test_float_weights_come_in_and_steps_are_calibrated(
       node = getattr(node, part)
     np.testing.assert_array_equal(node[...], found)
   for path, (bits, _) in MIXED.items():
-    layer = getattr(model, path)
-    assert layer.weight.candidates() == (bits,)
+    layer = layers.kernel_layers(model)[path]
+    assert layer.product.weight.candidates() == (bits,)
     kernel = np.asarray(layer.kernel_matrix())
-    steps = np.asarray(layer.weight.parameter[...][0])
+    steps = np.asarray(layer.product.weight.parameter[...][0])
     limit = 2 ** (bits - 1) - 1
 
     def error(step, kernel=kernel, limit=limit):
@@ -288,7 +292,8 @@ def test_steps_for_other_bits_are_calibrated(
   for path in MIXED:
     for kind in ("weight", "activation"):
       found, trained = (
-        getattr(getattr(x, path), kind).parameter[...] for x in (model, source)
+        getattr(layers.product_of(getattr(x, path)), kind).parameter[...]
+        for x in (model, source)
       )
       same = (path, kind) != ("middle", "weight")
       assert np.array_equal(found, trained) == same, (path, kind)
@@ -310,7 +315,7 @@ def test_a_policy_carries_over_to_another_head_and_resolution(
   model = read.read_trained(tmp_path).model
   assert model.head.kernel[...].shape == (5, 3)
   for path, bits in MIXED.items():
-    layer = getattr(model, path)
+    layer = layers.product_of(getattr(model, path))
     found = layer.weight.candidates() + layer.activation.candidates()
     assert found == bits
   # Evaluated by its own data.

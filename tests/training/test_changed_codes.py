@@ -26,10 +26,10 @@ def test_changed_codes_counts_codes_of_the_likeliest_candidate(perceptron):
 
   share = changed_codes(params._replace(weights=moved))
   changed = total = 0
-  for layer in layers.quantized_layers(perceptron).values():
+  for kernel, layer in layers.kernel_layers(perceptron).values():
     # The last of the candidates: 4 bits, of the narrow symmetric range.
     step = np.asarray(layer.weight.steps())[-1]
-    kernel = np.asarray(layer.kernel[...])
+    kernel = np.asarray(kernel[...])
     codes = [
       np.round(np.clip(k / step, -7, 7)) for k in (kernel, kernel + 0.02)
     ]

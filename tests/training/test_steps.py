@@ -189,11 +189,16 @@ def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
       theta, quantizers, logits
     )
 
+  def _of(layer):
+    """Gives what a layer's product holds, the one attribute with choices."""
+    (product,) = layer.values()
+    return product
+
   def use(logits, temperature):
     total = (MACS["first"] + MACS["head"]) * 64.0
     for layer in SEARCHED:
       mean_bits = [
-        jax.nn.softmax(logits[layer][kind]["logits"] / temperature)
+        jax.nn.softmax(_of(logits[layer])[kind]["logits"] / temperature)
         @ jnp.asarray(BITS)
         for kind in ("weight", "activation")
       ]

@@ -488,7 +488,7 @@ def test_a_search_starts_from_the_weights_of_its_configuration(weights_config):
   found = layers.quantized_layers(model)
   assert set(found) == {"first", "middle", "inner", "head"}
   for path in ("first", "middle", "inner"):
-    kernel = found[path].kernel[...]
+    kernel = getattr(model, path).kernel[...]
     np.testing.assert_array_equal(kernel, wanted[f"{path}/kernel"])
   np.testing.assert_array_equal(model.norm.mean[...], wanted["norm/mean"])
   assert model.head.kernel.shape == (5, 10)

@@ -11,9 +11,10 @@ shift of the bias.
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 import tabulate
@@ -28,12 +29,15 @@ from asga_jax.deploy.onnx import layer as onnx_layer
 from asga_jax.deploy.onnx import reader as onnx_reader
 from asga_jax.deploy.onnx import trace as onnx_trace
 from asga_jax.deploy.onnx import values as onnx_values
-from asga_jax.quantization import layers
+from asga_jax.network import arguments, examples
+from asga_jax.quantization import layers, remembered
 
 INPUT, OUTPUT = "image", "logits"
 POLICY_KEY = "asga_jax.policy"
 STORAGE_KEY = "asga_jax.storage"
-_TRIED = (1, 3)  # batches that every new model is run on
+_TRIED = (1, 9)  # batches that every new model is run on
+# What a file may give other than the network, in shares of its length.
+_MOST_APART = 0.05
 
 
 def export_onnx(
@@ -47,8 +51,9 @@ def export_onnx(
 ) -> onnx.ModelProto:
   """Convert a network to ONNX, for batches of any size.
 
-  It is exported in evaluation mode. The model reads `image`, float32 of shape
-  (batch, *input_shape), and writes `logits`. Its metadata hold the policy's
+  It is exported in evaluation mode. The model reads `image`, of shape (batch,
+  *input_shape) and of the type of the example that it was made searchable with
+  (else float32), and writes `logits`. Its metadata hold the policy's
   JSON under "asga_jax.policy", and under "asga_jax.storage" a JSON object of
   layer path -> bits, bits in the file and bytes in the file of its weights.
   A plain `onnxruntime.InferenceSession(path)` opens it, at any level of graph
@@ -73,19 +78,35 @@ def export_onnx(
     ValueError: a policy for other layers, or a wrong input shape.
     OSError: the path cannot be written; found before the conversion.
   """
+  arguments.check_module(model)
+  shape = arguments.check_shape(input_shape)
   if path is not None:
     files.check_writable(path)
   if policy is not None:
     model = conversion.with_policy(model, policy)
   _check_fixed(model)
-  shape = tuple(int(size) for size in input_shape)
-  traced = onnx_trace.trace(model, shape, method)
+  # Two, since a size of one may stand for any.
+  image: Any = jax.ShapeDtypeStruct(
+    (2, *shape), remembered.input_dtype(model, len(shape))
+  )
+  try:
+    traced = onnx_trace.trace(model, examples.Example(image), method)
+  except (TypeError, ValueError) as error:
+    reason = " ".join(str(error).split())[:600]
+    raise onnx_values.ExportError(
+      f"{type(model).__name__}.{method} does not run on a batch of any size of"
+      f" inputs of {image.dtype} and the shape {shape}: {reason}"
+    ) from error
   graph = onnx_graph.Graph()
   builder = onnx_values.Builder(graph, traced.batch, INPUT)
-  (read,) = traced.jaxpr.jaxpr.invars
-  image = builder.plain(INPUT, read.aval.shape, np.float32)
+  read = traced.jaxpr.jaxpr.invars[-1]
+  given = builder.plain(INPUT, read.aval.shape, read.aval.dtype)
   reader = onnx_reader.Reader(builder, traced)
-  results = reader.read(traced.jaxpr.jaxpr, traced.jaxpr.consts, [image])
+  results = reader.read(
+    traced.jaxpr.jaxpr,
+    traced.jaxpr.consts,
+    [*map(onnx_reader.as_array, traced.values), given],
+  )
   if len(results) != 1:
     raise onnx_values.ExportError(
       f"the network has {len(results)} outputs; expected one."
@@ -104,7 +125,13 @@ def export_onnx(
     metadata=metadata,
   )
   try:
-    _check(made, shape, aval.shape)
+    _check(
+      made,
+      shape,
+      np.dtype(read.aval.dtype),
+      aval.shape,
+      _in_jax(model, method),
+    )
   except onnx_values.ExportError:
     raise
   # Those of ONNX and of its runtime have no base in common.
@@ -113,6 +140,20 @@ def export_onnx(
   if path is not None:
     files.write_bytes_atomic(path, made.SerializeToString())
   return made
+
+
+def _in_jax(
+  model: nnx.Module, method: str
+) -> Callable[[np.ndarray], np.ndarray]:
+  copy = nnx.clone(model)
+  copy.eval()
+  graphdef, state = nnx.split(copy)
+
+  @jax.jit
+  def run(state, images):
+    return getattr(nnx.merge(graphdef, state, copy=True), method)(images)
+
+  return lambda images: np.asarray(run(state, images))
 
 
 def _check_fixed(model: nnx.Module) -> None:
@@ -132,7 +173,7 @@ def _value_info(name: str, aval: Any) -> onnx.ValueInfoProto:
 
 
 def _storage(
-  quantized: Mapping[str, layers.QuantLayer], kernels: Mapping[str, Any]
+  quantized: Mapping[str, layers.QuantizedProduct], kernels: Mapping[str, Any]
 ) -> dict[str, dict[str, int]]:
   """Say how the weights of every layer with a choice of bits are stored."""
   found = {}
@@ -151,23 +192,54 @@ def _storage(
 
 
 def _check(
-  model: onnx.ModelProto, shape: Sequence[int], output_shape: Sequence[int]
+  made: onnx.ModelProto,
+  shape: Sequence[int],
+  dtype: np.dtype,
+  output_shape: Sequence[int],
+  run: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-  """Check a model, and run it on a few inputs."""
-  onnx.checker.check_model(model, full_check=True)
-  session = onnx_layer.open_session(model)
+  """Check a model, and compare what it gives with what the network gives."""
+  onnx.checker.check_model(made, full_check=True)
+  session = onnx_layer.open_session(made)
   random = np.random.default_rng(0)
   for batch in _TRIED:
     images = random.standard_normal((batch, *shape), np.float32)
-    (result,) = session.run([OUTPUT], {INPUT: images})
-    if len(result.shape) != len(output_shape) or any(
-      isinstance(size, int) and size != found
-      for found, size in zip(result.shape, output_shape, strict=True)
+    if dtype.kind != "f":
+      images = np.abs(np.rint(images))
+    images = images.astype(dtype)
+    (found,) = session.run([OUTPUT], {INPUT: images})
+    if len(found.shape) != len(output_shape) or any(
+      isinstance(size, int) and size != whole
+      for whole, size in zip(found.shape, output_shape, strict=True)
     ):
       raise onnx_values.ExportError(
-        f"onnxruntime gives the shape {result.shape} for a batch of {batch};"
-        f" expected {output_shape}."
+        f"onnxruntime gives the shape {found.shape} for a batch of {batch};"
+        f" expected {tuple(output_shape)}."
       )
+  apart = _distance(found, run(images))
+  if not apart <= _MOST_APART:
+    raise onnx_values.ExportError(
+      f"onnxruntime gives what is {apart:.1%} off what the network gives in JAX"
+      f" (median of {len(images)} random inputs); expected at most"
+      f" {_MOST_APART:.0%}. Please report it with the network."
+    )
+
+
+def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
+  """Give the median of an example's difference, in shares of what was wanted.
+
+  A value between two codes may fall on either side, and a network of few bits
+  carries that on: for one example, not for most.
+  """
+  equal = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+  first, second = (
+    np.where(equal, 0, x).astype(np.float64).reshape(len(x), -1)
+    for x in (found, wanted)
+  )
+  scale = np.linalg.norm(second, axis=1)
+  apart = np.linalg.norm(first - second, axis=1)
+  tiny = float(np.finfo(np.float32).tiny)
+  return float(np.median(apart / np.maximum(scale, tiny)))
 
 
 def _told(error: Exception) -> str:

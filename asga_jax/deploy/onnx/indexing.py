@@ -1,4 +1,4 @@
-"""Indexing by numbers that are fixed in the program, as nodes of ONNX."""
+"""Indexing, by fixed numbers or one axis by computed ones, as nodes of ONNX."""
 
 import math
 
@@ -24,11 +24,11 @@ def _cut(builder, values, params, aval):
 
 
 def gather(builder, values, params, aval):
-  """Build what indexing by fixed numbers makes."""
+  """Build what indexing makes."""
   operand, indices = values
   numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
   if not isinstance(indices, np.ndarray):
-    raise ExportError("what it picks is computed from the input")
+    return _look_up(builder, operand, indices, params, aval)
   if numbers.operand_batching_dims:
     raise ExportError("it picks along several axes at once")
   picked = numbers.start_index_map
@@ -61,6 +61,41 @@ def gather(builder, values, params, aval):
   name = builder.graph.add("Gather", name, indexed, axis=0)
   kept = numbers.offset_dims
   new = [axis for axis in range(len(aval.shape)) if axis not in kept]
+  return Tensor(name, aval.shape, aval.dtype, (*new, *kept))
+
+
+def _look_up(builder, operand, indices, params, aval):
+  """Pick along one axis by computed numbers, as an embedding does."""
+  numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+  whole = tuple(
+    1 if axis in numbers.collapsed_slice_dims else size
+    for axis, size in enumerate(operand.shape)
+  )
+  picked = numbers.start_index_map
+  plain = len(picked) == 1 and numbers.collapsed_slice_dims == picked
+  if not plain or sizes != whole or numbers.operand_batching_dims:
+    raise ExportError("what it picks along several axes is computed")
+  (axis,) = picked
+  size = operand.shape[axis]
+  if not isinstance(size, int):
+    raise ExportError("it picks from the batch")
+  add, constant = builder.graph.add, builder.graph.constant
+  kept = numbers.offset_dims
+  new = [i for i in range(len(aval.shape)) if i not in kept]
+  places = builder.reshape(builder.ordered(indices), indices.shape[:-1])
+  ends = [constant(end, indices.dtype) for end in (0, size - 1)]
+  safe = add("Min", add("Max", places, ends[0]), ends[1])
+  rest = [i for i in range(len(operand.shape)) if i != axis]
+  table = builder.ordered(operand, [axis, *rest])
+  name = add("Gather", table, safe, axis=0)
+  if params["mode"] == GatherScatterMode.FILL_OR_DROP:
+    filled = params["fill_value"]
+    if filled is None:
+      filled = np.nan if aval.dtype.kind == "f" else 0
+    inside = add("Equal", safe, places)
+    shape = [aval.shape[i] for i in new] + [1] * len(kept)
+    inside = builder.reshape(inside, shape)
+    name = add("Where", inside, name, constant(filled, aval.dtype))
   return Tensor(name, aval.shape, aval.dtype, (*new, *kept))
 
 

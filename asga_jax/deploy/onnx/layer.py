@@ -6,17 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
-from flax import nnx
 from onnx import helper, numpy_helper
 
 from asga_jax import policy as policy_lib
-from asga_jax.network import calls as tracing
-from asga_jax.network import kinds as layer_kinds
+from asga_jax.network import reading
 
 # The first with integers of 2 bits.
 OPSET = 25
@@ -81,69 +78,51 @@ def activation_container(bits: int) -> int:
   return 8 if bits < _FLOAT else _FLOAT
 
 
-def product_of(layer: Any, call: tracing.LayerCall) -> Product:
+def product_of(found: reading.Multiplication) -> Product:
   """Describe what a layer multiplies in one call.
 
   Args:
-    layer: of a kind of `layer_kinds.KINDS`.
-    call: from `tracing.record_calls`; shapes are enough.
+    found: of `reading.read`.
 
   Returns:
     The product.
 
   Raises:
-    ValueError: a layer that is built neither as a convolution nor as a matrix
+    ValueError: a product that is built neither as a convolution nor as a matrix
       product; it names the layer.
   """
-  kind = layer_kinds.kind_of(layer)
-  assert kind is not None
-  if kind.layer is nnx.Conv:
-    return _convolution(layer, call)
-  if kind.scatters:
+  first, second = found.shapes
+  if found.operation == "conv_general_dilated":
+    return _convolution(found)
+  (_, summed), _ = found.equation.params["dimension_numbers"]
+  inner = math.prod(second[axis] for axis in summed)
+  outputs = math.prod(second) // inner
+  return Product((math.prod(first) // inner, inner), (inner, outputs))
+
+
+def _convolution(found: reading.Multiplication) -> Product:
+  params = found.equation.params
+  numbers = params["dimension_numbers"]
+  if set(params["lhs_dilation"]) != {1}:
     raise ValueError(
-      f"layer {call.path!r} is a transposed convolution"
-      f" ({type(layer).__name__}), which cannot be built as an ONNX layer yet;"
-      f" expected nnx.Conv or a plain projection such as nnx.Linear."
+      f"layer {found.path!r} dilates its input by {params['lhs_dilation']}"
+      " (a transposed convolution, or input_dilation), which an ONNX"
+      " convolution lacks; expected 1."
     )
-  outputs = math.prod(call.kernel.shape[i] for i in kind.output_axes(layer))
-  return Product(
-    (call.output.size // outputs, call.kernel.size // outputs),
-    (call.kernel.size // outputs, outputs),
+  pads = params["padding"]
+  inputs, kernel = (
+    tuple(shape[axis] for axis in axes)
+    for shape, axes in zip(
+      found.shapes, (numbers.lhs_spec, numbers.rhs_spec), strict=True
+    )
   )
-
-
-def _convolution(layer: nnx.Conv, call: tracing.LayerCall) -> Product:
-  batch, *places, channels = call.inputs.shape
-  *window, per_group, outputs = call.kernel.shape
-
-  def each(value: Any) -> tuple[int, ...]:
-    if value is None or isinstance(value, int):
-      return (value or 1,) * len(window)
-    return tuple(value)
-
-  if set(each(layer.input_dilation)) != {1}:
-    raise ValueError(
-      f"layer {call.path!r} has input_dilation = {layer.input_dilation!r},"
-      " which an ONNX convolution lacks; expected 1."
-    )
-  strides, dilations = each(layer.strides), each(layer.kernel_dilation)
-  padding = layer.padding
-  if isinstance(padding, str):
-    # The layer itself pads in all other ways, before its product.
-    name = padding if padding in ("SAME", "SAME_LOWER") else "VALID"
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
-    pairs = jax.lax.padtype_to_pads(places, reach, strides, name)
-  else:
-    sides = [padding] * len(window) if isinstance(padding, int) else padding
-    pairs = [(p, p) if isinstance(p, int) else (p[0], p[1]) for p in sides]
-  starts, ends = zip(*pairs, strict=True)
   return Product(
-    (batch, channels, *places),
-    (outputs, per_group, *window),
-    strides,
-    dilations,
-    tuple(int(pad) for pad in (*starts, *ends)),
-    layer.feature_group_count,
+    inputs,
+    kernel,
+    strides=tuple(params["window_strides"]),
+    dilations=tuple(params["rhs_dilation"]),
+    pads=tuple(pair[0] for pair in pads) + tuple(pair[1] for pair in pads),
+    groups=params["feature_group_count"],
   )
 
 

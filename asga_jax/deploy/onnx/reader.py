@@ -20,6 +20,7 @@ from asga_jax.deploy.onnx.values import (
   Value,
   Weight,
 )
+from asga_jax.network import program
 from asga_jax.quantization import bit_choice, layers, quantizers
 
 # Where an operation that is a call keeps what it calls.
@@ -62,7 +63,7 @@ class Reader:
       ExportError: an operation that has no counterpart; it names the layer.
     """
     known: dict[Any, Value] = {
-      **dict(zip(jaxpr.constvars, map(_array, constants), strict=True)),
+      **dict(zip(jaxpr.constvars, map(as_array, constants), strict=True)),
       **dict(zip(jaxpr.invars, arguments, strict=True)),
     }
     uses = collections.Counter(
@@ -84,7 +85,7 @@ class Reader:
       return value
 
     for equation in jaxpr.eqns:
-      scope = onnx_trace.scope(equation, outer)
+      scope = program.scope(equation, outer)
       values = [value_of(variable) for variable in equation.invars]
       self._builder.graph.scope = scope
       try:
@@ -114,7 +115,7 @@ class Reader:
       )
       return self.read(jaxpr, constants, values, scope)
     avals = [variable.aval for variable in equation.outvars]
-    if equation.primitive is onnx_trace.quantize:
+    if equation.primitive is program.mark:
       return [self._quantize(values[0], **equation.params)]
     constant = name != "dim_as_value" and all(
       isinstance(value, np.ndarray) for value in values
@@ -124,7 +125,7 @@ class Reader:
     ):
       found = equation.primitive.bind(*values, **equation.params)
       many = equation.primitive.multiple_results
-      return [_array(x) for x in (found if many else [found])]
+      return [as_array(x) for x in (found if many else [found])]
     for aval in avals:
       _check_dtype(aval)
     if all(onnx_shapes.is_empty(aval) for aval in avals):
@@ -141,14 +142,21 @@ class Reader:
     return [rule(self._builder, values, equation.params, avals[0])]
 
   def _quantize(self, value: Value, path: str, operand: str) -> Value:
-    layer = self._layers[path]
+    layer = self._layers.get(path)
+    if layer is None:
+      return value  # float
     choice: bit_choice.BitChoice = getattr(layer, operand)
     (bits,) = choice.candidates()
-    is_kernel = operand == "weight" and isinstance(value, np.ndarray)
+    is_kernel = operand == "weight" and layer.has_kernel
+    if is_kernel and not isinstance(value, np.ndarray):
+      raise ExportError(
+        f"the kernel of layer {path!r} depends on the input; expected one that"
+        " is known before the network runs"
+      )
     result = value
     if bits < quantizers.FLOAT_BITS:
-      if is_kernel and isinstance(layer, layers.KernelLayer):
-        result = _kernel_codes(path, layer)
+      if is_kernel:
+        result = _kernel_codes(path, layer, value)
       else:
         result = _quantize_activation(self._builder, value, choice)
     if is_kernel:
@@ -165,15 +173,18 @@ def _check_dtype(aval: Any) -> None:
     )
 
 
-def _array(value: Any) -> Any:
+def as_array(value: Any) -> Any:
+  """Give a constant as a NumPy array; random keys stay as they are."""
   if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
     return value
   return np.asarray(value)
 
 
-def _kernel_codes(path: str, layer: layers.KernelLayer) -> Weight:
-  """Give a layer's kernel as whole numbers and steps."""
-  made = integer.integer_layer(path, layer)
+def _kernel_codes(
+  path: str, layer: layers.QuantizedProduct, kernel: Any
+) -> Weight:
+  """Give the kernel that a layer multiplies by as whole numbers and steps."""
+  made = integer.integer_layer(path, layer, kernel)
   assert made.codes is not None
   steps = np.broadcast_to(made.weight_step, made.codes.shape)
   return Weight(made.codes, steps, made.weight_bits, made.offset, path)

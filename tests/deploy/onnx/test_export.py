@@ -343,7 +343,7 @@ def test_the_file_and_the_network(own, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
   after = nnx.to_pure_dict(nnx.state(model))
   jax.tree.map(np.testing.assert_array_equal, before, after)
-  assert type(model.stem) is layers.QuantConv
+  assert isinstance(model.stem.conv_general_dilated, layers.QuantizedProduct)
 
 
 def test_a_missing_extra_is_named(monkeypatch):

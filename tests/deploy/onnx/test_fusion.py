@@ -17,7 +17,7 @@ from asga_jax.deploy import integer
 from asga_jax.deploy.onnx import export as onnx_export
 from asga_jax.deploy.onnx import fusion as onnx_fusion
 from asga_jax.deploy.onnx import layer as onnx_layer
-from asga_jax.quantization import calibration
+from asga_jax.quantization import batch_norm
 
 STEPS, BATCH = 60, 64
 
@@ -76,7 +76,7 @@ def trained(digits):
   model = _at(Network(nnx.Rngs(0)), batches[0]["image"], 8, 8)
   settings = asga_jax.FinetuneSettings(steps=STEPS, learning_rate=0.1)
   model = asga_jax.train_policy(model, batches, settings=settings)
-  calibration.reestimate_batch_norm(model, [b["image"] for b in batches[:8]])
+  batch_norm.reestimate_batch_norm(model, [b["image"] for b in batches[:8]])
   return model
 
 
@@ -192,6 +192,6 @@ def test_pointwise_convolutions_add_up_integers(bits, tmp_path):
   codes = np.asarray(integer.input_codes(layer.activation, images), int)
   sums = codes @ layer.codes[0, 0].astype(int)
   step = layer.weight_step.reshape(-1) * layer.activation.step.astype(float)
-  want = sums * step + layer.bias
+  want = sums * step + np.asarray(model.layer.bias[...])
   got = _in_onnxruntime(made, images)
   np.testing.assert_allclose(got, want, rtol=0, atol=3e-7 * np.abs(want).max())

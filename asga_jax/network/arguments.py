@@ -1,0 +1,49 @@
+"""Checks of what functions for users are called with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import linen, nnx
+
+
+def check_module(model: Any) -> None:
+  """Check that a network is one of Flax NNX.
+
+  Raises:
+    ValueError: it is not; one of Linen is told how it comes over.
+  """
+  if isinstance(model, nnx.Module):
+    return
+  bridge = ""
+  if isinstance(model, linen.Module):
+    bridge = (
+      "; a Linen module comes over by nnx.bridge.ToNNX(model, rngs), with its"
+      " parameters from nnx.bridge.lazy_init"
+    )
+  raise ValueError(
+    f"model is a {type(model).__name__}; expected a Flax nnx.Module{bridge}."
+  )
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+  """Check the shape of one input, without the batch.
+
+  Raises:
+    ValueError: it is no tuple of sizes above 0.
+  """
+  listed = isinstance(shape, Sequence) and not isinstance(shape, str | bytes)
+  if not listed or not all(
+    isinstance(size, int | np.integer) and size > 0 for size in shape
+  ):
+    raise ValueError(
+      f"input_shape={short(shape)}; expected the sizes of one input without the"
+      " batch, such as (224, 224, 3)."
+    )
+  return tuple(int(size) for size in shape)
+
+
+def short(value: Any) -> str:
+  """Write a value in a line of an error, cut where it is long."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 80 else text[:77] + "..."

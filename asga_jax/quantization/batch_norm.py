@@ -1,0 +1,112 @@
+"""Batch norm's running statistics, taken anew at other bits."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from asga_jax.network import examples
+
+
+def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
+  """Replace batch norm's running statistics by those of all batches together.
+
+  Quantization shifts activations away from the statistics that were gathered
+  while bits were still mixed. Mean and variance are those over the examples of
+  all batches, so the variance has that of the means between batches in it.
+  (Each batch is still normalised by its own statistics on its way to the norms
+  that follow, as in training.)
+
+  Args:
+    model: a network with `nnx.BatchNorm` layers; changed in place, and left in
+      evaluation mode, in which all but those layers run.
+    batches: inputs of the network, their first axis the examples.
+
+  Returns:
+    How many batches were seen; with none the statistics stay.
+
+  Source: batches are merged as by Chan, Golub and LeVeque, "Updating formulae
+  and a pairwise algorithm for computing sample variances" (1979).
+  """
+  norms = _batch_norms(model)
+  model.eval()
+  if not norms:
+    return 0
+  graphdef, state = nnx.split(model)
+  seen, counted = 0, 0
+  total = None
+  for inputs in batches:
+    new = _batch_statistics(graphdef, state, examples.Example(inputs))
+    size = np.shape(jax.tree.leaves(inputs)[0])[0]
+    counted += size
+    share = np.float32(size / counted)
+    total = new if total is None else _merged(total, new, share)
+    seen += 1
+  if total is not None:
+    for norm, (mean, var) in zip(norms, total, strict=True):
+      norm.mean[...] = mean
+      norm.var[...] = var
+  return seen
+
+
+def has_batch_norm(model: nnx.Module) -> bool:
+  """Say whether a network has running statistics."""
+  return bool(_batch_norms(model))
+
+
+def warn_unmoved(before: nnx.Module, after: nnx.Module) -> None:
+  """Log that a training has left all running statistics as they were."""
+  pairs = list(zip(_batch_norms(before), _batch_norms(after), strict=True))
+  if pairs and all(
+    np.array_equal(old.mean[...], new.mean[...])
+    and np.array_equal(old.var[...], new.var[...])
+    for old, new in pairs
+  ):
+    logging.warning(
+      "none of the %d batch norms has moved its statistics in training: does"
+      " the loss function call the model with an argument, such as"
+      " use_running_average or training=False, that overrides its mode?",
+      len(pairs),
+    )
+
+
+def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
+  return [
+    module
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, nnx.BatchNorm)
+  ]
+
+
+# One program for all norms: one for each shape would take longer to load than
+# to run.
+@jax.jit
+def _merged(total: Any, new: Any, share: Any) -> Any:
+  """Merge means and variances, of which the new have a share of all."""
+
+  def merge(before, after):
+    (mean, var), (new_mean, new_var) = before, after
+    apart = new_mean - mean
+    merged = var + share * (new_var - var) + share * (1 - share) * apart**2
+    return mean + share * apart, merged
+
+  return [merge(*pair) for pair in zip(total, new, strict=True)]
+
+
+# The structure is an argument, so that the policies of a network share one
+# compilation.
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_statistics(graphdef, state, inputs):
+  """Give mean and variance of one batch at every batch norm."""
+  model = nnx.merge(graphdef, state, copy=True)
+  norms = _batch_norms(model)
+  for norm in norms:
+    # With a momentum of zero the running statistics are the batch's own.
+    norm.momentum = 0.0
+    norm.use_running_average = False
+  inputs.call(model)
+  return [(norm.mean[...], norm.var[...]) for norm in norms]

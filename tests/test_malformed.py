@@ -1,0 +1,148 @@
+"""Whatever a function is called with, one sentence says what is wrong."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import asga_jax
+
+X = np.ones((4, 8), np.float32)
+BATCHES = [{"image": X, "label": np.zeros(4, np.int32)}]
+WRONG = [
+  None,
+  True,
+  0,
+  -1,
+  1.5,
+  float("nan"),
+  "",
+  "x",
+  b"x",
+  "é" * 1000,
+  (),
+  [],
+  {},
+  set(),
+  object(),
+  lambda: 0,
+  1j,
+  2**70,
+  ...,
+  slice(3),
+  range(3),
+  iter([X]),
+  np,
+  nnx.Linear,
+  linen.Dense(3),
+  np.float32(3),
+  np.datetime64("2020"),
+  np.zeros(0),
+  np.zeros((2, 0)),
+  np.array(["a"]),
+  np.array([None]),
+  np.full((4, 8), np.nan),
+  np.full((4, 8), np.inf),
+  np.zeros((4, 8), complex),
+  np.zeros((4, 9), np.float32),
+  np.zeros(8, np.float32),
+  np.zeros((2, 3, 4, 8, 1), np.float32),
+  jax.random.key(0),
+  jax.ShapeDtypeStruct((4, 9), np.float32),
+  (X, X),
+  {"y": X},
+  {1: X},
+  [X],
+]
+
+
+class Net(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.first = nnx.Linear(8, 8, rngs=rngs)
+    self.last = nnx.Linear(8, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.last(nnx.relu(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  net = Net()
+  model = asga_jax.searchable(net, X, bits=(2, 8))
+  result = asga_jax.search_policy(
+    model,
+    BATCHES,
+    budget="bops=6bit",
+    settings=asga_jax.SearchSettings(steps=1),
+    progress=False,
+  )
+  policy = asga_jax.allocate(result)
+  fixed = asga_jax.with_policy(result.model, policy)
+  file = tmp_path_factory.mktemp("files") / "net.safetensors"
+  asga_jax.save_packed(fixed, policy, file)
+  return net, model, result, policy, fixed, file
+
+
+def _search(model, batches=BATCHES, budget="bops=6bit"):
+  settings = asga_jax.SearchSettings(steps=1)
+  return asga_jax.search_policy(
+    model, batches, budget=budget, settings=settings, progress=False
+  )
+
+
+def _train(model, batches=BATCHES):
+  settings = asga_jax.FinetuneSettings(steps=1)
+  return asga_jax.train_policy(
+    model, batches, settings=settings, progress=False
+  )
+
+
+# Of what was made, and a wrong value in the place of one of it.
+CALLS = {
+  "searchable model": lambda m, x: asga_jax.searchable(x, X),
+  "searchable example": lambda m, x: asga_jax.searchable(m[0], x),
+  "searchable bits": lambda m, x: asga_jax.searchable(m[0], X, bits=x),
+  "searchable rules": lambda m, x: asga_jax.searchable(m[0], X, rules=x),
+  "quantize model": lambda m, x: asga_jax.quantize(x, X, m[3]),
+  "quantize example": lambda m, x: asga_jax.quantize(m[0], x, m[3]),
+  "quantize policy": lambda m, x: asga_jax.quantize(m[0], X, x),
+  "with_policy model": lambda m, x: asga_jax.with_policy(x, m[3]),
+  "with_policy policy": lambda m, x: asga_jax.with_policy(m[1], x),
+  "batch norm": lambda m, x: asga_jax.reestimate_batch_norm(x, [X]),
+  "search model": lambda m, x: _search(x),
+  "search budget": lambda m, x: _search(m[1], budget=x),
+  "search batches": lambda m, x: _search(m[1], x),
+  "train model": lambda m, x: _train(x),
+  "allocate result": lambda m, x: asga_jax.allocate(x),
+  "onnx model": lambda m, x: asga_jax.export_onnx(x, (8,)),
+  "onnx shape": lambda m, x: asga_jax.export_onnx(m[4], x),
+  "stablehlo model": lambda m, x: asga_jax.export_stablehlo(x, (8,)),
+  "stablehlo shape": lambda m, x: asga_jax.export_stablehlo(m[4], x),
+  "packed model": lambda m, x: asga_jax.save_packed(x, m[3], m[5]),
+  "packed policy": lambda m, x: asga_jax.save_packed(m[4], x, m[5]),
+  "packed path": lambda m, x: asga_jax.load_packed(m[1], x),
+  "packed network": lambda m, x: asga_jax.load_packed(x, m[5]),
+  "policy path": lambda m, x: asga_jax.load_policy(x),
+  "weights path": lambda m, x: asga_jax.load_weights(m[0], x),
+  "weights model": lambda m, x: asga_jax.load_weights(x, m[5]),
+  "not_searched": lambda m, x: asga_jax.not_searched(x),
+  "layer_stats": lambda m, x: asga_jax.layer_stats(x),
+}
+# How many are right for these: three bits, an empty list of rules.
+HARMLESS = {"searchable bits": 1, "searchable rules": 2}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_malformed_input_gets_one_sentence(made, call):
+  accepted = 0
+  for wrong in WRONG:
+    try:
+      CALLS[call](made, wrong)
+      accepted += 1
+    except (ValueError, OSError) as error:
+      text = str(error)
+      assert 10 < len(text) < 2500
+      assert "Traceback" not in text
+      assert "jax.errors" not in text
+  assert accepted <= HARMLESS.get(call, 0), accepted
