@@ -116,7 +116,7 @@ def trained_model(
   params = params._replace(logits=training.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(training.graphdef, params, rest)
   model.eval()
-  layers.warn_below_zero(model)
+  layers.stop_watching(model)
   return model
 
 

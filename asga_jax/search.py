@@ -234,7 +234,7 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
   model = fixing.with_temperature(model, last)
   model.eval()
-  layers.warn_below_zero(model)
+  layers.stop_watching(model)
   return model
 
 

@@ -74,7 +74,16 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("cond", "jit", "scan")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in NETWORKS
+  ],
+)
 def test_layers_within_transformations_are_searched(name):
   make, x = NETWORKS[name]
   net = make()
@@ -232,6 +241,9 @@ def test_an_unsigned_input_that_turns_negative_is_told(caplog):
   assert first.activation.grids().lower[0] == 0
   # A ReLU proves that the other cannot be.
   assert layers.product_of(model.last).below_zero is None
+  # Outside of a training nothing is kept: any transformation takes it.
+  model.eval()
+  jax.jit(jax.vmap(lambda x: model(x[None])))(X)
   with caplog.at_level("WARNING"):
     trained = _train(model)
   share = 100 * float((X < 0).mean())

@@ -130,6 +130,7 @@ def test_a_finished_search_serves_other_latencies_without_its_table(searched):
     moved.rename(folder / "table.csv")
 
 
+@pytest.mark.slow
 def test_an_export_takes_another_table(searched, tmp_path):
   folder, _, _ = searched
   table = tmp_path / "slow.json"

@@ -99,6 +99,9 @@ class QuantizedProduct(nnx.Module):
     self.weight = weight
     self.activation = activation
     self.below_zero = ShareBelowZero(jnp.zeros(())) if watched else None
+    # In training alone: elsewhere a call must change nothing, so that any
+    # transformation of JAX may close over a network.
+    self.watching = False
 
   @property
   def has_kernel(self) -> bool:
@@ -108,7 +111,7 @@ class QuantizedProduct(nnx.Module):
   def __call__(self, *args: Any, **settings: Any) -> Any:
     """Multiply the quantized operands, or give them for attention."""
     call = layer_kinds.read_call(self.attribute, args, settings)
-    if self.below_zero is not None:
+    if self.watching and self.below_zero is not None:
       share = jnp.mean(call.first < 0, dtype=jnp.float32)
       self.below_zero[...] = jnp.maximum(self.below_zero[...], share)
     if not self.has_kernel:
@@ -215,9 +218,16 @@ def make_float(model: nnx.Module) -> None:
       setattr(layer, attribute, nnx.static(product))
 
 
-def warn_below_zero(model: nnx.Module) -> None:
-  """Log which unsigned inputs have had values below zero, clipped there."""
+def start_watching(model: nnx.Module) -> None:
+  """Let unsigned inputs be watched for values below zero, in place."""
+  for product in quantized_layers(model).values():
+    product.watching = product.below_zero is not None
+
+
+def stop_watching(model: nnx.Module) -> None:
+  """End it, in place, and log which inputs had values that were clipped."""
   for path, product in quantized_layers(model).items():
+    product.watching = False
     watched = product.below_zero
     share = 0.0 if watched is None else float(watched[...])
     if share > 0:

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice, fixing, logit_layout
+from asga_jax.quantization import bit_choice, fixing, layers, logit_layout
 from asga_jax.xla import lowering
 
 
@@ -85,6 +85,7 @@ def take_apart(model: nnx.Module) -> Trainable:
     )
   model = nnx.clone(model)
   model.train()
+  layers.start_watching(model)
   graphdef, params, rest = split_model(model)
   layout = logit_layout.LogitLayout.of(params.logits)
   return Trainable(

@@ -118,7 +118,16 @@ def _fixed(name):
   return net, model, policy, asga_jax.with_policy(model, policy)
 
 
-@pytest.mark.parametrize("name", KINDS)
+SLOW = ("spectral norm", "hook", "own", "subclass")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in KINDS
+  ],
+)
 def test_every_way_out_computes_what_is_multiplied(name, tmp_path):
   net, model, policy, fixed = _fixed(name)
   assert any(path.startswith("middle") for path in policy.layers)

@@ -128,6 +128,7 @@ def test_every_convolution_goes_through_the_injected_one(
   assert calls[-1][1] == last_map
 
 
+@pytest.mark.slow
 def test_train_moves_statistics_and_eval_leaves_them():
   model = nnx.jit(lambda: resnet.resnet8(5, rngs=nnx.Rngs(0)))()
   images = 3 + jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
@@ -164,6 +165,7 @@ def _factories():
   }
 
 
+@pytest.mark.slow
 def test_block_whose_last_norm_is_zero_is_its_shortcut():
   x = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))
   block = resnet.Block(8, 8, stride=1, **_factories())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asga_jax.network import examples
+from asga_jax.network import examples, program
 from asga_jax.quantization import (
   batch_norm,
   calibration,
@@ -52,10 +52,14 @@ def _x(seed=0, size=16):
   return jnp.asarray(rng.normal(size=(size, 6, 6, 3)), jnp.float32)
 
 
+# What is no part of a calibration.
+_OTHERS = nnx.Any(nnx.RngState, program.Unsaved)
+
+
 def _leaves(model):
   return [
     np.asarray(leaf)
-    for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(nnx.RngState)))
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(_OTHERS)))
   ]
 
 

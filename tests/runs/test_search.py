@@ -212,6 +212,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert (damaged / name).read_bytes() == original
 
 
+@pytest.mark.slow
 def test_a_search_from_trained_weights_goes_on_without_their_file(
   config, tiny_network_class, tmp_path
 ):

@@ -90,16 +90,18 @@ class Reader:
       self._builder.graph.scope = scope
       try:
         results = self._apply(equation, values, scope)
-      except ExportError as error:
-        if error.operation:
+      # What is not understood fails in JAX or in NumPy as well.
+      except Exception as error:
+        if isinstance(error, ExportError) and error.operation:
           raise
         name = equation.primitive.name
+        reason = " ".join(str(error).split())[:600]
         told = ExportError(
           f"the operation {name!r} of layer {scope or '(the network)'!r} has no"
-          f" counterpart in ONNX here: {error}"
+          f" counterpart in ONNX here: {reason}"
         )
         told.operation = name
-        raise told from None
+        raise told from error
       known.update(zip(equation.outvars, results, strict=True))
     return [value_of(variable) for variable in jaxpr.outvars]
 

@@ -157,7 +157,7 @@ def _concatenate(builder, values, params, aval):
 
 
 def _tile(builder, values, params, aval):
-  times = builder.graph.constant(params["reps"], np.int64)
+  times = builder.sizes(params["reps"])
   name = builder.graph.add("Tile", builder.ordered(values[0]), times)
   return builder.plain(name, aval.shape, aval.dtype)
 
