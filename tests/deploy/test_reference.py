@@ -137,7 +137,7 @@ def _by_hand(path, layer, x, w):
 @pytest.mark.parametrize(
   ("name", "arithmetic"),
   [
-    ("fixed", "int32"),
+    pytest.param("fixed", "int32", marks=pytest.mark.slow),
     ("doubled", "halves"),
     pytest.param("doubled", "float32", marks=pytest.mark.slow),
   ],

@@ -87,6 +87,7 @@ def test_it_computes_what_linen_computes(network, images):
   np.testing.assert_allclose(found.var[...], wanted["var"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bridged_network_is_searched_like_any_other(
   network, images, tiny_batches
 ):

@@ -255,6 +255,7 @@ def test_a_directory_without_a_search_cannot_be_restored(config, tmp_path):
     read.read_search(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_bilevel_search_runs_and_tells_of_small_parts(config, tmp_path):
   config.search.update(mode="bilevel", steps=2)
   finished = search_run.run_search(config, tmp_path / "run")
