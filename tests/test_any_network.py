@@ -8,7 +8,9 @@ import pytest
 from flax import nnx
 
 import asga_jax
+from asga_jax.cost import costs
 from asga_jax.quantization import layers
+from asga_jax.weights import load
 
 X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
 LABELS = (np.arange(8) % 4).astype(np.int32)
@@ -129,9 +131,7 @@ def test_what_a_modules_own_code_multiplies_is_named_and_counted():
   assert (own.macs, own.weights) == (64, 0)
   network, _ = model.deployed_network
   bits = dict.fromkeys(network.paths, (4, 4))
-  found = asga_jax.cost.costs.total_cost(
-    network, bits, asga_jax.cost.costs.BOPS
-  )
+  found = costs.total_cost(network, bits, costs.BOPS)
   assert found == (8 * 8 + 8 * 4) * 16 + 64 * 32 * 32
 
 
@@ -250,9 +250,7 @@ def test_an_unsigned_input_that_turns_negative_is_told(caplog):
   assert f"'first': up to {share:.3g} %" in caplog.text
   assert "signed=True" in caplog.text
   assert "'last'" not in caplog.text
-  assert "below_zero" not in " ".join(
-    asga_jax.weights.load.variables_of(trained)
-  )
+  assert "below_zero" not in " ".join(load.variables_of(trained))
   caplog.clear()
   signed = asga_jax.searchable(
     Plain(), np.abs(X), bits=(8,), rules=[asga_jax.Rule("first", signed=True)]

@@ -12,9 +12,6 @@ from asga_jax.cost import costs
 from asga_jax.network import examples, program, reading
 from asga_jax.network import kinds as layer_kinds
 
-# What is multiplied by the network's own code, in no module within.
-ITSELF = "(the network itself)"
-
 
 def network_stats(
   model: nnx.Module,
@@ -72,7 +69,10 @@ def network_stats(
   macs: dict[tuple[str, bool], int] = {}
   for product in found.products:
     # A path that is none has a name of its own, as in all that is printed.
-    key = product.path or ITSELF, product.layer and product.path in paths
+    key = (
+      product.path or program.ITSELF,
+      product.layer and product.path in paths,
+    )
     macs[key] = macs.get(key, 0) + product.macs
   for path in paths:
     macs.setdefault((path, True), traced.sizes.get(path, 0))

@@ -46,7 +46,8 @@ class Example:
   def shapes(self, batch: Any = None) -> "Example":
     """Give the shapes alone, of another batch if one is given.
 
-    Only arrays have a batch, whose size is that of most first axes.
+    The batch is the first axis of the arrays that have as many examples as the
+    first of them.
     """
 
     def of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -114,13 +115,12 @@ class Example:
     return hash(self._key())
 
 
-def as_example(given: Any, model_name: str = "the network") -> Example:
+def as_example(given: Any) -> Example:
   """Check what a network is called with.
 
   Args:
     given: an array, a tuple of such (nested as the network takes them), a dict
       by name, or an `Example`; `jax.ShapeDtypeStruct` stands for shapes.
-    model_name: for the error.
 
   Returns:
     The example.

@@ -24,6 +24,8 @@ def _map_mark(values: Any, axes: Any, **settings: Any) -> Any:
 
 batching.primitive_batchers[mark] = _map_mark  # type: ignore[index]
 
+# What is multiplied by the network's own code, in no module within.
+ITSELF = "(the network itself)"
 # What names of scopes begin with: the path of a module, and that of a product.
 MODULE, PRODUCT = "@", "#"
 

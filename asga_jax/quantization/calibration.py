@@ -212,7 +212,8 @@ def calibrate(
       second = samples.seconds[path]
       _restart(product.weight, second, signed=second.signed)
     first = samples.inputs[path]
-    _restart(product.activation, first, signed=first.signed)
+    signed = first.signed if product.signed is None else product.signed
+    _restart(product.activation, first, signed=signed)
   return model
 
 

@@ -76,6 +76,7 @@ class QuantizedProduct(nnx.Module):
     stored: str | None,
     weight: bit_choice.BitChoice,
     activation: bit_choice.BitChoice,
+    signed: bool | None = None,
     watched: bool = False,
   ):
     """Take the place of a product.
@@ -89,6 +90,8 @@ class QuantizedProduct(nnx.Module):
         in another type; None where it is changed on the way.
       weight: the choice of bits of the kernel, or of the second activation.
       activation: that of the input.
+      signed: whether the input may be negative, where a rule says so; it holds
+        for later calibrations too.
       watched: whether to keep `below_zero`, of an input whose codes are
         unsigned though nothing proves that it cannot be negative.
     """
@@ -98,6 +101,7 @@ class QuantizedProduct(nnx.Module):
     self.stored = stored
     self.weight = weight
     self.activation = activation
+    self.signed = signed
     self.below_zero = ShareBelowZero(jnp.zeros(())) if watched else None
     # In training alone: elsewhere a call must change nothing, so that any
     # transformation of JAX may close over a network.

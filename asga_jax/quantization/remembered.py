@@ -25,7 +25,10 @@ def find_refused(
     Path -> why it is not searched.
   """
   quantized = layers.quantized_layers(made)
-  modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
+  modules: dict[str, Any] = {
+    program.path_name(p) or program.ITSELF: m
+    for p, m in nnx.iter_modules(model)
+  }
   found = dict(made.refused_calls)
   for path, module in modules.items():
     if isinstance(module, nnx.bridge.ToNNX):
@@ -36,7 +39,7 @@ def find_refused(
       found.setdefault(path, f"{type(module).__name__}: {reason}")
   for layer in float_layers:
     counted = f"{layer.macs} MACs an input, counted at 32 x 32 bits"
-    own: Any = modules.get("" if layer.path[0] == "(" else layer.path)
+    own = modules.get(layer.path)
     if own is not None:
       kind = type(own).__name__
       why = (
@@ -52,7 +55,7 @@ def find_refused(
   for path in program.find_callers(model):
     if path not in quantized and path not in found:
       found[path] = "it is not called"
-  return {path or "(the network itself)": why for path, why in found.items()}
+  return {path or program.ITSELF: why for path, why in found.items()}
 
 
 def not_searched(model: nnx.Module) -> dict[str, str]:

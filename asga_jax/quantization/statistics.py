@@ -1,7 +1,7 @@
 """The distribution of a whole tensor, over all calls and batches."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +84,6 @@ class Statistics:
     """The mean of the squares."""
     return float(self._sums[2][-1]) / max(self.size, 1)
 
-  @property
-  def negative_share(self) -> float:
-    """The share of values below zero, of more than a bin."""
-    return float(self._counts[:_HALF].sum()) / max(self.size, 1)
-
   @functools.cached_property
   def _sums(self) -> tuple[np.ndarray, ...]:
     """Cumulative sums of one, x and x^2 over the bins, a zero before them."""
@@ -133,10 +128,3 @@ def _coarser(counts: np.ndarray, times: int) -> np.ndarray:
     counts = np.zeros_like(counts)
     counts[BINS // 4 : BINS // 4 + BINS // 2] = pairs
   return counts
-
-
-def of(x: Any) -> Statistics:
-  """Gather the statistics of an array."""
-  made = Statistics()
-  made.add(count(jnp.asarray(x)))
-  return made

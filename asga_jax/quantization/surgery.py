@@ -128,6 +128,7 @@ def make_searchable(
       stored=stored,
       weight=weight,
       activation=activation,
+      signed=decided[path].signed,
       watched=choices.is_in_doubt(path),
     )
     setattr(layer, attribute, nnx.data(made))

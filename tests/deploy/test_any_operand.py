@@ -10,7 +10,7 @@ from flax import nnx
 import asga_jax
 from asga_jax import policy as policy_lib
 from asga_jax.deploy import integer, reference
-from asga_jax.quantization import layers
+from asga_jax.quantization import bit_choice, layers
 
 X = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 
@@ -254,9 +254,7 @@ def test_inputs_of_any_unit(scale):
     graphdef, others = rest
     return jnp.sum(nnx.merge(graphdef, steps, others)(x) ** 2)
 
-  graphdef, steps, others = nnx.split(
-    model, asga_jax.quantization.bit_choice.QuantizerParameter, ...
-  )
+  graphdef, steps, others = nnx.split(model, bit_choice.QuantizerParameter, ...)
   rest = graphdef, others
   for leaf in jax.tree.leaves(jax.grad(loss)(steps)):
     assert np.isfinite(leaf).all()

@@ -15,6 +15,7 @@ from asga_jax.quantization import (
   quantizers,
   surgery,
 )
+from asga_jax.quantization import rules as rules_lib
 
 
 def _init(key, shape, dtype):
@@ -155,6 +156,17 @@ def test_calibrate():
     np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-6)
   for new, old in zip(_leaves(before), leaves, strict=True):
     np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_rule_keeps_its_sign_through_calibrations(signed):
+  rule = rules_lib.Rule("conv", signed=signed)
+  shape = jax.ShapeDtypeStruct(_x().shape, jnp.float32)
+  for example in (_x(), jnp.abs(_x()), shape):
+    model = surgery.make_searchable(_net(), example, rules=[rule])
+    for again in (model, calibration.calibrate(model, jnp.abs(_x()))):
+      lower = _product(again.conv).activation.grids().lower
+      assert bool(lower.max() < 0) == signed
 
 
 @pytest.mark.parametrize("quantizer", sorted(quantizers.QUANTIZERS))
