@@ -13,7 +13,7 @@ from flax import nnx
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import costs, macs
-from asga_jax.network import arguments, attention, bridged, examples, program
+from asga_jax.network import arguments, bridged, examples, program
 from asga_jax.quantization import (
   batch_norm,
   fixing,
@@ -35,7 +35,7 @@ def searchable(
   rules: Sequence[rules_lib.Rule] = (),
   deployed: tuple[nnx.Module, Sequence[int]] | None = None,
   weight_quantizer: str = "lsq",
-  activation_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq_plus",
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
   batches: Iterable[Any] = (),
@@ -61,7 +61,8 @@ def searchable(
       of one of its inputs: what costs are counted on. None: `model` and the
       shape of the example.
     weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
-    activation_quantizer: one of the same.
+    activation_quantizer: one of the same, or 'lsq_plus': 'lsq' with a learned
+      zero point for inputs that may be negative.
     per_channel: whether each output channel of a kernel has its own step.
     tie_shared_inputs: whether searched layers that read the same tensor share
       their activation bits, where no rule ties these.
@@ -89,6 +90,7 @@ def searchable(
     dtype = jnp.result_type(example.given)
     one = examples.Example(jax.ShapeDtypeStruct((1, *shape), dtype))
   model = bridged.with_layers(model, example, method=method)
+  gathered: list[Any] = []
   made: Any = surgery.make_searchable(
     model,
     example_input,
@@ -101,14 +103,19 @@ def searchable(
     tie_shared_inputs=tie_shared_inputs,
     batches=batches,
     method=method,
+    note=gathered.append,
   )
   products = [
     path
     for path, layer in layers.quantized_layers(made).items()
     if not layer.has_kernel
   ]
-  target = bridged.with_layers(target, one, method=method)
-  network = _count(target, one, method=method, products=products)
+  seen = None
+  if deployed is None:
+    target, seen = model, (gathered[0].program, gathered[0].reading)
+  else:
+    target = bridged.with_layers(target, one, method=method)
+  network = _count(target, one, method=method, products=products, seen=seen)
   search_space.build(made, network)
   refused = remembered.find_refused(model, made, network.float_layers)
   if rules or tie_shared_inputs:
@@ -255,7 +262,7 @@ def check_policy(
     PolicyError: layers that one of the two lacks; it names them.
   """
   policy_lib.check(policy)
-  products = find_products(model)
+  products = program.find_products(model)
   called = _count(
     model,
     input_shape,
@@ -278,23 +285,13 @@ def check_policy(
     )
 
 
-def find_products(model: nnx.Module) -> list[str]:
-  """List the paths of a float network's products of attention."""
-  exposed = attention.expose_products(nnx.clone(model))
-  return [
-    program.path_name(path)
-    for path, module in nnx.iter_modules(exposed)
-    if isinstance(module, attention.Product)
-  ]
-
-
 def quantize(
   model: nnx.Module,
   example_input: Any,
   policy: policy_lib.Policy,
   *,
   weight_quantizer: str = "lsq",
-  activation_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq_plus",
   per_channel: bool = True,
   batches: Iterable[Any] = (),
   method: str = "__call__",
@@ -309,7 +306,8 @@ def quantize(
       sizes are calibrated on it.
     policy: for the layers of the same paths.
     weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
-    activation_quantizer: one of the same.
+    activation_quantizer: one of the same, or 'lsq_plus': 'lsq' with a learned
+      zero point for inputs that may be negative.
     per_channel: whether each output channel of a kernel has its own step.
     batches: more batches to calibrate on.
     method: the method that is called on inputs.
@@ -327,7 +325,7 @@ def quantize(
   example = examples.as_example(example_input)
   model = bridged.with_layers(model, example, method=method)
   check_policy(model, policy, example.shapes(batch=1), method=method)
-  products = find_products(model)
+  products = program.find_products(model)
   made = surgery.make_searchable(
     model,
     example_input,

@@ -20,6 +20,7 @@ def network_stats(
   dtype: jax.typing.DTypeLike = jnp.float32,
   method: str = "__call__",
   products: Collection[str] = (),
+  seen: tuple[program.Program, reading.Reading] | None = None,
 ) -> costs.NetworkStats:
   """Count the MACs and weights of every layer, without running the network.
 
@@ -36,6 +37,7 @@ def network_stats(
     dtype: the dtype of the input, given its shape.
     method: the method to trace.
     products: paths of products of attention to count as layers without weights.
+    seen: the traced program of one input and what was read in it, if known.
 
   Returns:
     The layers in call order; what is multiplied beside them, in float; and the
@@ -45,11 +47,13 @@ def network_stats(
   Raises:
     ValueError: the model calls no layer, or lacks one of the products.
   """
-  if not isinstance(input_shape, examples.Example):
-    one: Any = jax.ShapeDtypeStruct((1, *input_shape), dtype)
-    input_shape = examples.Example(one)
-  traced = program.trace(model, input_shape, method=method)
-  found = reading.read(traced)
+  if seen is None:
+    if not isinstance(input_shape, examples.Example):
+      one: Any = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+      input_shape = examples.Example(one)
+    made = program.trace(model, input_shape, method=method)
+    seen = made, reading.read(made)
+  traced, found = seen
   missing = sorted(set(products) - set(traced.readers))
   if missing:
     raise ValueError(

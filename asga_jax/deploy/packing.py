@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -260,14 +260,19 @@ def _grids(model: nnx.Module) -> dict[str, Any]:
 
 
 def _grid(choice: bit_choice.BitChoice) -> list[Any]:
-  """Give the quantizer, whether it is per channel, and the sign."""
+  """Give the quantizer, whether it is per channel, and the sign.
+
+  Where the zero point is learned, what it started from stands in place of the
+  sign; the shift is one of the variables.
+  """
   quantizer = choice.quantizer
-  signed = bool(choice.grids().lower[0] < 0)
-  return [type(quantizer).__name__, quantizer.per_channel, signed]
+  lowest = int(bit_choice.read_grids(choice.grid[...]).lower[0])
+  place = -lowest if quantizer.learns_zero else lowest < 0
+  return [type(quantizer).__name__, quantizer.per_channel, place]
 
 
 def _set_grids(model: nnx.Module, text: str, source: str) -> None:
-  """Take the signs over; all else must be as the file says."""
+  """Take signs and zero points over; all else must be as the file says."""
   try:
     stored = json.loads(text)
   except json.JSONDecodeError as error:
@@ -275,7 +280,7 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
   for path, layer in layers.quantized_layers(model).items():
     for index, choice in enumerate((layer.weight, layer.activation)):
       try:
-        *expected, signed = stored[path][index]
+        *expected, place = stored[path][index]
       except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PackedError(f"{source} lacks the grids of {path!r}.") from error
       *found, _ = _grid(choice)
@@ -284,7 +289,18 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
           f"{source}: {path!r} was quantized by {expected}; the network is by"
           f" {found} (name, whether per channel)."
         )
-      choice.set_signed(bool(signed))
+      choice.set_codes(*_codes(choice, place))
+
+
+def _codes(choice: bit_choice.BitChoice, place: int) -> Sequence[jax.Array]:
+  """Give the lowest and the highest code, by zero point or sign."""
+  (bits,) = choice.candidates()
+  if choice.quantizer.learns_zero:
+    codes = np.array([0, (1 << bits) - 1]) - place
+    return tuple(jnp.asarray(codes[:, None], jnp.float32))
+  return quantizers.levels(
+    jnp.array([bits]), jnp.asarray(bool(place)), choice.quantizer.narrow
+  )
 
 
 def _rebuild(product: layers.QuantizedProduct, codes: np.ndarray) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.extend import core
 from jax.interpreters import batching
 
-from asga_jax.network import kinds
+from asga_jax.network import attention, kinds
 from asga_jax.network.examples import Example
 
 # Marks an operand of a layer's product, and is the identity otherwise.
@@ -98,6 +98,16 @@ def find_callers(model: nnx.Module) -> dict[str, tuple[Any, str]]:
     if (attribute := kinds.attribute_of(module)) is not None
     and kinds.refusal(module) is None
   }
+
+
+def find_products(model: nnx.Module) -> list[str]:
+  """List the paths of a float network's products of attention."""
+  exposed = attention.expose_products(nnx.clone(model))
+  return [
+    path_name(path)
+    for path, module in nnx.iter_modules(exposed)
+    if isinstance(module, attention.Product)
+  ]
 
 
 def watch(

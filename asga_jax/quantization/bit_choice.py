@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from asga_jax.quantization import mixture as mixture_lib
-from asga_jax.quantization import quantizers
+from asga_jax.quantization import quantizers, statistics
 from asga_jax.xla import mixture as fast_mixture
 
 
@@ -54,6 +54,7 @@ def mix(
   parameter: jax.Array,
   weights: jax.Array,
   grid_data: jax.Array,
+  shift: jax.Array | None = None,
 ) -> jax.Array:
   """Quantize a tensor to the mixture of its candidates.
 
@@ -63,31 +64,26 @@ def mix(
     parameter: of the quantizer, shape (candidates,) or (candidates, channels).
     weights: the candidates' probabilities, shape (candidates,).
     grid_data: of the candidates, shape (3, candidates).
+    shift: what zero points are moved by, shape (); None where they are fixed.
 
   Returns:
     The mixture, shape and dtype of x.
   """
   grids = read_grids(grid_data)
   steps = quantizer.step(parameter, grids.upper)
+  grids = mixture_lib.move_zeros(grids, steps, shift)
   settings = fast_mixture.Settings(
     quantizer.offset, quantizer.step_gradient, quantizers.SMALLEST_STEP
   )
   transformed = quantizer.transform(x)
   if transformed is x:
-    return fast_mixture.mix(x, steps, weights, grids, settings)
+    return fast_mixture.mix(x, steps, weights, grids, settings, shift)
   # A float candidate is the tensor itself, not its transform.
   kept = jnp.where(grids.is_float, weights, 0)
   quantized = fast_mixture.mix(
     transformed, steps, weights - kept, grids, settings
   )
   return quantized + kept.sum().astype(x.dtype) * x
-
-
-def _grid_data(
-  bits: jax.Array, signed: bool, quantizer: quantizers.Quantizer
-) -> jax.Array:
-  grids = mixture_lib.make_grids(bits, jnp.asarray(signed), quantizer.narrow)
-  return jnp.stack([bits.astype(jnp.float32), grids.lower, grids.upper])
 
 
 class BitChoice(nnx.Module):
@@ -122,21 +118,31 @@ class BitChoice(nnx.Module):
     # Whether `logits` holds probabilities: within a training step, which
     # computes those of all tensors at once.
     self.holds_probabilities = False
-    self.grid = GridData(_grid_data(jnp.asarray(bits), signed, quantizer))
+    parameter, *codes = quantizer.start(sample, bits, signed)
+    self.grid = GridData(jnp.stack([jnp.asarray(bits, jnp.float32), *codes]))
     self.temperature = temperature
     self.logits = BitLogits(jnp.zeros(len(bits))) if logits is None else logits
-    self.parameter = QuantizerParameter(
-      quantizer.initial_parameter(sample, bits, signed)
-    )
+    self.parameter = QuantizerParameter(parameter)
+    learned = quantizer.learns_zero
+    self.shift = QuantizerParameter(jnp.zeros(())) if learned else None
 
   def candidates(self) -> tuple[int, ...]:
     """Give the candidates as integers; not under a trace."""
     return tuple(np.asarray(self.grid[...])[0].astype(int).tolist())
 
-  def set_signed(self, signed: bool) -> None:
-    """Set the codes to those of a signed or an unsigned grid."""
-    bits = self.grid[...][0]
-    self.grid[...] = _grid_data(bits, signed, self.quantizer)
+  def restart(
+    self, sample: jax.Array | statistics.Statistics, signed: bool
+  ) -> None:
+    """Start parameter and codes anew, given values of the tensor."""
+    parameter, *codes = self.quantizer.start(sample, self.candidates(), signed)
+    self.parameter[...] = parameter.astype(self.parameter[...].dtype)
+    self.set_codes(*codes)
+
+  def set_codes(self, lower: jax.Array, upper: jax.Array) -> None:
+    """Set the lowest and the highest codes, shape (candidates,) each."""
+    self.grid[...] = jnp.stack([self.grid[...][0], lower, upper])
+    if self.shift is not None:
+      self.shift[...] = jnp.zeros(())
 
   def keep(self, index: int) -> None:
     """Drop all candidates but one."""
@@ -164,21 +170,32 @@ class BitChoice(nnx.Module):
       return False
     self.parameter[...] = parameter
     self.grid[...] = other.grid[...][:, kept]
+    if self.shift is not None and other.shift is not None:
+      self.shift[...] = other.shift[...]
     return True
 
   def grids(self) -> mixture_lib.Grids:
     """Give the grids of the candidates."""
-    return read_grids(self.grid[...])
+    *_, shift = self.learned()
+    return mixture_lib.move_zeros(
+      read_grids(self.grid[...]), self.steps(), shift
+    )
 
   def steps(self) -> jax.Array:
     """Give the steps, (candidates,) or (candidates, channels)."""
-    return self.quantizer.step(self.parameter[...], self.grids().upper)
+    upper = read_grids(self.grid[...]).upper
+    return self.quantizer.step(self.parameter[...], upper)
 
   def probabilities(self) -> jax.Array:
     """Give the probabilities of the candidates, shape (candidates,)."""
     if self.holds_probabilities:
       return self.logits[...]
     return probabilities(self.logits[...], self.temperature[...])
+
+  def learned(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Give the parameter, the probabilities, and the shift if there is one."""
+    shift = None if self.shift is None else self.shift[...]
+    return self.parameter[...], self.probabilities(), shift
 
   def codes(self, x: jax.Array) -> jax.Array:
     """Give the integer codes at the most likely candidate; 0 for float."""
@@ -200,10 +217,12 @@ class BitChoice(nnx.Module):
     Returns:
       The mixture, shape and dtype of x.
     """
+    parameter, weights, shift = self.learned()
     return mix(
       self.quantizer,
       x,
-      self.parameter[...],
-      self.probabilities(),
+      parameter,
+      weights,
       self.grid[...],
+      shift,
     )

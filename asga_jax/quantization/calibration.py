@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from asga_jax.network import examples, kinds, program, reading
-from asga_jax.quantization import bit_choice, layers, quantizers, statistics
+from asga_jax.quantization import layers, quantizers, statistics
 
 
 class Samples(NamedTuple):
@@ -47,7 +47,8 @@ def gather(
     method: the method to run.
 
   Returns:
-    The statistics of all calls of all batches, and the traced program.
+    The statistics of all calls of all batches, and the traced program of one
+    input.
 
   Raises:
     ValueError: no network or no such method; inputs that the network cannot be
@@ -62,7 +63,9 @@ def gather(
       f"method={method!r}; expected the name of a method of model "
       f"({type(model).__name__})."
     )
-  each = [np.shape(leaf) for leaf in example.leaves()]
+  # Costs are counted on the same program.
+  one = example.shapes(batch=1)
+  each = [leaf.shape for leaf in one.leaves()]
 
   def check(path: str, call: kinds.Call, output: Any) -> None:
     del output
@@ -71,7 +74,7 @@ def gather(
       raise ValueError(f"layer {path!r} finds no batch axis")
 
   try:
-    traced = program.trace(model, example, method=method, note=check)
+    traced = program.trace(model, one, method=method, note=check)
     read = reading.read(traced)
     found = _count(model, [example, *batches], method)
   except Exception as error:
@@ -207,23 +210,14 @@ def calibrate(
     if product.has_kernel:
       matrix = kinds.to_matrix(samples.kernel(path), product.outputs)
       sample: Any = weight_sample(matrix, product.weight.quantizer)
-      _restart(product.weight, sample, signed=True)
+      product.weight.restart(sample, signed=True)
     else:
       second = samples.seconds[path]
-      _restart(product.weight, second, signed=second.signed)
+      product.weight.restart(second, signed=second.signed)
     first = samples.inputs[path]
     signed = first.signed if product.signed is None else product.signed
-    _restart(product.activation, first, signed=signed)
+    product.activation.restart(first, signed=signed)
   return model
-
-
-def _restart(
-  choice: bit_choice.BitChoice, sample: Any, *, signed: bool
-) -> None:
-  choice.set_signed(signed)
-  choice.parameter[...] = choice.quantizer.initial_parameter(
-    sample, choice.candidates(), signed
-  ).astype(choice.parameter[...].dtype)
 
 
 def weight_sample(

@@ -1,6 +1,7 @@
 """Steps to start from: of least squared error, for a sample or a Gaussian."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from asga_jax.quantization import statistics
 # few programs are compiled.
 COLUMNS = 64
 MOST_ROWS = 512
+# Of a grid of 8 bits, less one; a float candidate would have more.
+MOST_CODES = 255
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -59,14 +62,15 @@ def mse_step(
   """
   codes = list(zip(np.asarray(lower), np.asarray(upper), strict=True))
   if isinstance(sample, statistics.Statistics):
-    steps = np.outer(1 / np.asarray(upper), _SHRINK) * (sample.largest or 1.0)
-    found = [
+    found = []
+    for low, high in codes:
+      steps = (sample.largest or 1.0) / high * _SHRINK
+      best = 0
       # A float candidate's step is not used, and its codes are too many.
-      each[0]
-      if high > 255
-      else each[np.argmin(sample.errors(each, int(low), int(high)))]
-      for each, (low, high) in zip(steps, codes, strict=True)
-    ]
+      if high <= MOST_CODES:
+        errors = sample.errors(steps, int(high - low))
+        best = int(np.argmin(errors[:, int(-low)]))
+      found.append(steps[best])
     return jnp.asarray(np.array(found, np.float32))
   values = np.asarray(sample, np.float32)
   largest = np.abs(values).max(axis=0)
@@ -89,6 +93,36 @@ def mse_step(
     for code in codes
   ]
   return jnp.asarray(np.asarray(found).reshape(len(codes), -1)[:, :channels])
+
+
+def mse_grid(
+  sample: statistics.Statistics, highest: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Find the step and the zero point of least squared error.
+
+  Among 64 steps of the range from the lowest to the highest value, from wide to
+  narrow, 64 of the largest magnitude, and all zero points of each.
+
+  Args:
+    sample: the statistics of a tensor.
+    highest: number of codes of a grid, less one, for each candidate.
+
+  Returns:
+    The steps, float32, and the zero points, int64, shape (candidates,): codes
+    are -zero to highest - zero.
+  """
+  span = max(sample.highest, 0.0) - min(sample.lowest, 0.0)
+  found = []
+  for codes in highest:
+    ranges = (span or 1.0) / codes, 2 * (sample.largest or 1.0) / codes
+    steps = np.concatenate([each * _SHRINK for each in ranges])
+    best = 0, 0
+    if codes <= MOST_CODES:
+      errors = sample.errors(steps, codes)
+      best = divmod(int(np.argmin(errors)), codes + 1)
+    found.append((steps[best[0]], best[1]))
+  each_step, zeros = zip(*found, strict=True)
+  return np.array(each_step, np.float32), np.array(zeros)
 
 
 @functools.cache

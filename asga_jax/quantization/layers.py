@@ -40,11 +40,11 @@ def _mixed_product(
     return layer_kinds.from_matrix(mixed, w.shape, outputs)
 
   def function(variables, constants):
-    (x, x_parameter, x_weights), (w, w_parameter, w_weights) = variables
+    (x, x_step, x_weights, shift), (w, *w_learned, _) = variables
     x_grids, w_grids = constants
     return product(
-      bit_choice.mix(activation, x, x_parameter, x_weights, x_grids),
-      mix_kernel(w, w_parameter, w_weights, w_grids),
+      bit_choice.mix(activation, x, x_step, x_weights, x_grids, shift),
+      mix_kernel(w, *w_learned, w_grids),
       *args,
       **dict(kwargs),
     )
@@ -129,7 +129,7 @@ class QuantizedProduct(nnx.Module):
     )
     choices = (self.activation, self.weight)
     variables = [
-      (operand, choice.parameter[...], choice.probabilities())
+      (operand, *choice.learned())
       for operand, choice in zip(
         (call.first, call.second), choices, strict=True
       )

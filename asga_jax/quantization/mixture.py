@@ -35,11 +35,34 @@ def make_grids(bits: jax.Array, signed: jax.Array, narrow: bool) -> Grids:
   return Grids(lower, upper, bits == quantizers.FLOAT_BITS)
 
 
+def move_zeros(
+  grids: Grids, steps: jax.Array, shift: jax.Array | None
+) -> Grids:
+  """Move the zero points of grids by a number in units of the tensor.
+
+  Args:
+    grids: of the candidates.
+    steps: shape (candidates,).
+    shift: shape (), or None for none.
+
+  Returns:
+    The grids of as many codes, of which one is zero.
+  """
+  if shift is None:
+    return grids
+  step = jnp.maximum(steps, quantizers.SMALLEST_STEP)
+  highest = grids.upper - grids.lower
+  zeros = jnp.clip(jnp.round(shift / step - grids.lower), 0, highest)
+  zeros = jax.lax.stop_gradient(zeros)
+  return Grids(-zeros, highest - zeros, grids.is_float)
+
+
 def mixture(
   x: jax.Array,
   steps: jax.Array,
   probabilities: jax.Array,
   grids: Grids,
+  shift: jax.Array | None = None,
   *,
   offset: float = 0.0,
   step_gradient: str = "full",
@@ -53,6 +76,7 @@ def mixture(
       of x         g sum_b p_b [x inside the clipping range of b]
       of step_b    p_b sum_x g dQ_b/dstep_b
       of p_b       sum_x g Q_b(x)
+      of the shift -sum_b p_b sum_x g [x outside the clipping range of b]
 
   where a float candidate has Q(x) = x. The backward pass keeps a copy of the
   tensor for every candidate.
@@ -63,6 +87,8 @@ def mixture(
       channels) with the channels on the last axis of x.
     probabilities: shape (candidates,).
     grids: the codes of each candidate.
+    shift: what their zero points were moved by, shape (); only its gradient
+      counts here (Bhalgat et al. 2020, section 3.1).
     offset: added to every code.
     step_gradient: 'full' or 'clip', see `quantizers.fake_quantize`.
 
@@ -71,6 +97,10 @@ def mixture(
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   total = jnp.zeros_like(wide)
+  if shift is not None:
+    # Zero, with a gradient: to move the zero is to move the tensor and back.
+    moved = shift - jax.lax.stop_gradient(shift)
+    wide, total = wide + moved, total - moved * probabilities.sum()
   for step, probability, lower, upper, is_float in zip(
     steps, probabilities, *grids, strict=True
   ):

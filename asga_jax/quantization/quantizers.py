@@ -11,7 +11,7 @@ They differ in where the step comes from and in which gradient it receives.
 import abc
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +122,14 @@ def fake_quantize(
   return (step * (rounded + offset)).astype(x.dtype)
 
 
+class Start(NamedTuple):
+  """Where a tensor's quantizers start."""
+
+  parameter: jax.Array  # shape=(candidates,) or (candidates, channels)
+  lower: jax.Array  # shape=(candidates,), dtype=float32: lowest codes
+  upper: jax.Array  # shape=(candidates,), dtype=float32: highest codes
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantizer(abc.ABC):
   """How a tensor is quantized: where its steps come from.
@@ -164,6 +172,18 @@ class Quantizer(abc.ABC):
   ) -> jax.Array:
     """Give the parameter to start from, given values of the tensor."""
 
+  @property
+  def learns_zero(self) -> bool:
+    """Whether the codes' zero point is learned, see `LSQPlus`."""
+    return False
+
+  def start(
+    self, sample: jax.Array | Statistics, bits: tuple[int, ...], signed: bool
+  ) -> "Start":
+    """Give parameter and codes to start from, given values of the tensor."""
+    lower, upper = levels(jnp.asarray(bits), jnp.asarray(signed), self.narrow)
+    return Start(self.initial_parameter(sample, bits, signed), lower, upper)
+
   @abc.abstractmethod
   def step(self, parameter: jax.Array, upper: jax.Array) -> jax.Array:
     """Give the steps from the parameter and the highest codes."""
@@ -194,6 +214,36 @@ class LSQ(Quantizer):
     """Give the parameter."""
     del upper
     return parameter
+
+
+class LSQPlus(LSQ):
+  """Learned step sizes and zero points (Bhalgat et al. 2020), of activations.
+
+  Codes -z to 2^b - 1 - z have a zero point z for each bit-width, which starts
+  with the step at the least error: 0 for what is never negative, near the
+  middle for what is symmetric, between them for what dips below zero. A shift
+  in units of the tensor, one for all candidates, is learned beside it. Zero
+  points are whole numbers, so that a zero stays a zero.
+  """
+
+  @property
+  def learns_zero(self):
+    """The zero point is learned."""
+    return True
+
+  def start(self, sample, bits, signed):
+    """Give steps and zero points of least squared error."""
+    del signed
+    if not isinstance(sample, Statistics):
+      sample = Statistics.of(sample)
+    highest = [(1 << bit) - 1 for bit in bits]
+    steps, zeros = initial_steps.mse_grid(sample, highest)
+    lower = -zeros.astype(np.float32)
+    return Start(
+      jnp.asarray(np.maximum(steps, np.float32(SMALLEST_STEP))),
+      jnp.asarray(lower),
+      jnp.asarray(lower + np.array(highest, np.float32)),
+    )
 
 
 class PACT(Quantizer):
@@ -287,6 +337,7 @@ class DoReFa(Quantizer):
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
   "lsq": LSQ,
+  "lsq_plus": LSQPlus,
   "pact": PACT,
   "dorefa": DoReFa,
   "hwgq": HWGQ,
@@ -310,5 +361,10 @@ def make_quantizer(name: str, *, weights: bool, per_channel: bool) -> Quantizer:
   if name not in QUANTIZERS:
     raise ValueError(
       f"unknown quantizer {name!r}; expected one of {sorted(QUANTIZERS)}."
+    )
+  if weights and QUANTIZERS[name] is LSQPlus:
+    raise ValueError(
+      "quantizer 'lsq_plus' has a zero point, which is for activations;"
+      " expected another one for weights, such as 'lsq'."
     )
   return QUANTIZERS[name](weights=weights, per_channel=per_channel)

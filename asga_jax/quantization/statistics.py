@@ -1,7 +1,7 @@
 """The distribution of a whole tensor, over all calls and batches."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,13 +55,21 @@ class Statistics:
     self.lowest = self.highest = 0.0
     self.size = 0
 
+  @classmethod
+  def of(cls, x: Any) -> "Statistics":
+    """Gather those of one array."""
+    made = cls()
+    made.add(count(jnp.asarray(x)))
+    return made
+
   def add(self, histogram: Histogram) -> None:
     """Add the values of one call."""
     counts = np.asarray(histogram.counts, np.int64)
     exponent = int(histogram.exponent)
     common = max(exponent, self._exponent) if self.size else exponent
-    self._counts = _coarser(self._counts, common - self._exponent)
-    self._counts += _coarser(counts, common - exponent)
+    if self.size:
+      self._counts = _coarser(self._counts, common - self._exponent)
+    self._counts = self._counts + _coarser(counts, common - exponent)
     self._exponent = common
     lowest, highest = float(histogram.lowest), float(histogram.highest)
     self.lowest = min(self.lowest, lowest) if self.size else lowest
@@ -98,27 +106,45 @@ class Statistics:
   def _center(self, index: np.ndarray) -> np.ndarray:
     return (index + 0.5 - _HALF) * self._width
 
-  def errors(self, steps: np.ndarray, lower: int, upper: int) -> np.ndarray:
-    """Give the summed squared error of rounding all values by each step.
+  def errors(self, steps: np.ndarray, highest: int) -> np.ndarray:
+    """Give the summed squared error of rounding all values, for all grids.
 
     Args:
       steps: positive, shape (n,).
-      lower: the lowest code.
-      upper: the highest code.
+      highest: number of codes of a grid, less one.
 
     Returns:
-      float64, shape (n,).
+      float64, shape (n, highest + 1): by step, and by the zero point z of the
+      codes -z to highest - z.
     """
-    codes = np.arange(lower, upper + 1, dtype=np.float64)
+    codes = np.arange(-highest, highest + 1, dtype=np.float64)
     values = np.multiply.outer(steps, codes)
-    borders = np.multiply.outer(steps, codes[:-1] + 0.5)
-    inner = np.rint(borders / self._width).clip(-_HALF, _HALF) + _HALF
-    ends = np.zeros((len(steps), 1)), np.full((len(steps), 1), BINS)
-    cells = np.concatenate([ends[0], inner, ends[1]], axis=1).astype(np.int64)
-    number, first, second = (
-      np.diff(total[cells], axis=1) for total in self._sums
+    borders = np.multiply.outer(steps, np.append(codes, highest + 1) - 0.5)
+    edges = np.rint(borders / self._width).clip(-_HALF, _HALF) + _HALF
+    below = [total[edges.astype(np.int64)] for total in self._sums]
+
+    def error(number: Any, first: Any, second: Any) -> np.ndarray:
+      return values**2 * number - 2 * values * first + second
+
+    # Of each code's own cell, and of all that lies below and above the cell.
+    own = error(*(np.diff(total, axis=1) for total in below))
+    clipped_low = error(*(total[:, :-1] for total in below))
+    clipped_high = error(
+      *(
+        total[-1] - part[:, 1:]
+        for total, part in zip(self._sums, below, strict=True)
+      )
     )
-    return (values**2 * number - 2 * values * first + second).sum(axis=1)
+    within = np.concatenate(
+      [np.zeros((len(steps), 1)), np.cumsum(own, axis=1)], axis=1
+    )
+    low = np.arange(highest, -1, -1)
+    high = low + highest
+    return (  # type: ignore[no-any-return]
+      clipped_low[:, low]
+      + (within[:, high + 1] - within[:, low])
+      + clipped_high[:, high]
+    )
 
 
 def _coarser(counts: np.ndarray, times: int) -> np.ndarray:

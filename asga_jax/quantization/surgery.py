@@ -1,6 +1,6 @@
 """From any network to a searchable one, and on to one fixed by a policy."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,11 +31,12 @@ def make_searchable(
   rules: Sequence[rules_lib.Rule] = (),
   end_bits: int = END_BITS,
   weight_quantizer: str = "lsq",
-  activation_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq_plus",
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
   batches: Iterable[Any] = (),
   method: str = "__call__",
+  note: Callable[[calibration.Samples], None] | None = None,
 ) -> nnx.Module:
   """Give every layer of a network that multiplies by a kernel a choice of bits.
 
@@ -57,6 +58,7 @@ def make_searchable(
       their activation bits, where no rule ties these.
     batches: more inputs that ranges come from.
     method: the method that is called on inputs.
+    note: told of the statistics and the traced program.
 
   Returns:
     A copy with the same classes and paths for all that the model had. Its
@@ -85,6 +87,8 @@ def make_searchable(
     )
   example = examples.as_example(example_input)
   samples = calibration.gather(model, example, batches=batches, method=method)
+  if note is not None:
+    note(samples)
   products = tuple(samples.seconds)
   paths = tuple(path for path in samples.inputs if path not in products)
   if not paths:
@@ -216,6 +220,10 @@ class _Choices:
   ) -> bit_choice.BitChoice:
     """Make the choice of a layer's input."""
     rule, sample = self._decided[path], self._samples.inputs[path]
+    proven = self._samples.reading.is_nonnegative(path)
+    if quantizer.learns_zero and (proven or rule.signed is not None):
+      # Nothing is to be learned of its zero point.
+      quantizer = quantizers.LSQ()
     return self._make(
       "activation",
       rule.activation_tie,

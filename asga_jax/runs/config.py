@@ -64,7 +64,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Whether layers that read the same tensor share their activation bits.
       "tie_shared_inputs": False,
       "weight_quantizer": "lsq",
-      "activation_quantizer": "lsq",
+      "activation_quantizer": "lsq_plus",
       "per_channel": True,
       "data": {
         # 'fashion_mnist_8k', 'digits', or what TFDS calls it.

@@ -17,6 +17,7 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
+from asga_jax.network import program
 from asga_jax.quantization import layers
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.runs import build, read
@@ -89,7 +90,7 @@ def uniform_policy(
     ValueError: bad rules or ends.
   """
   deployed, shape = build.make_deployed(config)
-  products = conversion.find_products(deployed)
+  products = program.find_products(deployed)
   paths = macs.network_stats(deployed, shape).paths
   decided = rules_lib.resolve(
     config_lib.make_rules(config),

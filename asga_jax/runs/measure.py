@@ -15,13 +15,14 @@ import tabulate
 from absl import logging
 from flax import nnx
 
-from asga_jax import conversion, files
+from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import macs
 from asga_jax.data import batches as batches_lib
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy import timing
+from asga_jax.network import program
 from asga_jax.report import export_plot
 from asga_jax.runs import build, waits
 from asga_jax.runs import data as run_data
@@ -171,7 +172,7 @@ def _promised(
   """
   policy = network.policy
   layers = {} if policy is None else policy.layers
-  products = [x for x in conversion.find_products(plain) if x in layers]
+  products = [x for x in program.find_products(plain) if x in layers]
   stats = macs.network_stats(plain, network.input_shape, products=products)
   bits = dict.fromkeys(
     stats.paths, (policy_lib.FLOAT_BITS, policy_lib.FLOAT_BITS)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from asga_jax.xla import candidate_sums, mixture_kernel, outline
+from asga_jax.xla import candidate_sums, mixture_kernel, outline, reductions
 
 # Lowest and highest codes, and which candidates are the tensor as it is; each
 # of shape (candidates,).
@@ -28,18 +28,18 @@ class Settings(NamedTuple):
   smallest_step: float  # what a smaller step is used as
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def mix(
   x: jax.Array,
   steps: jax.Array,
   probabilities: jax.Array,
   grids: Grids,
   settings: Settings,
+  shift: jax.Array | None = None,
 ) -> jax.Array:
   """Mix the quantized forms of a tensor by their probabilities.
 
-  It has a gradient in the tensor, the steps and the probabilities, in reverse
-  mode alone.
+  It has a gradient in the tensor, the steps, the probabilities and the shift,
+  in reverse mode alone.
 
   Args:
     x: the tensor, float, any shape.
@@ -48,10 +48,18 @@ def mix(
     probabilities: shape (candidates,).
     grids: the codes of each candidate.
     settings: what is fixed.
+    shift: what the grids' zero points were moved by, shape (), or None; only
+      its gradient is made here.
 
   Returns:
     The mixture, shape and dtype of x.
   """
+  return _mix(x, steps, probabilities, grids, shift, settings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _mix(x, steps, probabilities, grids, shift, settings):
+  del shift
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   scales = _scales(settings.smallest_step)(steps.astype(wide.dtype))
   offset = settings.offset
@@ -128,13 +136,13 @@ def _outlined_sweep(settings):
   return outline.outlined(functools.partial(by_sweep, settings=settings))
 
 
-def _forward(x, steps, probabilities, grids, settings):
-  result = mix(x, steps, probabilities, grids, settings)
-  return result, (x, steps, probabilities, grids)
+def _forward(x, steps, probabilities, grids, shift, settings):
+  result = _mix(x, steps, probabilities, grids, shift, settings)
+  return result, (x, steps, probabilities, grids, shift)
 
 
 def _backward(settings, residuals, g):
-  x, steps, probabilities, grids = residuals
+  x, steps, probabilities, grids, shift = residuals
   sweep = _outlined_sweep(settings)
   operands = (x, g, steps, probabilities, grids)
   if mixture_kernel.runs(x, steps):
@@ -149,7 +157,20 @@ def _backward(settings, residuals, g):
     (found.steps * weights).astype(steps.dtype),
     found.quantized.astype(probabilities.dtype),
     None,
+    None if shift is None else _shift_gradient(found.dx, g, residuals),
   )
 
 
-mix.defvjp(_forward, _backward)
+def _shift_gradient(dx, g, residuals):
+  """Sum what is lost of the gradient where the tensor is clipped."""
+  _, _, probabilities, _, shift = residuals
+  wide = jnp.promote_types(g.dtype, jnp.float32)
+  # In the order of the slopes in dx. Where no candidate clips, nothing is lost,
+  # and no rounding either: Adam would make a walk of it.
+  whole = g.astype(wide) * sum(probabilities[1:], probabilities[0])
+  dx, whole = dx.astype(wide), whole.astype(g.dtype).astype(wide)
+  lost = jnp.where(dx == whole, 0, dx - whole)
+  return reductions.total([lost]).astype(shift.dtype)
+
+
+_mix.defvjp(_forward, _backward)

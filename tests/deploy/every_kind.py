@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 
 import asga_jax
+from asga_jax import policy as policy_lib
+from asga_jax.deploy import integer
 from asga_jax.quantization import fixing, layers, surgery
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -113,7 +115,7 @@ def searchable(
     model,
     IMAGES,
     rules=rules if network is EveryKind else rules[:1],
-    weight_quantizer=quantizer,
+    weight_quantizer=quantizer.removesuffix("_plus"),
     activation_quantizer=quantizer,
     per_channel=per_channel,
   )
@@ -128,3 +130,30 @@ def fix(model, weight_bits, activation_bits=8, **others):
   fixed = fixing.fix_bits(model, bits)
   fixed.eval()
   return fixed
+
+
+def policy_of(model):
+  """Make a policy of what a model is fixed at."""
+  found = integer.integer_layers(model)
+  return policy_lib.Policy(
+    model="test",
+    input_shape=(6, 6, 4),
+    layers={
+      path: policy_lib.LayerPolicy(
+        weight_bits=layer.weight_bits,
+        activation_bits=layer.activation.bits,
+        macs=1,
+        weights=0 if layer.codes is None else layer.codes.size,
+        searched=True,
+      )
+      for path, layer in found.items()
+    },
+    cost={
+      "bops": 0,
+      "bops_convention": "",
+      "size_bytes": 0,
+      "budget_used": 0.0,
+    },
+    budget="size=1MB",
+    provenance={},
+  )

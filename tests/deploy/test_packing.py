@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_kind import ALL_BITS, IMAGES, EveryKind, Kinds, fill, fix, searchable
+from every_kind import (
+  ALL_BITS,
+  IMAGES,
+  EveryKind,
+  Kinds,
+  fill,
+  fix,
+  policy_of,
+  searchable,
+)
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,33 +77,6 @@ def test_bad_codes_and_bytes():
       packed_bits.unpack(wrong, 3, (5,))
 
 
-def _policy(model):
-  """Make a policy of what a model is fixed at."""
-  found = integer.integer_layers(model)
-  return policy_lib.Policy(
-    model="test",
-    input_shape=(6, 6, 4),
-    layers={
-      path: policy_lib.LayerPolicy(
-        weight_bits=layer.weight_bits,
-        activation_bits=layer.activation.bits,
-        macs=1,
-        weights=0 if layer.codes is None else layer.codes.size,
-        searched=True,
-      )
-      for path, layer in found.items()
-    },
-    cost={
-      "bops": 0,
-      "bops_convention": "",
-      "size_bytes": 0,
-      "budget_used": 0.0,
-    },
-    budget="size=1MB",
-    provenance={},
-  )
-
-
 @pytest.fixture(scope="module")
 def fixed():
   others = {"plain": (32, 32), "grouped": (6, 5), "head": (8, 8)}
@@ -104,7 +86,7 @@ def fixed():
 @pytest.fixture(scope="module")
 def file(fixed, tmp_path_factory):
   path = tmp_path_factory.mktemp("packed") / "net.safetensors"
-  asga_jax.save_packed(fixed, _policy(fixed), path)
+  asga_jax.save_packed(fixed, policy_of(fixed), path)
   return path
 
 
@@ -114,7 +96,9 @@ def _other(per_channel=True, quantizer="hwgq"):
   state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
   nnx.update(model, jax.tree.map(lambda x: x + 0.5, state))
   for layer in layers.quantized_layers(model).values():
-    layer.activation.set_signed(jnp.bool(False))
+    choice = layer.activation
+    codes = choice.grid[...][1:]
+    choice.set_codes(0 * codes[0], codes[1] - codes[0])
   return model
 
 
@@ -143,7 +127,7 @@ def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
   # One kernel of zeros: its codes alone do not tell how it was squashed.
   fixed.linear.kernel[...] = jnp.zeros_like(fixed.linear.kernel[...])
   path = tmp_path / "net.safetensors"
-  packing.save_packed(fixed, _policy(fixed), path)
+  packing.save_packed(fixed, policy_of(fixed), path)
   loaded = packing.load_packed(model, path)
   loaded.eval()
   x = jax.random.normal(jax.random.key(1), (2, 24))
@@ -156,7 +140,7 @@ def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
 def test_the_file_holds_packed_weights_and_the_policy(fixed, file):
   arrays = safetensors_numpy.load_file(file)
   metadata = weight_files.read_metadata(file)
-  assert policy_lib.from_json(metadata["policy"]) == _policy(fixed)
+  assert policy_lib.from_json(metadata["policy"]) == policy_of(fixed)
   assert arrays["plain/kernel"].dtype == np.float32
   for path, layer in integer.integer_layers(fixed).items():
     if layer.weight_bits < 32 and layer.codes is not None:
@@ -176,7 +160,7 @@ def test_bytes_of_weights_are_those_promised(tmp_path):
     weight_quantizer="hwgq",
     activation_quantizer="hwgq",
   )
-  policy = _policy(model)
+  policy = policy_of(model)
   path = tmp_path / "net.safetensors"
   packing.save_packed(model, policy, path)
   stored = sum(
@@ -259,14 +243,14 @@ def test_other_networks_and_policies(fixed, file, tmp_path):
     packing.load_packed(EveryKind(nnx.Rngs(0)), file)
   path = tmp_path / "none.safetensors"
   with pytest.raises(ValueError, match="has no weight candidate of"):
-    packing.save_packed(fixed, _policy(fix(searchable(), 8, 8)), path)
+    packing.save_packed(fixed, policy_of(fix(searchable(), 8, 8)), path)
   with pytest.raises(ValueError, match="is not fixed"):
-    packing.save_packed(searchable(), _policy(fixed), path)
+    packing.save_packed(searchable(), policy_of(fixed), path)
   with pytest.raises(ValueError, match=r"written to .safetensors"):
-    packing.save_packed(fixed, _policy(fixed), tmp_path / "net.bin")
+    packing.save_packed(fixed, policy_of(fixed), tmp_path / "net.bin")
   with pytest.raises(OSError, match="missing"):
     packing.save_packed(
-      fixed, _policy(fixed), tmp_path / "missing" / "net.safetensors"
+      fixed, policy_of(fixed), tmp_path / "missing" / "net.safetensors"
     )
   assert not list(tmp_path.iterdir())
 
@@ -278,7 +262,7 @@ def test_a_kernel_that_its_codes_do_not_determine(tmp_path, caplog):
   choice.parameter[...] = 0.4 * choice.parameter[...]
   file = tmp_path / "net.safetensors"
   with caplog.at_level("WARNING"):
-    packing.save_packed(fixed, _policy(fixed), file)
+    packing.save_packed(fixed, policy_of(fixed), file)
   assert "'conv' does not multiply by its kernel as it is stored" in caplog.text
   arrays = weight_files.read(file)
   assert arrays["conv/kernel"].dtype == np.float32

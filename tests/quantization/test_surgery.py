@@ -215,6 +215,10 @@ def _by_hand(x, choice, signed, narrow):
   step = np.asarray(choice.parameter[...][0], np.float64)
   upper = 2 ** (bit - 1) - 1 if signed else 2**bit - 1
   lower = (-upper if narrow else -upper - 1) if signed else 0
+  if choice.shift is not None:
+    lower = int(choice.grid[...][1, 0])
+    assert (lower < 0) == signed
+    upper = lower + 2**bit - 1
   return jnp.asarray(step * np.clip(np.round(x / step), lower, upper))
 
 
