@@ -262,12 +262,12 @@ def _grids(model: nnx.Module) -> dict[str, Any]:
 def _grid(choice: bit_choice.BitChoice) -> list[Any]:
   """Give the quantizer, whether it is per channel, and the sign.
 
-  Where the zero point is learned, what it started from stands in place of the
-  sign; the shift is one of the variables.
+  Where the zero point is learned, the lowest code without the shift, which is
+  one of the variables, stands in place of the sign.
   """
   quantizer = choice.quantizer
-  lowest = int(bit_choice.read_grids(choice.grid[...]).lower[0])
-  place = -lowest if quantizer.learns_zero else lowest < 0
+  lowest = float(bit_choice.read_grids(choice.grid[...]).lower[0])
+  place = lowest if quantizer.learns_zero else lowest < 0
   return [type(quantizer).__name__, quantizer.per_channel, place]
 
 
@@ -292,11 +292,11 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
       choice.set_codes(*_codes(choice, place))
 
 
-def _codes(choice: bit_choice.BitChoice, place: int) -> Sequence[jax.Array]:
-  """Give the lowest and the highest code, by zero point or sign."""
+def _codes(choice: bit_choice.BitChoice, place: float) -> Sequence[jax.Array]:
+  """Give the lowest and the highest code, by the lowest or the sign."""
   (bits,) = choice.candidates()
   if choice.quantizer.learns_zero:
-    codes = np.array([0, (1 << bits) - 1]) - place
+    codes = np.array([0, (1 << bits) - 1]) + place
     return tuple(jnp.asarray(codes[:, None], jnp.float32))
   return quantizers.levels(
     jnp.array([bits]), jnp.asarray(bool(place)), choice.quantizer.narrow

@@ -25,7 +25,8 @@ class Temperature(nnx.Variable):
 class GridData(nnx.Variable):
   """What is data, yet not trained: bits, lowest and highest codes.
 
-  Shape (3, candidates), float32: one array, since a step passes on each.
+  Shape (3, candidates), float32: one array, since a step passes on each. Where
+  zero points are learned, codes are lower by the shift over the step.
   """
 
 
@@ -64,7 +65,7 @@ def mix(
     parameter: of the quantizer, shape (candidates,) or (candidates, channels).
     weights: the candidates' probabilities, shape (candidates,).
     grid_data: of the candidates, shape (3, candidates).
-    shift: what zero points are moved by, shape (); None where they are fixed.
+    shift: what codes are moved down by, shape (); None where they are fixed.
 
   Returns:
     The mixture, shape and dtype of x.
@@ -118,13 +119,14 @@ class BitChoice(nnx.Module):
     # Whether `logits` holds probabilities: within a training step, which
     # computes those of all tensors at once.
     self.holds_probabilities = False
-    parameter, *codes = quantizer.start(sample, bits, signed)
-    self.grid = GridData(jnp.stack([jnp.asarray(bits, jnp.float32), *codes]))
+    start = quantizer.start(sample, bits, signed)
+    codes = jnp.asarray(bits, jnp.float32), start.lower, start.upper
+    self.grid = GridData(jnp.stack(codes))
     self.temperature = temperature
     self.logits = BitLogits(jnp.zeros(len(bits))) if logits is None else logits
-    self.parameter = QuantizerParameter(parameter)
-    learned = quantizer.learns_zero
-    self.shift = QuantizerParameter(jnp.zeros(())) if learned else None
+    self.parameter = QuantizerParameter(start.parameter)
+    fixed = start.shift is None
+    self.shift = None if fixed else QuantizerParameter(start.shift)
 
   def candidates(self) -> tuple[int, ...]:
     """Give the candidates as integers; not under a trace."""
@@ -134,15 +136,15 @@ class BitChoice(nnx.Module):
     self, sample: jax.Array | statistics.Statistics, signed: bool
   ) -> None:
     """Start parameter and codes anew, given values of the tensor."""
-    parameter, *codes = self.quantizer.start(sample, self.candidates(), signed)
-    self.parameter[...] = parameter.astype(self.parameter[...].dtype)
-    self.set_codes(*codes)
+    start = self.quantizer.start(sample, self.candidates(), signed)
+    self.parameter[...] = start.parameter.astype(self.parameter[...].dtype)
+    self.set_codes(start.lower, start.upper)
+    if self.shift is not None:
+      self.shift[...] = start.shift
 
   def set_codes(self, lower: jax.Array, upper: jax.Array) -> None:
     """Set the lowest and the highest codes, shape (candidates,) each."""
     self.grid[...] = jnp.stack([self.grid[...][0], lower, upper])
-    if self.shift is not None:
-      self.shift[...] = jnp.zeros(())
 
   def keep(self, index: int) -> None:
     """Drop all candidates but one."""

@@ -38,20 +38,20 @@ def make_grids(bits: jax.Array, signed: jax.Array, narrow: bool) -> Grids:
 def move_zeros(
   grids: Grids, steps: jax.Array, shift: jax.Array | None
 ) -> Grids:
-  """Move the zero points of grids by a number in units of the tensor.
+  """Move codes down by a number in units of the tensor.
 
   Args:
-    grids: of the candidates.
+    grids: of the candidates; codes need not be whole numbers here.
     steps: shape (candidates,).
     shift: shape (), or None for none.
 
   Returns:
-    The grids of as many codes, of which one is zero.
+    The grids of as many codes, whole numbers of which one is zero.
   """
   if shift is None:
     return grids
   step = jnp.maximum(steps, quantizers.SMALLEST_STEP)
-  highest = grids.upper - grids.lower
+  highest = jnp.round(grids.upper - grids.lower)
   zeros = jnp.clip(jnp.round(shift / step - grids.lower), 0, highest)
   zeros = jax.lax.stop_gradient(zeros)
   return Grids(-zeros, highest - zeros, grids.is_float)
@@ -87,8 +87,8 @@ def mixture(
       channels) with the channels on the last axis of x.
     probabilities: shape (candidates,).
     grids: the codes of each candidate.
-    shift: what their zero points were moved by, shape (); only its gradient
-      counts here (Bhalgat et al. 2020, section 3.1).
+    shift: what they were moved down by, shape (); only its gradient counts here
+      (Bhalgat et al. 2020, section 3.1).
     offset: added to every code.
     step_gradient: 'full' or 'clip', see `quantizers.fake_quantize`.
 

@@ -128,6 +128,8 @@ class Start(NamedTuple):
   parameter: jax.Array  # shape=(candidates,) or (candidates, channels)
   lower: jax.Array  # shape=(candidates,), dtype=float32: lowest codes
   upper: jax.Array  # shape=(candidates,), dtype=float32: highest codes
+  # Shape (), where the zero point is learned: codes are lower by this in steps.
+  shift: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +224,9 @@ class LSQPlus(LSQ):
   Codes -z to 2^b - 1 - z have a zero point z for each bit-width, which starts
   with the step at the least error: 0 for what is never negative, near the
   middle for what is symmetric, between them for what dips below zero. A shift
-  in units of the tensor, one for all candidates, is learned beside it. Zero
-  points are whole numbers, so that a zero stays a zero.
+  in units of the tensor, one for all candidates, is learned beside it; that of
+  one candidate is the offset beta of the paper. Zero points are whole numbers,
+  so that a zero stays a zero.
   """
 
   @property
@@ -238,11 +241,15 @@ class LSQPlus(LSQ):
       sample = Statistics.of(sample)
     highest = [(1 << bit) - 1 for bit in bits]
     steps, zeros = initial_steps.mse_grid(sample, highest)
-    lower = -zeros.astype(np.float32)
+    steps = np.maximum(steps, np.float32(SMALLEST_STEP))
+    # Never zero, since it is trained by its relative size.
+    shift = np.mean(steps * zeros) or np.mean(steps)
+    lower = (shift / steps - zeros).astype(np.float32)
     return Start(
-      jnp.asarray(np.maximum(steps, np.float32(SMALLEST_STEP))),
+      jnp.asarray(steps),
       jnp.asarray(lower),
       jnp.asarray(lower + np.array(highest, np.float32)),
+      jnp.asarray(shift, jnp.float32),
     )
 
 

@@ -48,8 +48,8 @@ def mix(
     probabilities: shape (candidates,).
     grids: the codes of each candidate.
     settings: what is fixed.
-    shift: what the grids' zero points were moved by, shape (), or None; only
-      its gradient is made here.
+    shift: what the grids were moved down by, shape (), or None; only its
+      gradient is made here.
 
   Returns:
     The mixture, shape and dtype of x.

@@ -216,9 +216,9 @@ def _by_hand(x, choice, signed, narrow):
   upper = 2 ** (bit - 1) - 1 if signed else 2**bit - 1
   lower = (-upper if narrow else -upper - 1) if signed else 0
   if choice.shift is not None:
-    lower = int(choice.grid[...][1, 0])
+    lower, upper = (float(codes[0]) for codes in choice.grids()[:2])
     assert (lower < 0) == signed
-    upper = lower + 2**bit - 1
+    assert upper - lower == 2**bit - 1
   return jnp.asarray(step * np.clip(np.round(x / step), lower, upper))
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
+import optax
 import pytest
 from every_kind import policy_of
 from flax import nnx
@@ -18,6 +19,7 @@ from asga_jax.quantization import (
   statistics,
 )
 from asga_jax.quantization import mixture as formula
+from asga_jax.training import optimizers
 from asga_jax.xla import mixture
 
 PLUS = quantizers.LSQPlus()
@@ -144,26 +146,39 @@ def test_a_wrong_zero_point_is_learned():
     temperature=bit_choice.Temperature(jnp.ones(())),
   )
   right = choice.grids()
-  choice.set_codes(jnp.zeros(1), jnp.full(1, 15.0))
+  assert right.lower[0] == -1
+  choice.shift[...] *= 0.2
+  assert choice.grids().lower[0] == 0
   graphdef, learned, others = nnx.split(
     choice, bit_choice.QuantizerParameter, ...
   )
+  optimizer = optimizers.weight_optimizer(
+    steps=250,
+    learning_rate=0.0,
+    quantizer_learning_rate=1e-2,
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule="constant",
+  )
 
   @jax.jit
-  def step(learned):
+  def step(learned, state):
     def loss(learned):
-      mixed = nnx.merge(graphdef, learned, others)(x)
+      mixed = nnx.merge(graphdef, learned["quantizers"], others)(x)
       return jnp.mean((mixed - x) ** 2)
 
     value, slope = jax.value_and_grad(loss)(learned)
-    return jax.tree.map(lambda a, b: a - 0.3 * b, learned, slope), value
+    updates, state = optimizer.update(slope, state, learned)
+    return optax.apply_updates(learned, updates), state, value
 
+  variables = {"weights": {}, "quantizers": learned}
+  state = optimizer.init(variables)
   losses = []
-  for _ in range(60):
-    learned, value = step(learned)
+  for _ in range(250):
+    variables, state, value = step(variables, state)
     losses.append(float(value))
-  made = nnx.merge(graphdef, learned, others)
-  assert made.grids().lower[0] == right.lower[0] == -1
+  made = nnx.merge(graphdef, variables["quantizers"], others)
+  assert made.grids().lower[0] == right.lower[0]
   assert losses[-1] < 0.8 * losses[0]
 
 
@@ -225,7 +240,7 @@ def fixed():
   for product in layers.quantized_layers(model).values():
     choice = product.activation
     if choice.shift is not None:
-      choice.shift[...] = 1.2 * choice.steps()[0]
+      choice.shift[...] += 1.2 * choice.steps()[0]
   model.eval()
   return model, policy_of(model), example
 
