@@ -35,6 +35,7 @@ if TYPE_CHECKING:
   from asga_jax.result import allocate as allocate
   from asga_jax.runs.read import load_run as load_run
   from asga_jax.runs.report import write_report as write_report
+  from asga_jax.scores.measured import measure_scores as measure_scores
   from asga_jax.search import SearchSettings as SearchSettings
   from asga_jax.search import finish_search as finish_search
   from asga_jax.search import search_policy as search_policy
@@ -80,6 +81,7 @@ _PLACES = {
   "load_run": "runs.read",
   "load_weights": "weights.load",
   "make_loss": "training.losses",
+  "measure_scores": "scores.measured",
   "not_searched": "quantization.remembered",
   "pareto": "every_budget",
   "policy_at": "every_budget",
@@ -126,6 +128,7 @@ __all__ = [
   "load_run",
   "load_weights",
   "make_loss",
+  "measure_scores",
   "not_searched",
   "pareto",
   "policy_at",

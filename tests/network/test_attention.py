@@ -160,7 +160,10 @@ def test_rule_makes_products_layers(net):
 def test_quantized_products_by_hand():
   """Scores are never below zero, so their codes are unsigned."""
 
-  def quantize(x, step, lower, upper):
+  def quantize(x, name, kind):
+    choice = getattr(found[f"attention_fn/{name}"], kind)
+    step, (lower, upper) = choice.steps()[0], np.array(choice.grids()[:2])[:, 0]
+    assert upper - lower == 2 ** choice.candidates()[0] - 1
     return np.clip(np.round(np.asarray(x) / step), lower, upper) * step
 
   net = Hand(nnx.Rngs(1))
@@ -173,20 +176,16 @@ def test_quantized_products_by_hand():
     ],
   )
   found = layers.quantized_layers(model)
-  steps = {
-    (name, kind): float(getattr(found[f"attention_fn/{name}"], kind).steps()[0])
-    for name in ("qk", "pv")
-    for kind in ("weight", "activation")
-  }
   q, k, v = (layer(X).reshape(2, 6, 3, 4) for layer in net.qkv)
-  q = quantize(q, steps["qk", "activation"], -4, 3)
-  k = quantize(k, steps["qk", "weight"], -8, 7)
-  v = quantize(v, steps["pv", "weight"], -8, 7)
+  q = quantize(q, "qk", "activation")
+  k = quantize(k, "qk", "weight")
+  v = quantize(v, "pv", "weight")
   scores = np.einsum("nqhd,nkhd->nhqk", q, k) / 2
   scores = np.where(np.tri(6, dtype=bool), scores, -np.inf)
   p = np.exp(scores - scores.max(-1, keepdims=True))
   p = p / p.sum(-1, keepdims=True)
-  p = quantize(p, steps["pv", "activation"], 0, 7)
+  p = quantize(p, "pv", "activation")
+  assert found["attention_fn/pv"].activation.shift is None
   expected = np.einsum("nhqk,nkhd->nqhd", p, v).reshape(X.shape)
   np.testing.assert_allclose(model(X), expected, atol=1e-5)
 

@@ -1,0 +1,1 @@
+"""What bits cost in accuracy, measured on a trained network."""

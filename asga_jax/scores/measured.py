@@ -1,0 +1,213 @@
+"""Scores that are measured, one tensor at a time, on a trained network."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy import optimize
+
+from asga_jax import files
+from asga_jax import result as result_lib
+from asga_jax.allocation import space as search_space
+from asga_jax.cost import costs as costs_lib
+from asga_jax.network import examples
+from asga_jax.quantization import quantizers, remembered
+from asga_jax.scores import probe as probe_lib
+from asga_jax.training import progress as progress_lib
+
+# Of (outputs of the float network, of the quantized one) to one number an
+# input, shape (batch,), at least 0.
+Divergence = Callable[[Any, Any], jax.Array]
+
+
+def kl_divergence(reference: jax.Array, found: jax.Array) -> jax.Array:
+  """Compute KL(reference ‖ found) of each input's classes, in nats.
+
+  Args:
+    reference: logits, float, shape (batch, ..., classes).
+    found: the same, of the quantized network.
+
+  Returns:
+    float32, shape (batch,): the mean over what lies between.
+  """
+  first, second = (
+    jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    for logits in (reference, found)
+  )
+  each = jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+  return jnp.mean(each.reshape(len(each), -1), axis=-1)
+
+
+def measure_scores(
+  model: nnx.Module,
+  batches: Iterable[Any],
+  *,
+  budget: str,
+  divergence: Divergence = kl_divergence,
+  costs: Sequence[costs_lib.Cost] = (),
+  model_name: str = "model",
+  cache: str | os.PathLike[str] | None = None,
+  progress: bool = True,
+) -> result_lib.SearchResult:
+  """Score every candidate by what it alone does to a trained network.
+
+  One tensor at a time is quantized to each of its candidates while all others
+  are float, and the outputs are compared with those of the float network: no
+  labels and no gradients. A score is minus the mean divergence over all inputs,
+  made monotone in the bits by an isotonic fit (more bits never score less).
+
+  Args:
+    model: from `searchable`, with trained weights and calibrated on real
+      inputs; it is not changed.
+    batches: inputs of the network, as `searchable` takes them, all of one
+      shape but the last; 32 images tell most tensors apart.
+    budget: such as 'bops=4bit'; the scores serve any other as well.
+    divergence: of the outputs; the default is for logits over classes.
+    costs: costs beyond BOPs and sizes.
+    model_name: what policies call the network.
+    cache: a file to keep scores in, tensor by tensor: a run that was ended goes
+      on from there.
+    progress: whether to show tensors and time left.
+
+  Returns:
+    What `allocate` takes, with the scores 'kl'.
+
+  Raises:
+    ValueError: a model that is not searchable, no batches, outputs that are not
+      finite, or a cache of another network, other inputs or other candidates.
+
+  Source: one-tensor sensitivities, as in Dong et al., "HAWQ" (2019), by the
+  divergence of outputs instead of curvature.
+  """
+  network, input_shape = remembered.recall(model, "deployed_network")
+  space = search_space.build(model, network)
+  given = [examples.as_example(batch) for batch in batches]
+  if not given:
+    raise ValueError("batches is empty; expected at least one batch of inputs.")
+  probe = probe_lib.Probe(model, space)
+  references = probe.outputs(given)
+  compare = jax.jit(divergence)
+  if not all(
+    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(references)
+  ):
+    raise ValueError(
+      f"model ({type(model).__name__}) gives outputs that are not finite;"
+      " expected a trained network and inputs that it was trained for."
+    )
+
+  def measure(group: str, index: int) -> float:
+    probe.set_candidate(group, index)
+    each = [
+      compare(reference, output)
+      for reference, output in zip(
+        references, probe.outputs(given), strict=True
+      )
+    ]
+    probe.set_float(group)
+    return float(np.mean(np.concatenate([np.asarray(x) for x in each])))
+
+  known = _Cache(cache, model, given)
+  found = {}
+  groups = list(probe.candidates.items())
+  watched = progress_lib.watched(groups, label="scores")
+  for group, bits in watched if progress else groups:
+    values = known.get(group)
+    if values is None:
+      values = [
+        0.0 if bit == quantizers.FLOAT_BITS else measure(group, index)
+        for index, bit in enumerate(bits)
+      ]
+      known.put(group, values)
+    if not np.isfinite(values).all():
+      raise ValueError(
+        f"{group!r} at {bits} bits gives the divergences {values}; expected"
+        " finite ones."
+      )
+    found[group] = -monotone(bits, values)
+  return result_lib.SearchResult(
+    model=model,
+    space=space,
+    scores={"kl": found},
+    budget=budget,
+    score="kl",
+    costs=costs,
+    input_shape=input_shape,
+    model_name=model_name,
+    provenance={"method": "kl", "versions": result_lib.versions()},
+  )
+
+
+def monotone(bits: Sequence[int], values: Sequence[float]) -> np.ndarray:
+  """Fit divergences that never rise with the bits, by least squares.
+
+  Args:
+    bits: distinct, in any order.
+    values: one for each.
+
+  Returns:
+    float64, in the order of the bits.
+  """
+  order = np.argsort(bits)
+  fitted = optimize.isotonic_regression(
+    np.asarray(values, np.float64)[order], increasing=False
+  ).x
+  result = np.empty(len(order))
+  result[order] = fitted
+  return result
+
+
+class _Cache:
+  """Measured values in a file, for one network and its inputs."""
+
+  def __init__(self, path: Any, model: nnx.Module, given: Sequence[Any]):
+    self._path = None if path is None else pathlib.Path(files.check_path(path))
+    self._values: dict[str, Any] = {}
+    if self._path is None:
+      return
+    self._hash = _hash((nnx.state(model), [x.leaves() for x in given]))
+    if not self._path.exists():
+      files.check_writable(self._path)
+      return
+    try:
+      stored = json.loads(self._path.read_text())
+      known, self._values = stored["hash"], dict(stored["values"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{self._path} holds no scores: {error}; expected a file that"
+        " measure_scores wrote."
+      ) from error
+    if known != self._hash:
+      raise ValueError(
+        f"{self._path} holds scores of another network, of other inputs or"
+        " candidates; expected those of this one, or no file."
+      )
+
+  def get(self, group: str) -> list[float] | None:
+    """Give the values of a group if they are known."""
+    return self._values.get(group)
+
+  def put(self, group: str, values: Sequence[float]) -> None:
+    """Keep the values of a group."""
+    self._values[group] = list(values)
+    if self._path is not None:
+      text = json.dumps({"hash": self._hash, "values": self._values}, indent=1)
+      files.write_text_atomic(self._path, text + "\n")
+
+
+def _hash(tree: Any) -> str:
+  """Hash the values of all arrays."""
+  made = hashlib.sha256()
+  for leaf in jax.tree.leaves(tree):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      continue
+    array = np.asarray(leaf)
+    made.update(str((array.shape, array.dtype)).encode())
+    made.update(np.ascontiguousarray(array).tobytes())
+  return made.hexdigest()
