@@ -1,6 +1,8 @@
 """ResNet-20 (16 wide), searched on a proxy of 32x32 images and deployed there.
 
 Networks: He et al., Deep Residual Learning (arXiv 1512.03385), section 4.2.
+--config.model=resnet20_a has the shortcuts of that section, without parameters;
+resnet56 and resnet56_a are deeper.
 Command: python launch/search.py --config=configs/resnet20.py
 Costs are those of the network at 32x32 with 10 classes.
 

@@ -9,6 +9,8 @@ from flax import nnx
 from jax import numpy as jnp
 
 STEMS = ("imagenet", "small")
+# PyTorch's way of padding, and TensorFlow's.
+PADDINGS = ("symmetric", "same")
 
 
 def check_stem(stem: str) -> str:
@@ -25,6 +27,7 @@ def conv(
   *,
   stride: int = 1,
   groups: int = 1,
+  padding: str = "symmetric",
   dtype: Any = None,
   param_dtype: Any = jnp.float32,
   conv_general_dilated: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
@@ -32,17 +35,25 @@ def conv(
 ) -> nnx.Conv:
   """Build a square convolution without bias, for a batch norm to follow.
 
-  Padding is (kernel - 1) / 2 on both sides, as in the published networks, and
-  not 'SAME', which pads unevenly at stride 2. Kernels are He-normal in fan-out
-  (He et al. 2015, equation 14), a group's own outputs counted.
+  Padding is 'symmetric', (kernel - 1) / 2 on both sides, or 'same' as in
+  networks from TensorFlow, which at stride 2 pads more at the end: weights that
+  were trained with one lose accuracy with the other. Kernels are He-normal in
+  fan-out (He et al. 2015, equation 14), a group's own outputs counted.
+
+  Raises:
+    ValueError: `padding` is neither.
   """
+  if padding not in PADDINGS:
+    raise ValueError(
+      f"padding is {padding!r}; expected one of {', '.join(PADDINGS)}"
+    )
   deviation = math.sqrt(2.0 * groups / (kernel * kernel * outputs))
   return nnx.Conv(
     inputs,
     outputs,
     (kernel, kernel),
     strides=stride,
-    padding=(kernel - 1) // 2,
+    padding="SAME" if padding == "same" else (kernel - 1) // 2,
     feature_group_count=groups,
     use_bias=False,
     dtype=dtype,
@@ -56,6 +67,7 @@ def conv(
 def batch_norm(
   features: int,
   *,
+  epsilon: float = 1e-5,
   dtype: Any = None,
   param_dtype: Any = jnp.float32,
   rngs: nnx.Rngs,
@@ -66,7 +78,12 @@ def batch_norm(
   them float32 always, and they would change type at the first float64 step.
   """
   norm = nnx.BatchNorm(
-    features, momentum=0.9, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    features,
+    momentum=0.9,
+    epsilon=epsilon,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    rngs=rngs,
   )
   statistics = jnp.promote_types(param_dtype, jnp.float32)
   norm.mean = nnx.BatchStat(jnp.zeros((features,), statistics))

@@ -29,7 +29,7 @@ _STAGES = (
 
 
 class InvertedResidual(nnx.Module):
-  """Expand by 1x1, convolve depthwise by 3x3, project by 1x1 linearly."""
+  """Expand by 1x1, convolve depthwise, project by 1x1 linearly."""
 
   def __init__(
     self,
@@ -38,6 +38,7 @@ class InvertedResidual(nnx.Module):
     *,
     expansion: int,
     stride: int,
+    kernel: int = 3,
     conv: Callable[..., nnx.Conv],
     norm: Callable[..., nnx.BatchNorm],
   ):
@@ -46,7 +47,7 @@ class InvertedResidual(nnx.Module):
     expands = expansion != 1
     self.expand = conv(inputs, hidden, 1) if expands else None
     self.expand_norm = norm(hidden) if expands else None
-    self.depthwise = conv(hidden, hidden, 3, stride=stride, groups=hidden)
+    self.depthwise = conv(hidden, hidden, kernel, stride=stride, groups=hidden)
     self.depthwise_norm = norm(hidden)
     self.project = conv(hidden, outputs, 1)
     self.project_norm = norm(outputs)
@@ -109,14 +110,14 @@ class MobileNetV2(nnx.Module):
       layers.batch_norm, **types
     )
     small = layers.check_stem(stem) == "small"
-    inputs = _channels(32 * width)
+    inputs = round_channels(32 * width)
     self.stem = conv(in_channels, inputs, 3, stride=1 if small else 2)
     self.stem_norm = norm(inputs)
     blocks = []
     for i, (expansion, channels, count, stride) in enumerate(_STAGES):
       for j in range(count):
         reduces = j == 0 and not (small and i == 1)
-        outputs = _channels(channels * width)
+        outputs = round_channels(channels * width)
         blocks.append(
           InvertedResidual(
             inputs,
@@ -129,7 +130,7 @@ class MobileNetV2(nnx.Module):
         )
         inputs = outputs
     self.blocks = nnx.List(blocks)
-    features = _channels(1280 * max(1.0, width))
+    features = round_channels(1280 * max(1.0, width))
     self.last = conv(inputs, features, 1)
     self.last_norm = norm(features)
     self.head = nnx.Linear(features, num_classes, **types)
@@ -157,7 +158,7 @@ def mobilenet_v2(
   return MobileNetV2(num_classes, stem=stem, **settings)
 
 
-def _channels(wanted: float) -> int:
+def round_channels(wanted: float) -> int:
   """Round to the nearest multiple of 8 that loses at most a tenth."""
   rounded = max(8, int(wanted + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * wanted else rounded

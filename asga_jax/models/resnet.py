@@ -7,7 +7,7 @@ and in the first block of a stage that changes shape `shortcut`,
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from flax import nnx
 from jax import numpy as jnp
 
 from asga_jax.models import layers
+
+SHORTCUTS = ("projection", "zeros")
 
 
 def _shortcut(
@@ -30,12 +32,20 @@ def _shortcut(
   return conv(inputs, outputs, 1, stride=stride), norm(outputs)
 
 
+def pad_shortcut(x: jax.Array, stride: int, outputs: int) -> jax.Array:
+  """Take every stride-th pixel, and pad channels with zeros on both sides."""
+  missing = outputs - x.shape[-1]
+  margin = (missing // 2, missing - missing // 2)
+  return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), margin))
+
+
 class Block(nnx.Module):
   """Two 3x3 convolutions beside a shortcut.
 
-  Where the shape changes the shortcut is a 1x1 convolution (option B of the
-  paper, section 4.1), in the small networks as well: option A's zero padding
-  would save 2,752 parameters of ResNet-20 and need a code path of its own.
+  Where the shape changes the shortcut is a 1x1 convolution ('projection',
+  option B of the paper, section 4.1), or every second pixel with channels of
+  zeros on both sides ('zeros', option A, as in the paper's networks for
+  CIFAR-10).
   """
 
   def __init__(
@@ -46,20 +56,31 @@ class Block(nnx.Module):
     stride: int,
     conv: Callable[..., nnx.Conv],
     norm: Callable[..., nnx.BatchNorm],
+    shortcuts: str = "projection",
   ):
+    if shortcuts not in SHORTCUTS:
+      raise ValueError(
+        f"shortcuts is {shortcuts!r}; expected one of {', '.join(SHORTCUTS)}"
+      )
     self.conv1 = conv(inputs, outputs, 3, stride=stride)
     self.norm1 = norm(outputs)
     self.conv2 = conv(outputs, outputs, 3)
     self.norm2 = norm(outputs)
-    self.shortcut, self.shortcut_norm = _shortcut(
-      inputs, outputs, stride, conv, norm
+    self.stride = stride
+    self.pads = shortcuts == "zeros" and (stride, inputs) != (1, outputs)
+    self.shortcut, self.shortcut_norm = (
+      (None, None)
+      if self.pads
+      else _shortcut(inputs, outputs, stride, conv, norm)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Map [N, H, W, inputs] to [N, H / stride, W / stride, outputs]."""
     y = nnx.relu(self.norm1(self.conv1(x)))
     y = self.norm2(self.conv2(y))
-    if self.shortcut is not None and self.shortcut_norm is not None:
+    if self.pads:
+      x = pad_shortcut(x, self.stride, y.shape[-1])
+    elif self.shortcut is not None and self.shortcut_norm is not None:
       x = self.shortcut_norm(self.shortcut(x))
     return nnx.relu(x + y)
 
@@ -234,18 +255,57 @@ def resnet50(
 
 
 def resnet20(
-  num_classes: int = 10, *, stem: str = "small", **settings: Any
+  num_classes: int = 10,
+  *,
+  stem: str = "small",
+  shortcuts: str = "projection",
+  **settings: Any,
 ) -> ResNet:
-  """Build ResNet-20 for 32x32 images, 0.27 M parameters; see `resnet18`."""
-  return ResNet(
-    num_classes, blocks=(3, 3, 3), widths=(16, 32, 64), stem=stem, **settings
-  )
+  """Build ResNet-20 for 32x32 images, 0.27 M parameters.
+
+  Args:
+    num_classes: outputs of the head.
+    stem: 'imagenet' or 'small', see `ResNet`.
+    shortcuts: 'projection', or 'zeros' as in the paper, see `Block`.
+    **settings: see `resnet18`.
+  """
+  return _of_three_stages(3, num_classes, stem, shortcuts, settings)
+
+
+def resnet56(
+  num_classes: int = 10,
+  *,
+  stem: str = "small",
+  shortcuts: str = "projection",
+  **settings: Any,
+) -> ResNet:
+  """Build ResNet-56 for 32x32 images, 0.85 M parameters; see `resnet20`."""
+  return _of_three_stages(9, num_classes, stem, shortcuts, settings)
 
 
 def resnet8(
-  num_classes: int = 10, *, stem: str = "small", **settings: Any
+  num_classes: int = 10,
+  *,
+  stem: str = "small",
+  shortcuts: str = "projection",
+  **settings: Any,
 ) -> ResNet:
-  """Build ResNet-8 for 32x32 images, 0.08 M parameters; see `resnet18`."""
+  """Build ResNet-8 for 32x32 images, 0.08 M parameters; see `resnet20`."""
+  return _of_three_stages(1, num_classes, stem, shortcuts, settings)
+
+
+def _of_three_stages(
+  count: int,
+  num_classes: int,
+  stem: str,
+  shortcuts: str,
+  settings: Mapping[str, Any],
+) -> ResNet:
   return ResNet(
-    num_classes, blocks=(1, 1, 1), widths=(16, 32, 64), stem=stem, **settings
+    num_classes,
+    blocks=(count,) * 3,
+    widths=(16, 32, 64),
+    stem=stem,
+    block=functools.partial(Block, shortcuts=shortcuts),
+    **settings,
   )

@@ -21,19 +21,32 @@ names of ResNet and of VGG's convolutions as above, and
     blocks.B.attn.qkv, attn.proj               blocks/B/query, key, value; out
     blocks.B.mlp.fc1, mlp.fc2                  blocks/B/expand, project
 
+'efficientnet_pytorch' (EfficientNet-Lite, as that library names its layers):
+
+    _conv_stem, _bn0, _conv_head, _bn1, _fc    stem, ..., last, last_norm, head
+    _blocks.B._expand_conv, ._bn0              blocks/B/expand, expand_norm
+    _blocks.B._depthwise_conv, ._bn1           .../depthwise, ...
+    _blocks.B._project_conv, ._bn2             .../project, ...
+
+'resnet_cifar10' (ResNet-20, 56, ... of pytorch_resnet_cifar10, `resnet20_a` and
+`resnet56_a` here): ResNet as in torchvision, without `downsample`, and
+
+    linear                                     head
+
 'train_state': the weights and batch statistics of a checkpoint of ours, in
 `WORKDIR/checkpoints/STEP`; the quantizers, the logits and the optimizer's
 state are ignored.
 
-In both libraries `weight` is a kernel or a scale, `running_mean` and
+In PyTorch's files `weight` is a kernel or a scale, `running_mean` and
 `running_var` are `mean` and `var`, and `num_batches_tracked`, a count of steps,
 is ignored. VGG's convolutions have a bias there and none here: the mean of the
 batch norm behind them takes it in, exactly. Not used is ViT's `pos_embed`: our
 positions are fixed sines and cosines. With our `gelu`, the approximation by
 tanh, that makes a ViT from timm a start for training and not the same function.
 Their ResNet-50 is our `resnet50`; `resnet50_v1` has the same names and shapes,
-and its strides elsewhere. Neither library has a ResNet-20; files for CIFAR in
-torchvision's names, with 1x1 convolutions in the shortcuts, load by its map.
+and its strides elsewhere. Neither torchvision nor timm has a ResNet-20; files
+for CIFAR in torchvision's names, with 1x1 convolutions in the shortcuts, load
+by its map.
 """
 
 from collections.abc import Mapping
@@ -76,7 +89,7 @@ def _norm(name: str, path: str) -> list[NameRule]:
   ]
 
 
-def _resnet() -> list[NameRule]:
+def _resnet(head: str = "fc") -> list[NameRule]:
   rules = _conv("conv1", "stem") + _norm("bn1", "stem_norm")
   for stage in range(4):
     name, path = rf"layer{stage + 1}\.(\d+)", rf"stages/{stage}/\1"
@@ -84,7 +97,17 @@ def _resnet() -> list[NameRule]:
     rules += _norm(rf"{name}\.bn([123])", rf"{path}/norm\2")
     rules += _conv(rf"{name}\.downsample\.0", f"{path}/shortcut")
     rules += _norm(rf"{name}\.downsample\.1", f"{path}/shortcut_norm")
-  return rules + _linear("fc", "head")
+  return rules + _linear(head, "head")
+
+
+def _efficientnet_pytorch() -> list[NameRule]:
+  rules = _conv("_conv_stem", "stem") + _norm("_bn0", "stem_norm")
+  name, path = r"_blocks\.(\d+)\.", r"blocks/\1"
+  for number, layer in enumerate(("expand", "depthwise", "project")):
+    rules += _conv(f"{name}_{layer}_conv", f"{path}/{layer}")
+    rules += _norm(f"{name}_bn{number}", f"{path}/{layer}_norm")
+  rules += _conv("_conv_head", "last") + _norm("_bn1", "last_norm")
+  return rules + _linear("_fc", "head")
 
 
 def _torchvision_mobilenet() -> list[NameRule]:
@@ -185,6 +208,8 @@ MAPS: Mapping[str, NameMap] = {
     (*_resnet(), *_timm_mobilenet(), *_timm_vgg(), *_timm_vit()),
     (*_COUNTS, "pos_embed"),
   ),
+  "efficientnet_pytorch": NameMap(_efficientnet_pytorch(), _COUNTS),
+  "resnet_cifar10": NameMap(_resnet("linear"), _COUNTS),
   "train_state": NameMap(
     _TRAIN_STATE,
     (

@@ -39,7 +39,8 @@ def _layer_paths(model):
 # transformers DeiT's, less its learned positions of 197 tokens, of VGG-16 less
 # the biases before batch norms. The small ones:
 # 3x3 kernels, 1x1 shortcuts, two numbers a channel of every norm and the head,
-# added by hand; with option A shortcuts ResNet-20 has 269,722.
+# added by hand; with option A shortcuts ResNet-20 has 269,722, and ResNet-56
+# the 0.85 M of the paper's table 6. EfficientNet-Lite: timm's table.
 @pytest.mark.parametrize(
   ("name", "classes", "expected"),
   [
@@ -51,7 +52,11 @@ def _layer_paths(model):
     ("vit_s", 1000, 22_050_664 - 197 * 384),
     ("mobilenet_v2", 1000, 3_504_872),
     ("resnet20", 10, 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)),
+    ("resnet20_a", 10, 269_722),
+    ("resnet56_a", 10, 853_018),
     ("resnet8", 10, 78_042),
+    ("efficientnet_lite0", 1000, 4_652_008),
+    ("efficientnet_lite4", 1000, 13_006_568),
   ],
 )
 def test_parameter_counts(name, classes, expected):
@@ -73,7 +78,18 @@ def _norms(model):
   return [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm)]
 
 
-@pytest.mark.parametrize("name", sorted(models.CONSTRUCTORS))
+# Of a family that differs in numbers alone, the smallest.
+@pytest.mark.parametrize(
+  "name",
+  sorted(
+    set(models.CONSTRUCTORS)
+    - {
+      "resnet56",
+      "resnet56_a",
+      *(f"efficientnet_lite{i}" for i in range(1, 5)),
+    }
+  ),
+)
 def test_topology_is_that_of_every_stem_and_class_count(name):
   large = _abstract(name, 1000, stem="imagenet")
   small = _abstract(name, 7, stem="small", in_channels=1)
@@ -101,6 +117,8 @@ def test_paths_are_those_that_policies_name():
     ("resnet18", "imagenet", 224, (1, 7, 7, 512)),
     ("resnet18", "small", 32, (1, 4, 4, 512)),
     ("resnet20", "small", 32, (1, 8, 8, 64)),
+    ("resnet20_a", "small", 32, (1, 8, 8, 64)),
+    ("efficientnet_lite0", "imagenet", 224, (1, 7, 7, 1280)),
     ("mobilenet_v2", "imagenet", 224, (1, 7, 7, 1280)),
     ("mobilenet_v2", "small", 32, (1, 4, 4, 1280)),
   ],
@@ -121,6 +139,8 @@ def test_every_convolution_goes_through_the_injected_one(
   convolutions, depthwise = {
     "resnet18": (20, 0),
     "resnet20": (21, 0),
+    "resnet20_a": (19, 0),
+    "efficientnet_lite0": (49, 16),
     "mobilenet_v2": (52, 17),
   }[name]
   assert len(calls) == convolutions
@@ -222,6 +242,50 @@ def test_a_step_keeps_the_types_of_parameters_and_statistics(
   assert logits.dtype == output
 
 
+def test_shortcuts_without_parameters_are_those_of_option_a():
+  x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+  want = np.zeros((2, 3, 3, 8), np.float32)
+  # Five channels are missing: two before and three after.
+  want[..., 2:5] = x[:, ::2, ::2]
+  found = resnet.pad_shortcut(jnp.asarray(x), 2, 8)
+  np.testing.assert_array_equal(found, want)
+  # Where the shape stays nothing is added.
+  blocks = _abstract("resnet20_a", 10).stages[1]
+  assert [block.pads for block in blocks] == [True, False, False]
+  assert all(block.shortcut is None for block in blocks)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(3, 6), (5, 7), (5, 8)])
+def test_same_padding_is_tensorflows(kernel, size):
+  x = jax.random.normal(jax.random.key(0), (1, size, size, 2))
+  layer = layers.conv(
+    2, 2, kernel, stride=2, groups=2, padding="same", rngs=nnx.Rngs(0)
+  )
+  out = -(-size // 2)
+  # Of the padding that is missing the smaller half comes first.
+  total = max(2 * (out - 1) + kernel - size, 0)
+  margin = (total // 2, total - total // 2)
+  padded = np.pad(x, ((0, 0), margin, margin, (0, 0)))
+  want = np.zeros((1, out, out, 2))
+  weights = np.asarray(layer.kernel[...])
+  for row in range(out):
+    for column in range(out):
+      window = padded[:, 2 * row :, 2 * column :][:, :kernel, :kernel]
+      want[:, row, column] = (window * weights[:, :, 0]).sum((1, 2))
+  np.testing.assert_allclose(layer(x), want, atol=1e-5)
+
+
+def test_an_efficientnet_lite_pads_and_norms_as_in_tensorflow():
+  model = _abstract("efficientnet_lite0", 10)
+  convolutions = [
+    m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Conv)
+  ]
+  assert {layer.padding for layer in convolutions} == {"SAME"}
+  assert {norm.epsilon for norm in _norms(model)} == {1e-3}
+  other = _abstract("efficientnet_lite0", 10, padding="symmetric")
+  assert other.blocks[3].depthwise.padding == 2
+
+
 def test_bad_names_are_refused():
   with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
     models.constructor("resnet19")
@@ -229,6 +293,10 @@ def test_bad_names_are_refused():
     _abstract("resnet8", 10, stem="tiny")
   with pytest.raises(ValueError, match="width is 0"):
     _abstract("mobilenet_v2", 10, width=0)
+  with pytest.raises(ValueError, match=r"padding is 'VALID'.*symmetric, same"):
+    _abstract("efficientnet_lite0", 10, padding="VALID")
+  with pytest.raises(ValueError, match=r"shortcuts is 'B'.*projection, zeros"):
+    _abstract("resnet20", 10, shortcuts="B")
 
 
 def test_positions_tell_every_place_apart_and_are_bounded():

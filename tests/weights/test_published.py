@@ -1,7 +1,8 @@
 """Files in the names of torchvision and timm, made by an inverse of our own.
 
-The numbers of entries are those of `state_dict()` in torchvision 0.28 and timm
-1.0.31. The networks are as deep as published and narrower.
+The numbers of entries are those of `state_dict()` in torchvision 0.28, timm
+1.0.31 and the published files (that of ResNet-20 has no counts of batches). The
+networks are as deep as published and narrower.
 """
 
 import functools
@@ -15,7 +16,7 @@ from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
 import asga_jax
-from asga_jax.models import mobilenet_v2, resnet, vgg, vit
+from asga_jax.models import efficientnet_lite, mobilenet_v2, resnet, vgg, vit
 
 NORM = {
   "scale": "weight",
@@ -134,6 +135,41 @@ def _timm_mobilenet_module(first, *rest):
   return f"blocks.{stage}.{int(block) - starts[stage]}.{kind}"
 
 
+def _efficientnet_module(first, *rest):
+  if not rest:
+    return {
+      "stem": "_conv_stem",
+      "stem_norm": "_bn0",
+      "last": "_conv_head",
+      "last_norm": "_bn1",
+      "head": "_fc",
+    }[first]
+  block, layer = rest
+  kind = {
+    "expand": "_expand_conv",
+    "expand_norm": "_bn0",
+    "depthwise": "_depthwise_conv",
+    "depthwise_norm": "_bn1",
+    "project": "_project_conv",
+    "project_norm": "_bn2",
+  }[layer]
+  return f"_blocks.{block}.{kind}"
+
+
+def _cifar_module(first, *rest):
+  return "linear" if first == "head" else _resnet_module(first, *rest)
+
+
+def _efficientnet():
+  return efficientnet_lite.EfficientNetLite(
+    5, stem="imagenet", width=0.1, rngs=nnx.Rngs(0)
+  )
+
+
+def _resnet20():
+  return resnet.resnet20(shortcuts="zeros", rngs=nnx.Rngs(0))
+
+
 def _resnet18(classes=5):
   return resnet.ResNet(
     classes,
@@ -168,6 +204,8 @@ def _mobilenet():
     (_resnet50, _resnet_module, "torchvision", 320),
     (_mobilenet, _torchvision_mobilenet_module, "torchvision", 314),
     (_mobilenet, _timm_mobilenet_module, "timm", 314),
+    (_efficientnet, _efficientnet_module, "efficientnet_pytorch", 296),
+    (_resnet20, _cifar_module, "resnet_cifar10", 97 + 19),
   ],
 )
 def test_every_entry_of_a_published_file_finds_its_variable(

@@ -1,0 +1,28 @@
+"""EfficientNet-Lite0, searched on a proxy of 32x32 images.
+
+--config.model=efficientnet_lite1, ..., efficientnet_lite4 are wider and deeper.
+
+Network: Tan and Le 2019 (arXiv 1905.11946), without squeeze-excitation.
+Method: Ma et al., Learning from Loss Landscape (ICML 2025, arXiv 2505.04877).
+Command: python launch/search.py --config=configs/efficientnet_lite0.py
+Costs are those of the network at 224x224 with 1000 classes: 385.19 M MACs,
+6.74 G BOPs at 4 bits with 8-bit ends.
+
+Variants, behind a colon:
+  (none)   the embedded proxy, 6,000 images of Fashion-MNIST;
+  cifar10  the paper's proxy with the schedule of GMPQ's release: 25 epochs
+           at batch 256, for an accelerator; needs --config.data.dir or
+           ASGA_DATA_DIR;
+  small    costs of the network on 32x32 images of 10 classes, as it is
+           searched; also cifar10,small.
+"""
+
+from asga_jax.runs import config as config_lib
+
+
+def get_config(variant: str = ""):
+  config = config_lib.default_config()
+  config.model = "efficientnet_lite0"
+  # On two cores the resolution of the small stem would take too long.
+  config.stem = "small" if variant else "imagenet"
+  return config_lib.apply_variant(config, variant)
