@@ -29,7 +29,6 @@ import onnxruntime
 from absl import app, flags, logging
 from flax import nnx
 
-from asga_jax import data as data_lib
 from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.deploy import folding, packing, reference, timing
@@ -132,7 +131,7 @@ def measure(
   """
   runs = {name: read.read_trained(path) for name, path in found.items()}
   config = runs["float"].config
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  dataset = build.load_data(config)
   prepare = build.make_prepare(config, dataset, train=False)
   test = {"image": dataset.test_images, "label": dataset.test_labels}
   images = np.asarray(prepare(jax.random.key(0), test)["image"])

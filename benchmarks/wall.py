@@ -33,7 +33,7 @@ from asga_jax import data as data_lib
 from asga_jax import every_budget, files
 from asga_jax.data import batches as batches_lib
 from asga_jax.report import pareto_plot
-from asga_jax.runs import checkpoints, read, recorded_loop, summary
+from asga_jax.runs import build, checkpoints, read, recorded_loop, summary
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop, progress, sharding
@@ -220,7 +220,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   Returns:
     For every loop part -> seconds.
   """
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  dataset = build.load_data(config)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
   config.search.steps = steps
   made = search_run.set_ranges(

@@ -44,6 +44,9 @@ class Dataset:
   flip: bool = True  # see `DatasetInfo`
   # The name the source gives to the part that only reports.
   test_split: str = "test"
+  # Mean and deviation of each channel to normalise by, of pixels / 255; None
+  # for those of the training images.
+  moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
   def __post_init__(self):
     shape = self.train_images.shape[1:]
@@ -71,6 +74,11 @@ class Dataset:
           f"{where}: labels must lie in [0, {self.num_classes}); found "
           f"{labels.min()} to {labels.max()}"
         )
+    if self.moments and any(len(each) != shape[-1] for each in self.moments):
+      raise DataError(
+        f"data set {self.name!r}: its normalisation is of "
+        f"{len(self.moments[0])} channels; found images of {shape[-1]}"
+      )
 
   @property
   def num_classes(self) -> int:
@@ -96,13 +104,17 @@ class Dataset:
 
   @functools.cached_property
   def mean(self) -> tuple[float, ...]:
-    """Mean of each stored channel, of training pixels / 255."""
+    """What is subtracted from each stored channel of pixels / 255."""
+    if self.moments:
+      return self.moments[0]
     levels = np.arange(256) / 255.0
     return tuple((self._pixel_shares @ levels).tolist())
 
   @functools.cached_property
   def std(self) -> tuple[float, ...]:
-    """Standard deviation of each stored channel, of training pixels / 255."""
+    """What each stored channel of pixels / 255 is then divided by."""
+    if self.moments:
+      return self.moments[1]
     distances = np.arange(256) / 255.0 - np.asarray(self.mean)[:, None]
     variance = (self._pixel_shares * distances**2).sum(axis=1)
     return tuple(np.sqrt(variance).tolist())

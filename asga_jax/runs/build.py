@@ -156,6 +156,26 @@ def make_searchable(
   )
 
 
+def load_data(config: ml_collections.ConfigDict) -> data_lib.Dataset:
+  """Read the data that a configuration names; raises DataError."""
+  return data_lib.load(
+    config.data.name,
+    data_dir=config.data.dir or None,
+    size=config.data.image_size,
+    crop=config.data.crop,
+    normalisation=config.data.normalisation,
+  )
+
+
+def describe_data(config: ml_collections.ConfigDict) -> data_lib.DatasetInfo:
+  """Tell what is known of those data before their images are read."""
+  return data_lib.describe(
+    config.data.name,
+    data_dir=config.data.dir or None,
+    size=config.data.image_size,
+  )
+
+
 def make_prepare(
   config: ml_collections.ConfigDict,
   dataset: data_lib.Dataset | data_lib.DatasetInfo,

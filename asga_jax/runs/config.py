@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from asga_jax import finetune, models, search
+from asga_jax.data import normalisations
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
 from asga_jax.runs import config_checks
@@ -67,11 +68,17 @@ def default_config() -> ml_collections.ConfigDict:
       "activation_quantizer": "lsq_plus",
       "per_channel": True,
       "data": {
-        # 'fashion_mnist_8k', 'digits', or what TFDS calls it.
+        # 'fashion_mnist_8k', 'digits', what TFDS calls it, or two lists of
+        # images with labels, 'TRAIN.csv,TEST.csv'.
         "name": "fashion_mnist_8k",
-        # A TFDS data directory; empty for $ASGA_DATA_DIR.
+        # A TFDS data directory; empty for $ASGA_DATA_DIR. Of lists: theirs.
         "dir": "",
         "image_size": 32,
+        # Of images in lists, the share of the short side that is kept.
+        "crop": 1.0,
+        # One of data.normalisations, such as 'torchvision'; empty for mean and
+        # deviation of the training images.
+        "normalisation": "",
         # Pixels of the random crop's padding.
         "pad": 4,
         # The share of training images that a bilevel search holds out.
@@ -195,6 +202,11 @@ def check_common(config: ml_collections.ConfigDict) -> None:
   """
   models.constructor(config.model)
   make_rules(config)
+  normalisations.find(config.data.normalisation)
+  if not 0 < config.data.crop <= 1:
+    raise config_checks.ConfigError(
+      f"config.data.crop is {config.data.crop}; expected above 0 and up to 1"
+    )
   lowest = {
     "batch_size": 1,
     "eval_batch_size": 1,

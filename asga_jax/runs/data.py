@@ -36,7 +36,7 @@ def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
   Raises:
     ValueError: there are no such data.
   """
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  dataset = build.load_data(config)
   bilevel = "search" in config and config.search.mode == "bilevel"
   splits = data_lib.split_proxy(
     dataset,

@@ -81,7 +81,7 @@ def _finetune(
 ) -> read.FinishedFinetuning:
   """Run what is left of a training, in a directory that is held."""
   policy = finetune_start.read_policy(config)
-  dataset = data_lib.load(config.data.name, data_dir=config.data.dir or None)
+  dataset = build.load_data(config)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
   made = build_finetuning(config, policy, dataset, split, begun=begun)

@@ -83,8 +83,7 @@ def _search(
   """Run what is left of a search, in a directory that is held."""
   # Not used yet: whoever misses a table is to know before data is fetched.
   build.make_costs(config)
-  source = {"name": config.data.name, "data_dir": config.data.dir or None}
-  info = data_lib.describe(**source)
+  info = build.describe_data(config)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
   made = build_search(config, info, trained=not begun)
   restored = checkpoints.restore_latest(
@@ -99,7 +98,7 @@ def _search(
     compiling = ahead.start_compiling(made.step, made.state, *pair)
   try:
     # What needs the images themselves, while the compiler works.
-    dataset = data_lib.load(**source)
+    dataset = build.load_data(config)
     splits = split_proxy(config, dataset)
     if restored is None:
       made = set_ranges(config, made, dataset, splits)

@@ -1,0 +1,228 @@
+"""Image files that a CSV file lists with their labels."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from asga_jax.data import dataset as dataset_lib
+
+_COLUMNS = ("path", "label")
+
+
+class Row(NamedTuple):
+  """An image file and its class."""
+
+  path: pathlib.Path
+  label: int
+
+
+def read_list(path: str | os.PathLike[str], *, within: str = "") -> list[Row]:
+  """Read a list of images, without opening these.
+
+  Args:
+    path: a CSV file with the columns `path`, relative to its folder, and
+      `label`, an integer from 0; others are not read.
+    within: a folder, relative to that of the CSV file; only images in it are
+      listed.
+
+  Returns:
+    The rows in their order.
+
+  Raises:
+    DataError: the file cannot be read or has no such columns or images; or a
+      row without an existing file and a label, with its line.
+  """
+  path = pathlib.Path(path)
+  folder = path.parent
+  rows = []
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+      lines = csv.DictReader(file, strict=True)
+      missing = [c for c in _COLUMNS if c not in (lines.fieldnames or ())]
+      if missing:
+        raise dataset_lib.DataError(
+          f"{path} has the columns {lines.fieldnames or []}; expected "
+          f"{' and '.join(_COLUMNS)}"
+        )
+      for fields in lines:
+        row = _row(fields["path"], fields["label"], folder, path, lines)
+        if (folder / within) in row.path.parents:
+          rows.append(row)
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise dataset_lib.DataError(
+      f"{path} cannot be read as a list of images: {error}; expected a CSV "
+      "file with the columns path and label"
+    ) from error
+  if not rows:
+    told = f" in {folder / within}" if within else ""
+    raise dataset_lib.DataError(
+      f"{path} lists no images{told}; expected one or more"
+    )
+  return rows
+
+
+def _row(
+  name: str | None,
+  label: str | None,
+  folder: pathlib.Path,
+  source: pathlib.Path,
+  lines: csv.DictReader,
+) -> Row:
+  where = f"{source}, line {lines.line_num}"
+  if not name:
+    raise dataset_lib.DataError(f"{where}: path is empty; expected a file")
+  if not (label and label.isascii() and label.isdigit()):
+    raise dataset_lib.DataError(
+      f"{where}: label is {label!r}; expected an integer from 0"
+    )
+  if not (folder / name).is_file():
+    raise dataset_lib.DataError(
+      f"{where}: there is no file {folder / name}; expected paths relative to "
+      f"{folder}"
+    )
+  return Row(folder / name, int(label))
+
+
+def decode(
+  paths: Sequence[pathlib.Path], *, size: int = 224, crop: float = 1.0
+) -> np.ndarray:
+  """Decode image files, crop their centre and bring it to one size.
+
+  Args:
+    paths: of files that pillow reads; gray ones and others become colour.
+    size: height and width wanted.
+    crop: side of the central square that is kept, as a share in (0, 1] of the
+      image's short side.
+
+  Returns:
+    Shape [N, size, size, 3], dtype uint8.
+
+  Raises:
+    DataError: a file that is no image or ends early, or bad settings.
+  """
+  if size < 1 or not 0 < crop <= 1:
+    raise dataset_lib.DataError(
+      f"size is {size} and crop {crop}; expected a number of pixels and a "
+      "share above 0 and up to 1"
+    )
+  images = np.empty((len(paths), size, size, 3), np.uint8)
+  for index, path in enumerate(paths):
+    images[index] = _decode_one(path, size, crop)
+  return images
+
+
+def _decode_one(path: pathlib.Path, size: int, crop: float) -> np.ndarray:
+  # Pillow raises errors of many kinds on damaged files.
+  try:
+    with PIL.Image.open(path) as opened:
+      image = opened.convert("RGB")
+  except Exception as error:
+    raise dataset_lib.DataError(
+      f"{path} cannot be decoded: {error}; expected a whole image file"
+    ) from error
+  side = max(1, round(min(image.size) * crop))
+  left, top = ((extent - side) // 2 for extent in image.size)
+  box = (left, top, left + side, top + side)
+  if side != size:
+    image = image.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box)
+  else:
+    image = image.crop(box)
+  return np.asarray(image)
+
+
+def read_images(
+  path: str | os.PathLike[str],
+  *,
+  size: int = 224,
+  crop: float = 1.0,
+  within: str = "",
+) -> dataset_lib.Split:
+  """Read listed images into memory; see `read_list` and `decode`."""
+  rows = read_list(path, within=within)
+  return dataset_lib.Split(
+    decode([row.path for row in rows], size=size, crop=crop),
+    np.array([row.label for row in rows], np.int32),
+  )
+
+
+def is_list(name: str) -> bool:
+  """Tell whether the name of a data set is that of CSV files."""
+  return ".csv" in name
+
+
+def load_csv(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str] | None = None,
+  size: int = 224,
+  crop: float = 1.0,
+) -> dataset_lib.Dataset:
+  """Read a data set that two CSV files list.
+
+  Classes are 0 to the highest label of both.
+
+  Args:
+    name: 'TRAIN.csv,TEST.csv'.
+    data_dir: the folder that these are relative to; None for the current one.
+    size: see `decode`.
+    crop: see `decode`.
+
+  Raises:
+    DataError: see `read_list` and `decode`.
+  """
+  parts = _parts(name, data_dir)
+  train, test = (
+    dataset_lib.Split(
+      decode([row.path for row in rows], size=size, crop=crop),
+      np.array([row.label for row in rows], np.int32),
+    )
+    for rows in parts
+  )
+  return dataset_lib.Dataset(
+    name=name,
+    train_images=train.images,
+    train_labels=train.labels,
+    test_images=test.images,
+    test_labels=test.labels,
+    class_names=_classes(parts),
+  )
+
+
+def describe_csv(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str] | None = None,
+  size: int = 224,
+) -> dataset_lib.DatasetInfo:
+  """Tell what the CSV files say; see `load_csv`."""
+  parts = _parts(name, data_dir)
+  return dataset_lib.DatasetInfo(
+    name=name,
+    image_shape=(size, size, 3),
+    class_names=_classes(parts),
+    train_images=len(parts[0]),
+  )
+
+
+def _parts(
+  name: str, data_dir: str | os.PathLike[str] | None
+) -> tuple[list[Row], list[Row]]:
+  files = name.split(",")
+  if len(files) != 2 or not all(files):
+    raise dataset_lib.DataError(
+      f"data set {name!r}: expected the CSV files of two parts, such as "
+      "'train.csv,test.csv'"
+    )
+  folder = pathlib.Path(data_dir or ".").expanduser()
+  train, test = (read_list(folder / file.strip()) for file in files)
+  return train, test
+
+
+def _classes(parts: Sequence[Sequence[Row]]) -> tuple[str, ...]:
+  highest = max(row.label for rows in parts for row in rows)
+  return tuple(str(label) for label in range(highest + 1))
