@@ -9,7 +9,6 @@ if TYPE_CHECKING:
   from asga_jax.allocation.curve import load as load_pareto
   from asga_jax.allocation.curve import save as save_pareto
   from asga_jax.conversion import quantize as quantize
-  from asga_jax.conversion import reestimate_batch_norm as reestimate_batch_norm
   from asga_jax.conversion import searchable as searchable
   from asga_jax.conversion import with_policy as with_policy
   from asga_jax.cost.costs import Cost as Cost
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
   from asga_jax.policy import Policy as Policy
   from asga_jax.policy import load as load_policy
   from asga_jax.policy import save as save_policy
+  from asga_jax.quantization.batch_norm import (
+    reestimated as reestimate_batch_norm,
+  )
   from asga_jax.quantization.remembered import format_rules as format_rules
   from asga_jax.quantization.remembered import layer_stats as layer_stats
   from asga_jax.quantization.remembered import not_searched as not_searched
@@ -86,7 +88,7 @@ _PLACES = {
   "pareto": "every_budget",
   "policy_at": "every_budget",
   "quantize": "conversion",
-  "reestimate_batch_norm": "conversion",
+  "reestimate_batch_norm": "quantization.batch_norm:reestimated",
   "sagm": "sharpness",
   "sam": "sharpness",
   "save_packed": "deploy.packing",

@@ -214,34 +214,6 @@ def with_policy(
   return fixed
 
 
-def reestimate_batch_norm(
-  model: nnx.Module, batches: Iterable[Any]
-) -> nnx.Module:
-  """Take batch norm's running statistics anew from a few batches.
-
-  Fewer bits move what a norm reads away from what it was trained on; this is
-  what the commands do before they report an accuracy.
-
-  Args:
-    model: any network, best at its policy; it is not changed.
-    batches: inputs of the network, without augmentation, float32 of shape
-      (batch, ...). Ten batches of 250 images are what the commands take.
-
-  Returns:
-    A copy in evaluation mode: means and variances over all examples of all
-    batches; as before where there is no batch norm.
-
-  Raises:
-    ValueError: there are norms but no batches.
-  """
-  arguments.check_module(model)
-  copy = nnx.clone(model)
-  seen = batch_norm.reestimate_batch_norm(copy, batches)
-  if not seen and batch_norm.has_batch_norm(copy):
-    raise ValueError("batches is empty; expected at least one batch of inputs.")
-  return copy
-
-
 def check_policy(
   model: nnx.Module,
   policy: policy_lib.Policy,
