@@ -114,7 +114,8 @@ def mse_grid(
   span = max(sample.highest, 0.0) - min(sample.lowest, 0.0)
   found = []
   for codes in highest:
-    ranges = (span or 1.0) / codes, 2 * (sample.largest or 1.0) / codes
+    # From the lowest value to the highest one, and as those of `mse_step`.
+    ranges = (span or 1.0) / codes, (sample.largest or 1.0) / (codes // 2)
     steps = np.concatenate([each * _SHRINK for each in ranges])
     best = 0, 0
     if codes <= MOST_CODES:

@@ -42,7 +42,7 @@ class Branches(nnx.Module):
     y = layer["read_twice"](x)
     y = y + norm["read_twice"](y)
     y = norm["after_relu"](nnx.relu(layer["after_relu"](y)))
-    y = norm["reshaped"](layer["reshaped"](y).reshape(-1, 2, 4))
+    y = norm["reshaped"](layer["reshaped"](y).reshape(-1, 1, 4))
     y = y.reshape(-1, 4)
     # One layer read by two norms in turn.
     y = norm["two_norms"](layer["two_norms"](y))

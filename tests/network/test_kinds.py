@@ -135,8 +135,10 @@ CASES = {
 
 
 def _by_hand(x, step, lower, upper):
-  x, step = np.asarray(x, np.float64), np.asarray(step, np.float64)
-  return jnp.asarray(step * np.clip(np.round(x / step), lower, upper))
+  # In float32 as the network: a value may lie on a border between codes.
+  x, step = np.asarray(x, np.float32), np.asarray(step, np.float32)
+  scaled = x * (np.float32(1) / step)
+  return jnp.asarray(step * np.clip(np.round(scaled), lower, upper))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -156,7 +158,10 @@ def test_a_layer_multiplies_what_was_quantized_by_hand(name):
   shaped[list(outputs)] = channels
   # Two bits, narrow: -1, 0, 1; each output feature its own step.
   w = _by_hand(kernel, steps.reshape(shaped), -1, 1)
-  q = _by_hand(x, np.asarray(chosen.activation.parameter[...])[0], -128, 127)
+  step = np.asarray(chosen.activation.parameter[...])[0]
+  lower, upper = np.array(chosen.activation.grids()[:2])[:, 0]
+  assert lower < 0 < upper == lower + 255
+  q = _by_hand(x, step, lower, upper)
   bias = 0 if net.layer.bias is None else net.layer.bias[...]
   want = product(q.astype(jnp.float32), w.astype(jnp.float32)) + bias
   np.testing.assert_allclose(model(x), want, atol=2e-5)
