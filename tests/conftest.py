@@ -3,6 +3,7 @@
 import os
 from unittest import mock
 
+import draws
 import jax
 import numpy as np
 import process
@@ -14,6 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import asga_jax
 from asga_jax import models
 from asga_jax.runs import config as config_lib
+
+draws.compile_fast()
 
 
 class TinyNetwork(nnx.Module):
