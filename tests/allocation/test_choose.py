@@ -130,13 +130,20 @@ def draw_case(draw):
   return network, choices, scores, make_costs(latencies), everything
 
 
+@pytest.mark.parametrize(
+  "draws",
+  [
+    pytest.param(range(50), id="few"),
+    pytest.param(range(50, 200), id="many", marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_brute_force(form):
+def test_equals_brute_force(form, draws):
   budget = budget_lib.parse_budget(form)
   outcomes = {"full": 0, "below": 0, "infeasible": 0}
   # Costs that differ do so by more than this share; equal ones by less.
   slack = 1e-12
-  for draw in range(200):
+  for draw in draws:
     network, choices, scores, costs, everything = draw_case(draw)
     policies, amounts, totals = everything
     limits = budget_lib.resolve(budget, network, choices, costs)
