@@ -14,7 +14,12 @@ from asga_jax.runs import config as config_lib
 ROOT = pathlib.Path(__file__).parent.parent
 # Keys of an ONNX file's metadata, after "asga_jax.".
 METADATA = {"policy", "storage"}
-RUN = ("concepts.md", "your-own-model.md")
+# Pages whose blocks run, as far as a heading.
+RUN = [
+  ("concepts.md", None),
+  ("your-own-model.md", "## A search, with your loss"),
+  pytest.param("your-own-model.md", None, marks=pytest.mark.slow),
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
   r"^```python\n(?P<code>.*?)^```$(?:\n\n^```text\n(?P<shown>.*?)^```$)?",
@@ -26,10 +31,13 @@ def _named(page):
   return page.name
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_every_block_runs_and_prints_what_is_shown(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "end"), RUN)
+def test_every_block_runs_and_prints_what_is_shown(
+  name, end, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   text = (ROOT / "docs" / name).read_text()
+  text = text[: None if end is None else text.index(end)]
   blocks = list(BLOCK.finditer(text))
   assert len(blocks) == text.count("```python") > 5
   page = types.ModuleType("page")
