@@ -129,26 +129,21 @@ def script_flags():
     delattr(flags.FLAGS, name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-  """Keeps compiled programs for the tests that ask for it, in all workers."""
+  """Keeps compiled programs for all tests of a run, in all of its workers.
+
+  Networks, and calibrations of them, are the same in many tests.
+  """
   place = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     place = place.parent  # of all workers of this run
   programs = place / "programs"
   programs.mkdir(exist_ok=True)
-  names = {
-    "jax_compilation_cache_dir": str(programs),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  jax.config.update("jax_compilation_cache_dir", str(programs))
+  # To read the smallest takes as long as to compile them.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  compilation_cache.reset_cache()  # it looked for a place while importing
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from asga_jax.training import loop
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model", "three")
+pytestmark = pytest.mark.usefixtures("tiny_model", "three")
 
 
 def _three():

@@ -9,7 +9,7 @@ from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture

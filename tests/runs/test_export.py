@@ -20,7 +20,7 @@ from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
 from asga_jax.runs import finetune_start, measure, read, workdir
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 BITS = {"first": (8, 8), "middle": (3, 4), "inner": (2, 5), "head": (8, 8)}

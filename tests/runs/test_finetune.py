@@ -26,7 +26,7 @@ from asga_jax.runs import search as search_run
 from asga_jax.training import loop
 from asga_jax.xla import ahead
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 MIXED = {"first": (8, 8), "middle": (3, 4), "inner": (2, 5), "head": (8, 8)}
 
 
@@ -74,14 +74,14 @@ def _policy(config, bits=MIXED, **changes):
 
 
 @pytest.fixture(scope="module")
-def policy_file(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+def policy_file(tmp_path_factory, tiny_model, make_tiny):
   path = tmp_path_factory.mktemp("policy") / "policy.json"
   policy_lib.save(_policy(make_tiny()), path)
   return path
 
 
 @pytest.fixture(scope="module")
-def float_run(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+def float_run(tmp_path_factory, tiny_model, make_tiny):
   """The work directory of the float network."""
   directory = tmp_path_factory.mktemp("float")
   config = make_tiny()
@@ -257,7 +257,7 @@ def test_float_weights_come_in_and_steps_are_calibrated(
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+def searched(tmp_path_factory, tiny_model, make_tiny):
   directory = tmp_path_factory.mktemp("search")
   config = make_tiny()
   config.search.preset = "sgd"

@@ -14,7 +14,7 @@ from asga_jax.runs import build, finetune, read, search
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import data as run_data
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture(

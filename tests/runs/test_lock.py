@@ -66,7 +66,7 @@ def test_the_second_is_told_who_holds_it_until_that_is_killed(start, tmp_path):
   assert [file.name for file in path.iterdir()] == ["kept"]
 
 
-@pytest.mark.usefixtures("compiled_programs", "tiny_model")
+@pytest.mark.usefixtures("tiny_model")
 @pytest.mark.parametrize(
   "run", [search_run.run_search, finetune_run.run_finetuning]
 )

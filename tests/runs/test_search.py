@@ -22,7 +22,7 @@ from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.runs import tensorboard as tensorboard_log
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled_programs, tiny_model, make_tiny):
+def whole(tmp_path_factory, tiny_model, make_tiny):
   """The work directory of a run that was not interrupted."""
   directory = tmp_path_factory.mktemp("whole")
   search_run.run_search(make_tiny(), directory)

@@ -12,7 +12,7 @@ from asga_jax.data import batches as batches_lib
 from asga_jax.runs import build
 from asga_jax.runs import search as search_run
 
-pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture
