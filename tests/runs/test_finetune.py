@@ -148,6 +148,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
   ):
     assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
   assert (cut / "finetune.png").exists()
+  assert (whole / "finetune.png").stat().st_size > 10_000
   assert "policy.json" in (cut / "report.html").read_text()
   with mock.patch.object(
     finetune_run, "build_finetuning", side_effect=AssertionError

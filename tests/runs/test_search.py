@@ -68,6 +68,7 @@ def test_an_interrupted_run_ends_with_the_same_policy_byte_for_byte(
   assert steps == [1, 2, 3, 4, 5, 6]
   names = {path.name for path in cut.iterdir()}
   assert names >= {"config.json", "checkpoints", "policy.png", "search.png"}
+  assert (whole / "search.png").stat().st_size > 10_000
   # The report names the directory; nothing else in it may differ.
   page = (cut / "report.html").read_text().replace(str(cut), str(whole))
   assert page == (whole / "report.html").read_text()
