@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -25,47 +26,52 @@ from asga_jax.runs import latency
 from asga_jax.training import progress
 
 ROOT = pathlib.Path(__file__).parents[2]
-RNGS = nnx.Rngs(0)
+# How a layer is made, and the shape of its input.
 LAYERS = {
-  "padded": (nnx.Conv(4, 6, (3, 3), padding=1, rngs=RNGS), (9, 8, 4)),
-  "strided": (nnx.Conv(4, 6, (3, 3), strides=2, rngs=RNGS), (9, 8, 4)),
+  "padded": (partial(nnx.Conv, 4, 6, (3, 3), padding=1), (9, 8, 4)),
+  "strided": (partial(nnx.Conv, 4, 6, (3, 3), strides=2), (9, 8, 4)),
   "lower": (
-    nnx.Conv(4, 6, 2, strides=1, padding="SAME_LOWER", rngs=RNGS),
+    partial(nnx.Conv, 4, 6, 2, strides=1, padding="SAME_LOWER"),
     (7, 4),
   ),
   "uneven": (
-    nnx.Conv(4, 6, (3, 2), strides=(2, 1), padding=((2, 0), 1), rngs=RNGS),
+    partial(nnx.Conv, 4, 6, (3, 2), strides=(2, 1), padding=((2, 0), 1)),
     (9, 8, 4),
   ),
   "grouped": (
-    nnx.Conv(8, 6, (3, 3), feature_group_count=2, rngs=RNGS),
+    partial(nnx.Conv, 8, 6, (3, 3), feature_group_count=2),
     (5, 5, 8),
   ),
   "depthwise": (
-    nnx.Conv(6, 6, (3, 3), feature_group_count=6, strides=2, rngs=RNGS),
+    partial(nnx.Conv, 6, 6, (3, 3), feature_group_count=6, strides=2),
     (7, 7, 6),
   ),
   "dilated": (
-    nnx.Conv(4, 3, (3, 3), kernel_dilation=(2, 1), rngs=RNGS),
+    partial(nnx.Conv, 4, 3, (3, 3), kernel_dilation=(2, 1)),
     (9, 9, 4),
   ),
   "circular": (
-    nnx.Conv(3, 5, (3, 3), padding="CIRCULAR", rngs=RNGS),
+    partial(nnx.Conv, 3, 5, (3, 3), padding="CIRCULAR"),
     (6, 6, 3),
   ),
-  "causal": (nnx.Conv(3, 5, 3, padding="CAUSAL", rngs=RNGS), (9, 3)),
-  "valid": (nnx.Conv(3, 5, (2, 2), padding="VALID", rngs=RNGS), (6, 6, 3)),
-  "linear": (nnx.Linear(7, 5, rngs=RNGS), (7,)),
-  "tokens": (nnx.Linear(7, 5, rngs=RNGS), (11, 7)),
+  "causal": (partial(nnx.Conv, 3, 5, 3, padding="CAUSAL"), (9, 3)),
+  "valid": (partial(nnx.Conv, 3, 5, (2, 2), padding="VALID"), (6, 6, 3)),
+  "linear": (partial(nnx.Linear, 7, 5), (7,)),
+  "tokens": (partial(nnx.Linear, 7, 5), (11, 7)),
   "general": (
-    nnx.LinearGeneral((2, 3), (4, 5), axis=(-2, -1), rngs=RNGS),
+    partial(nnx.LinearGeneral, (2, 3), (4, 5), axis=(-2, -1)),
     (6, 2, 3),
   ),
   "einsum": (
-    nnx.Einsum("btd,dhk->bthk", (6, 2, 3), (2, 3), rngs=RNGS),
+    partial(nnx.Einsum, "btd,dhk->bthk", (6, 2, 3), (2, 3)),
     (4, 6),
   ),
 }
+
+
+def _layer(name):
+  make, shape = LAYERS[name]
+  return make(rngs=nnx.Rngs(0)), shape
 
 
 def _first_call(layer, shape, batch=2):
@@ -122,7 +128,7 @@ def _constants(model):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_float_model_agrees_with_the_layer(name):
-  layer, shape = LAYERS[name]
+  layer, shape = _layer(name)
   found, call = _first_call(layer, shape)
   product = onnx_layer.product_of(found)
   inputs, kernel, outputs = _to_onnx(product, call)
@@ -150,7 +156,7 @@ def test_the_float_model_agrees_with_the_layer(name):
 def test_the_quantized_model_agrees_with_its_steps_and_codes(
   name, weight_bits, activation_bits, stored
 ):
-  layer, shape = LAYERS[name]
+  layer, shape = _layer(name)
   product = onnx_layer.product_of(_first_call(layer, shape)[0])
   random = np.random.default_rng(3)
   kernel = random.standard_normal(product.kernel_shape, np.float32)
@@ -200,7 +206,7 @@ def _names(program):
 
 @pytest.mark.parametrize("name", ["padded", "depthwise", "tokens"])
 def test_containers_up_to_eight_bits_are_one_integer_program(name):
-  layer, shape = LAYERS[name]
+  layer, shape = _layer(name)
   product = onnx_layer.product_of(_first_call(layer, shape)[0])
   made = {
     pair: layer_timing.compile_product(product, *pair)
@@ -309,11 +315,11 @@ def test_layers_that_cannot_be_built_are_named():
 
   for layer, named in (
     (
-      nnx.ConvTranspose(3, 4, (2, 2), strides=2, rngs=RNGS),
+      nnx.ConvTranspose(3, 4, (2, 2), strides=2, rngs=nnx.Rngs(0)),
       "'inner' dilates its input",
     ),
     (
-      nnx.Conv(3, 4, (2, 2), padding=1, input_dilation=2, rngs=RNGS),
+      nnx.Conv(3, 4, (2, 2), padding=1, input_dilation=2, rngs=nnx.Rngs(0)),
       r"'inner' dilates its input by \(2, 2\)",
     ),
   ):
