@@ -35,7 +35,7 @@ ZOO = {
     ("blocks/", "embed", "(the network"),
     None,
   ),
-  "LSTM": (sequences.Tagger, IDS, 3, ("embed",), "layer 'rnn'"),
+  "LSTM": (sequences.Tagger, IDS, 3, ("embed",), None),
   "audio": (sequences.Audio, WAVES, 8, (), None),
 }
 

@@ -112,6 +112,11 @@ def export_onnx(
       f"the network has {len(results)} outputs; expected one."
     )
   (aval,) = traced.jaxpr.out_avals
+  if 0 in aval.shape:
+    raise onnx_values.ExportError(
+      f"the network gives an empty output, of shape {aval.shape}; expected"
+      " elements."
+    )
   output = builder.ordered(results[0])
   onnx_fusion.fit_to_runtime(graph)
   storage = _storage(traced.layers, reader.kernels)
@@ -151,7 +156,9 @@ def _in_jax(
 
   @jax.jit
   def run(state, images):
-    return getattr(nnx.merge(graphdef, state, copy=True), method)(images)
+    model = nnx.merge(graphdef, state, copy=True)
+    (output,) = jax.tree.leaves(getattr(model, method)(images))
+    return output
 
   return lambda images: np.asarray(run(state, images))
 
@@ -233,7 +240,7 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
   """
   equal = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
   first, second = (
-    np.where(equal, 0, x).astype(np.float64).reshape(len(x), -1)
+    np.where(equal, 0, x).astype(np.float64).reshape(len(np.atleast_1d(x)), -1)
     for x in (found, wanted)
   )
   scale = np.linalg.norm(second, axis=1)

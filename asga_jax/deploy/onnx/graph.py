@@ -13,7 +13,7 @@ from asga_jax.deploy.onnx import layer as onnx_layer
 
 
 class Graph:
-  """Nodes of one output each, in an order in which they can run.
+  """Nodes of which one output is read, in an order in which they can run.
 
   Asking twice for the same constant, or for the same operation on the same
   inputs, gives the same name.
@@ -45,15 +45,31 @@ class Graph:
       self.constants[self._known[key]] = array
     return self._known[key]
 
-  def add(self, operation: str, *inputs: str, **attributes: Any) -> str:
-    """Add a node, or find an equal one; gives the name of its output."""
+  def add(
+    self, operation: str, *inputs: str, output: int = 0, **attributes: Any
+  ) -> str:
+    """Add a node, or find an equal one.
+
+    Args:
+      operation: of ONNX.
+      *inputs: names.
+      output: which of its results is read.
+      **attributes: of the operation.
+
+    Returns:
+      The name of the result.
+    """
     settings = tuple((k, _frozen(v)) for k, v in sorted(attributes.items()))
     key = (operation, inputs, settings)
     if key not in self._known:
       name = self.name(operation)
       self._known[key] = name
       self.nodes[name] = helper.make_node(
-        operation, inputs, [name], name=name, **attributes
+        operation,
+        inputs,
+        [*(f"{name}:{i}" for i in range(output)), name],
+        name=name,
+        **attributes,
       )
     return self._known[key]
 

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax import lax
 from onnx import helper
 
 from asga_jax.deploy.onnx import indexing as onnx_indexing
 from asga_jax.deploy.onnx import products as onnx_products
 from asga_jax.deploy.onnx import shapes as onnx_shapes
+from asga_jax.deploy.onnx import windows as onnx_windows
 from asga_jax.deploy.onnx.values import (
   Builder,
   Clipped,
-  ExportError,
   Product,
   Rule,
   Tensor,
@@ -177,8 +176,6 @@ def _square(builder, values, params, aval):
 
 def _select(builder, values, params, aval):
   which, *cases = values
-  if len(cases) != 2 or _dtype(which) != np.bool_:
-    raise ExportError(f"it selects from {len(cases)} cases")
   # `which` may be one truth for all.
   return elementwise("Where")(builder, [which, *cases[::-1]], params, aval)
 
@@ -202,22 +199,38 @@ def _convert(builder, values, params, aval):
   return Tensor(name, aval.shape, aval.dtype, axes)
 
 
-def _round(builder, values, params, aval):
-  if params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
-    raise ExportError("it rounds halves away from zero")
-  return elementwise("Round")(builder, values, params, aval)
-
-
 def _same(builder, values, params, aval):
   del builder, params, aval
   return values[0]
 
 
+def _bitwise(operation: str) -> Rule:
+  """Make the rule of truths, and of the bits of whole numbers."""
+
+  def rule(builder, values, params, aval):
+    kind = "" if aval.dtype == np.bool_ else "Bitwise"
+    return elementwise(kind + operation)(builder, values, params, aval)
+
+  return rule
+
+
+def _remainder(builder, values, params, aval):
+  del params
+  name, axes = _broadcast(builder, "Mod", values, fmod=1)
+  return Tensor(name, aval.shape, aval.dtype, axes)
+
+
 _ELEMENTWISE = {
   "abs": "Abs",
-  "and": "And",
+  "acos": "Acos",
+  "acosh": "Acosh",
+  "asin": "Asin",
+  "asinh": "Asinh",
+  "atan": "Atan",
+  "atanh": "Atanh",
   "ceil": "Ceil",
   "cos": "Cos",
+  "cosh": "Cosh",
   "eq": "Equal",
   "erf": "Erf",
   "exp": "Exp",
@@ -228,29 +241,42 @@ _ELEMENTWISE = {
   "log": "Log",
   "logistic": "Sigmoid",
   "lt": "Less",
-  "not": "Not",
-  "or": "Or",
   "pow": "Pow",
+  "round": "Round",
   "sign": "Sign",
   "sin": "Sin",
+  "sinh": "Sinh",
   "sqrt": "Sqrt",
+  "tan": "Tan",
   "tanh": "Tanh",
 }
 
+
+def _batch_size(builder, values, params, aval):
+  del values
+  sizes = builder.sizes([params["dim"]])
+  kind = helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
+  size = builder.graph.add("Cast", builder.reshape(sizes, []), to=kind)
+  return builder.plain(size, aval.shape, aval.dtype)
+
+
 RULES: dict[str, Rule] = {
+  **onnx_indexing.RULES,
   **onnx_shapes.RULES,
+  **onnx_windows.RULES,
   **{name: elementwise(found) for name, found in _ELEMENTWISE.items()},
   "add": _affine("Add"),
+  "and": _bitwise("And"),
   "clamp": _clamp,
   "conv_general_dilated": onnx_products.convolution,
   "convert_element_type": _convert,
   "copy": _same,
+  "dim_as_value": _batch_size,
   "div": _affine("Div"),
   "dot_general": onnx_products.matrix_product,
   "erfc": _erfc,
   "exp2": _exp2,
   "expm1": _expm1,
-  "gather": onnx_indexing.gather,
   "integer_pow": _integer_power,
   "log1p": _log1p,
   "max": _bound("Max"),
@@ -258,13 +284,16 @@ RULES: dict[str, Rule] = {
   "mul": _affine("Mul"),
   "ne": _not_equal,
   "neg": _negative,
+  "not": _bitwise("Not"),
   "optimization_barrier": _same,
+  "or": _bitwise("Or"),
+  "rem": _remainder,
   "rsqrt": _composed("Sqrt", "Reciprocal"),
   "select_n": _select,
   "square": _square,
-  "round": _round,
   "stop_gradient": _same,
   "sub": _affine("Sub"),
+  "xor": _bitwise("Xor"),
 }
 
 # Operations that only move the elements of a constant, steps and codes alike.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from asga_jax.deploy.onnx import shapes as onnx_shapes
 from asga_jax.deploy.onnx import values as onnx_values
 from asga_jax.deploy.onnx.values import (
   Builder,
@@ -91,13 +92,25 @@ def convolution(
   pads = np.array(params["padding"], int).reshape(-1, 2)
   groups = params["feature_group_count"]
   settings: dict[str, Any] = {"dilations": list(dilations), "group": groups}
-  scatters = any(d != 1 for d in params["lhs_dilation"])
+  spreads = params["lhs_dilation"]
+  spans = [d * (w - 1) for d, w in zip(dilations, window, strict=True)]
+  scatters = any(d != 1 for d in spreads)
+  if (pads < 0).any() or (
+    scatters
+    and (
+      groups != 1
+      or any(s != 1 for s in params["window_strides"])
+      or (pads > np.array(spans)[:, None]).any()
+    )
+  ):
+    # Neither of ONNX's convolutions does that: zeros, and a plain one.
+    inputs = _spread(
+      builder, inputs, pads, spreads, numbers.lhs_spec, aval.dtype
+    )
+    pads, scatters = np.zeros_like(pads), False
   if scatters:
-    if groups != 1 or any(s != 1 for s in params["window_strides"]):
-      raise ExportError("it is dilated at its input, and strided or grouped")
-    spans = [d * (w - 1) for d, w in zip(dilations, window, strict=True)]
     pads = np.array(spans)[:, None] - pads
-    settings["strides"] = list(params["lhs_dilation"])
+    settings["strides"] = list(spreads)
     operation, channel = "ConvTranspose", 1
 
     def turned(array):
@@ -109,8 +122,6 @@ def convolution(
   else:
     settings["strides"] = list(params["window_strides"])
     operation, channel = "Conv", 0
-  if (pads < 0).any():
-    raise ExportError(f"its padding is {pads.tolist()}")
   settings["pads"] = pads.T.reshape(-1).tolist()
   settings["kernel_shape"] = list(window)
   if (
@@ -130,11 +141,30 @@ def convolution(
       _operand(builder, kernel, channel, scale),
     ]
     if np.any(shift):
-      operands.append(builder.graph.constant(shift, np.float32, "bias"))
+      operands.append(builder.graph.constant(shift, aval.dtype, "bias"))
     name = builder.graph.add(operation, *operands, **settings)
     return Tensor(name, aval.shape, aval.dtype, tuple(numbers.out_spec))
 
   return _later(builder, kernel, channel, build, aval, numbers.out_spec[1])
+
+
+def _spread(
+  builder: Builder,
+  inputs: Value,
+  pads: Any,
+  spreads: Any,
+  spec: Sequence[int],
+  dtype: Any,
+) -> Tensor:
+  """Pad an input, cut it and put zeros between its elements."""
+  config = [(0, 0, 0)] * len(spec)
+  shape = list(inputs.shape)
+  for axis, pair, spread in zip(spec[2:], pads, spreads, strict=True):
+    low, high = (int(pad) for pad in pair)
+    config[axis] = (low, high, spread - 1)
+    shape[axis] = (shape[axis] - 1) * spread + 1 + low + high
+  plain = builder.plain("", shape, dtype)
+  return onnx_shapes.pad(builder, inputs, config, np.zeros((), dtype), plain)
 
 
 def _pointwise(
@@ -152,7 +182,8 @@ def _pointwise(
 
   def build(scale: np.ndarray, shift: np.ndarray) -> Tensor:
     first = builder.ordered(inputs, last(numbers.lhs_spec))
-    name = _multiply(builder, first, matrix, scale, shift, len(aval.shape))
+    bias = shift.astype(aval.dtype)
+    name = _multiply(builder, first, matrix, scale, bias, len(aval.shape))
     axes = last(numbers.out_spec)
     return Tensor(name, aval.shape, aval.dtype, axes)
 
@@ -176,7 +207,7 @@ def _multiply(
     if isinstance(kernel, Weight):
       # Of a vector, onnxruntime would make a product in float with a bias.
       shift = shift.reshape([1] * (rank - 1) + [-1])
-    bias = builder.graph.constant(shift, np.float32, "bias")
+    bias = builder.graph.constant(shift, name="bias")
     name = builder.graph.add("Add", name, bias)
   return name
 
@@ -240,7 +271,8 @@ def matrix_product(
   )
 
   def build(scale: np.ndarray, shift: np.ndarray) -> Tensor:
-    return finish(_multiply(builder, first, kernel, scale, shift, len(flat)))
+    bias = shift.astype(aval.dtype)
+    return finish(_multiply(builder, first, kernel, scale, bias, len(flat)))
 
   product = _later(
     builder, kernel, len(sizes) - 1, build, aval, len(aval.shape) - 1

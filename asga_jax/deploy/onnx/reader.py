@@ -1,7 +1,8 @@
 """Reads a traced network, equation by equation, into an ONNX graph."""
 
 import collections
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 from jax.extend import core
 
 from asga_jax.deploy import integer
+from asga_jax.deploy.onnx import loops as onnx_loops
 from asga_jax.deploy.onnx import ops as onnx_ops
+from asga_jax.deploy.onnx import rewritten as onnx_rewritten
 from asga_jax.deploy.onnx import shapes as onnx_shapes
 from asga_jax.deploy.onnx import trace as onnx_trace
 from asga_jax.deploy.onnx.values import (
@@ -66,9 +69,10 @@ class Reader:
       **dict(zip(jaxpr.constvars, map(as_array, constants), strict=True)),
       **dict(zip(jaxpr.invars, arguments, strict=True)),
     }
+    equations = _needed(jaxpr)
     uses = collections.Counter(
       variable
-      for equation in jaxpr.eqns
+      for equation in equations
       for variable in equation.invars
       if not isinstance(variable, core.Literal)
     )
@@ -84,7 +88,7 @@ class Reader:
         value = known[variable] = self._builder.tensor(value)
       return value
 
-    for equation in jaxpr.eqns:
+    for equation in equations:
       scope = program.scope(equation, outer)
       values = [value_of(variable) for variable in equation.invars]
       self._builder.graph.scope = scope
@@ -134,14 +138,41 @@ class Reader:
       return [self._builder.plain("", x.shape, x.dtype) for x in avals]
     if name in onnx_ops.MOVES and isinstance(values[0], Weight):
       return [onnx_ops.apply_to_weight(values[0], equation)]
-    if name == "dim_as_value":
-      raise ExportError("it needs to know the batch")
-    if name == "split":
-      return onnx_shapes.split(self._builder, values[0], equation.params, avals)
+    if name in onnx_loops.LOOPS:
+      return onnx_loops.LOOPS[name](
+        equation,
+        values,
+        functools.partial(self.read, outer=scope),
+        functools.partial(self._write, scope=scope),
+      )
+    written = onnx_rewritten.written(equation)
+    if written is not None:
+      inputs = [variable.aval for variable in equation.invars]
+      return self._write(written, values, inputs, scope)
+    if name in onnx_shapes.SEVERAL:
+      several = onnx_shapes.SEVERAL[name]
+      return several(self._builder, values, equation.params, avals)
     if name not in onnx_ops.RULES:
-      raise ExportError(f"expected one of {', '.join(sorted(onnx_ops.RULES))}")
+      raise ExportError("there is none, or it is not written here")
     rule = onnx_ops.RULES[name]
     return [rule(self._builder, values, equation.params, avals[0])]
+
+  def _write(
+    self,
+    function: Callable[..., Any],
+    values: Sequence[Value],
+    avals: Sequence[Any],
+    scope: str,
+  ) -> list[Value]:
+    """Build a function of JAX on values."""
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    # Its constants are its own, whatever the caller's promotions are.
+    with (
+      jax.numpy_dtype_promotion("standard"),
+      jax.numpy_rank_promotion("allow"),
+    ):
+      traced = jax.make_jaxpr(function)(*shapes)
+    return self.read(traced.jaxpr, traced.consts, values, scope)
 
   def _quantize(self, value: Value, path: str, operand: str) -> Value:
     layer = self._layers.get(path)
@@ -165,6 +196,17 @@ class Reader:
       assert isinstance(result, np.ndarray | Weight)
       self.kernels[path] = result
     return result
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+  """List the equations that the results depend on."""
+  wanted = {id(variable) for variable in jaxpr.outvars}
+  found = []
+  for equation in reversed(jaxpr.eqns):
+    if any(id(variable) in wanted for variable in equation.outvars):
+      wanted.update(map(id, equation.invars))
+      found.append(equation)
+  return found[::-1]
 
 
 def _check_dtype(aval: Any) -> None:

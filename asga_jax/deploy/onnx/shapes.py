@@ -1,9 +1,10 @@
 """Operations of a jaxpr that move, cut and reduce, as nodes of ONNX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import helper
 
 from asga_jax.deploy.onnx.values import (
@@ -74,72 +75,12 @@ def _arg(operation: str) -> Rule:
   def rule(builder, values, params, aval):
     (axis,) = params["axes"]
     name = builder.ordered(values[0])
+    if values[0].dtype == np.bool_:
+      name = builder.graph.add("Cast", name, to=onnx.TensorProto.INT32)
     found = builder.graph.add(operation, name, axis=axis, keepdims=0)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
     found = builder.graph.add("Cast", found, to=kind)
     return builder.plain(found, aval.shape, aval.dtype)
-
-  return rule
-
-
-def _padded(
-  builder: Builder, name: str, pads: Sequence[int], operation: str
-) -> str:
-  """Pad all axes after the first two by what a pool passes over."""
-  half = len(pads) // 2
-  value = 0.0 if operation == "AveragePool" else -np.inf
-  return builder.graph.add(
-    "Pad",
-    name,
-    builder.graph.constant([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64),
-    builder.graph.constant(value, np.float32),
-  )
-
-
-def _pool(operation: str) -> Rule:
-  """Build a maximum or a sum over windows; ONNX pools after two axes."""
-
-  def rule(builder, values, params, aval):
-    window = params["window_dimensions"]
-    if any(d != 1 for d in params["base_dilation"]):
-      raise ExportError("it is dilated at its input")
-    # All strides and pads of the other two axes must be trivial.
-    trivial = [
-      axis
-      for axis, (size, stride, pads) in enumerate(
-        zip(window, params["window_strides"], params["padding"], strict=True)
-      )
-      if (size, stride, *pads) == (1, 1, 0, 0)
-    ]
-    if len(trivial) < 2:
-      raise ExportError(f"its window is {tuple(window)}")
-    outer = [trivial[0], trivial[-1]]
-    places = [axis for axis in range(len(window)) if axis not in outer]
-    if not places:
-      return values[0]
-    axes = (*outer, *places)
-    pads = [params["padding"][axis] for axis in places]
-    settings: dict[str, Any] = {
-      "kernel_shape": [window[axis] for axis in places],
-      "strides": [params["window_strides"][axis] for axis in places],
-      "dilations": [params["window_dilation"][axis] for axis in places],
-      "pads": [int(p[side]) for side in (0, 1) for p in pads],
-    }
-    name = builder.ordered(values[0], axes)
-    if any(
-      pad >= size
-      for pair, size in zip(pads, settings["kernel_shape"], strict=True)
-      for pad in pair
-    ):
-      # A runtime refuses to pool over padding alone.
-      name = _padded(builder, name, settings.pop("pads"), operation)
-    if operation == "AveragePool":
-      settings["count_include_pad"] = 1
-    name = builder.graph.add(operation, name, **settings)
-    if operation == "AveragePool":
-      count = builder.graph.constant(np.prod(window), aval.dtype)
-      name = builder.graph.add("Mul", name, count)
-    return Tensor(name, aval.shape, aval.dtype, axes)
 
   return rule
 
@@ -222,48 +163,175 @@ def _reverse(builder, values, params, aval):
   return builder.plain(name, aval.shape, aval.dtype)
 
 
-def _pad(builder, values, params, aval):
-  config = params["padding_config"]
-  if any(low < 0 or high < 0 or inner for low, high, inner in config):
-    raise ExportError(f"its padding is {config}")
-  pads = [int(row[side]) for side in (0, 1) for row in config]
-  name = builder.graph.add(
-    "Pad",
-    builder.ordered(values[0]),
-    builder.graph.constant(pads, np.int64),
-    builder.ordered(values[1]),
-  )
+def pad(
+  builder: Builder, value: Value, config: Any, fill: Value, aval: Any
+) -> Tensor:
+  """Pad at both ends, between elements, or cut where a number is negative."""
+  name, axes = builder.ordered(value), range(len(aval.shape))
+  if any(inner for *_, inner in config):
+    name = _spread(builder, name, value.shape, config, fill)
+  pads = [int(max(row[side], 0)) for side in (0, 1) for row in config]
+  if any(pads):
+    name = builder.graph.add(
+      "Pad",
+      name,
+      builder.graph.constant(pads, np.int64),
+      builder.ordered(fill),
+    )
+  cuts = [axis for axis in axes if min(config[axis][:2]) < 0]
+  if cuts:
+    rows = [
+      (
+        max(-config[axis][0], 0),
+        min(config[axis][1], 0) or np.iinfo(np.int64).max,
+        axis,
+      )
+      for axis in cuts
+    ]
+    bounds = [
+      builder.graph.constant(x, np.int64) for x in zip(*rows, strict=True)
+    ]
+    name = builder.graph.add("Slice", name, *bounds)
   return builder.plain(name, aval.shape, aval.dtype)
 
 
-def split(
-  builder: Builder, value: Value, params: Any, avals: Sequence[Any]
-) -> list[Value]:
+def _spread(
+  builder: Builder, name: str, shape: Sequence[Any], config: Any, fill: Value
+) -> str:
+  """Put elements between those of a tensor, along the axes that ask."""
+  sizes = list(shape)
+  for axis, (*_, inner) in enumerate(config):
+    if not inner:
+      continue
+    if not isinstance(sizes[axis], int):
+      raise ExportError("it pads between examples of the batch")
+    after = builder.graph.constant([axis + 1], np.int64)
+    name = builder.graph.add("Unsqueeze", name, after)
+    pads = [0] * 2 * (len(sizes) + 1)
+    pads[len(sizes) + 1 + axis + 1] = int(inner)
+    name = builder.graph.add(
+      "Pad",
+      name,
+      builder.graph.constant(pads, np.int64),
+      builder.ordered(fill),
+    )
+    sizes[axis] *= inner + 1
+    name = builder.reshape(name, sizes)
+    sizes[axis] -= inner
+    bounds = [
+      builder.graph.constant([bound], np.int64)
+      for bound in (0, sizes[axis], axis)
+    ]
+    name = builder.graph.add("Slice", name, *bounds)
+  return name
+
+
+def _pad(builder, values, params, aval):
+  return pad(builder, values[0], params["padding_config"], values[1], aval)
+
+
+def _cumsum(builder, values, params, aval):
+  name = builder.ordered(values[0])
+  axis = builder.graph.constant(params["axis"], np.int64)
+  name = builder.graph.add("CumSum", name, axis, reverse=int(params["reverse"]))
+  return builder.plain(name, aval.shape, aval.dtype)
+
+
+def _split(builder, values, params, avals):
   """Cut a tensor into parts along an axis."""
   axis, start = params["axis"], 0
   parts = []
   for aval in avals:
     starts: list[int] = [0] * len(aval.shape)
-    ends = list(value.shape)
+    ends = list(values[0].shape)
     starts[axis], ends[axis] = start, start + aval.shape[axis]
     fixed = {"start_indices": starts, "limit_indices": ends, "strides": None}
-    parts.append(cut(builder, [value], fixed, aval))
+    parts.append(cut(builder, values, fixed, aval))
     start = ends[axis]
   return parts
 
+
+def _order(
+  builder: Builder, value: Value, count: int, axis: int, largest: bool
+) -> str:
+  """Build the places of the first elements of an order, equal ones in turn."""
+  if not isinstance(value.shape[axis], int):
+    raise ExportError("it sorts the batch")
+  return builder.graph.add(
+    "TopK",
+    builder.ordered(value),
+    builder.graph.constant([count], np.int64),
+    output=1,
+    axis=axis,
+    largest=int(largest),
+  )
+
+
+def _sort(builder, values, params, avals):
+  axis = params["dimension"]
+  if params["num_keys"] != 1:
+    raise ExportError(f"it sorts by {params['num_keys']} keys")
+  order = _order(builder, values[0], values[0].shape[axis], axis, False)
+  return [
+    builder.plain(
+      builder.graph.add(
+        "GatherElements", builder.ordered(value), order, axis=axis
+      ),
+      aval.shape,
+      aval.dtype,
+    )
+    for value, aval in zip(values, avals, strict=True)
+  ]
+
+
+def _top(builder, values, params, avals):
+  axis = params["axis"] % len(values[0].shape)
+  order = _order(builder, values[0], params["k"], axis, True)
+  name = builder.ordered(values[0])
+  kind = helper.np_dtype_to_tensor_dtype(np.dtype(avals[1].dtype))
+  names = (
+    builder.graph.add("GatherElements", name, order, axis=axis),
+    builder.graph.add("Cast", order, to=kind),
+  )
+  return [
+    builder.plain(name, aval.shape, aval.dtype)
+    for name, aval in zip(names, avals, strict=True)
+  ]
+
+
+def _iota(builder, values, params, aval):
+  """Build the number of each example of a batch."""
+  del values
+  axis, shape = params["dimension"], aval.shape
+  size = builder.reshape(builder.sizes([shape[axis]]), [])
+  ends = [builder.graph.constant(end, np.int64) for end in (0, 1)]
+  name = builder.graph.add("Range", ends[0], size, ends[1])
+  kind = helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
+  name = builder.graph.add("Cast", name, to=kind)
+  flat = builder.plain(name, [shape[axis]], aval.dtype)
+  settings = {"broadcast_dimensions": (axis,)}
+  return _broadcast_in_dim(builder, [flat], settings, aval)
+
+
+# Those of several results, of which they know each.
+SEVERAL: dict[str, Callable[..., list[Tensor]]] = {
+  "sort": _sort,
+  "split": _split,
+  "top_k": _top,
+}
 
 RULES: dict[str, Rule] = {
   "argmax": _arg("ArgMax"),
   "argmin": _arg("ArgMin"),
   "broadcast_in_dim": _broadcast_in_dim,
   "concatenate": _concatenate,
+  "cumsum": _cumsum,
+  "iota": _iota,
   "pad": _pad,
   "reduce_max": _reduce("ReduceMax"),
   "reduce_min": _reduce("ReduceMin"),
   "reduce_prod": _reduce("ReduceProd"),
   "reduce_sum": _reduce("ReduceSum"),
-  "reduce_window_max": _pool("MaxPool"),
-  "reduce_window_sum": _pool("AveragePool"),
   "reshape": _reshape,
   "rev": _reverse,
   "slice": cut,

@@ -287,24 +287,24 @@ def test_products_of_attention():
   assert np.median(error) < 0.02 * want.std()
 
 
-class Sorting(nnx.Module):
+class Spectrum(nnx.Module):
   def __init__(self, rngs):
-    self.inner = nnx.Dict(sorter=Sorter())
+    self.inner = nnx.Dict(spectrum=Fourier())
     self.head = nnx.Linear(3, 2, rngs=rngs)
 
   def __call__(self, x):
-    return self.head(self.inner["sorter"](x).mean((1, 2)))
+    return self.head(self.inner["spectrum"](x).mean((1, 2)))
 
 
-class Sorter(nnx.Module):
+class Fourier(nnx.Module):
   def __call__(self, x):
-    return jnp.sort(x, axis=1)
+    return jnp.fft.fft(x, axis=1).real
 
 
 def test_an_unknown_operation_is_named_with_its_layer(tmp_path):
   file = tmp_path / "network.onnx"
-  with pytest.raises(ExportError, match=r"'sort' of layer 'inner/sorter'"):
-    onnx_export.export_onnx(Sorting(nnx.Rngs(0)), (4, 4, 3), file)
+  with pytest.raises(ExportError, match=r"'fft' of layer 'inner/spectrum'"):
+    onnx_export.export_onnx(Spectrum(nnx.Rngs(0)), (4, 4, 3), file)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -313,7 +313,7 @@ def test_a_bad_path_is_found_before_the_conversion(tmp_path, monkeypatch):
     raise AssertionError("converted")
 
   monkeypatch.setattr(onnx_export.onnx_trace, "trace", trace)
-  network = Sorting(nnx.Rngs(0))
+  network = Spectrum(nnx.Rngs(0))
   with pytest.raises(FileNotFoundError, match="missing"):
     onnx_export.export_onnx(network, (4, 4, 3), tmp_path / "missing" / "a.onnx")
   with pytest.raises(IsADirectoryError):
@@ -354,4 +354,4 @@ def test_a_missing_extra_is_named(monkeypatch):
     if name.startswith("asga_jax.deploy.onnx"):
       monkeypatch.delitem(sys.modules, name)
   with pytest.raises(ValueError, match=r"asga-jax\[onnx\]"):
-    asga_jax.export_onnx(Sorting(nnx.Rngs(0)), (4, 4, 3), pathlib.Path("a"))
+    asga_jax.export_onnx(Spectrum(nnx.Rngs(0)), (4, 4, 3), pathlib.Path("a"))
