@@ -27,7 +27,9 @@ def mean_gradient(grads: PyTree, perturbed_grads: PyTree) -> PyTree:
   """Return ½ (g + g') on every leaf (SAGM, Wang et al. 2023)."""
 
   def mean(grad: jax.Array, perturbed: jax.Array) -> jax.Array:
-    dtype = perturbation.wide_dtype(grad, perturbed)
+    if not perturbation.is_moved(grad):
+      return grad
+    dtype = perturbation.leaf_dtype(grad, perturbed)
     total = grad.astype(dtype) + perturbed.astype(dtype)
     return (total / 2).astype(grad.dtype)
 
@@ -36,7 +38,7 @@ def mean_gradient(grads: PyTree, perturbed_grads: PyTree) -> PyTree:
 
 def perturbed_gradient(grads: PyTree, perturbed_grads: PyTree) -> PyTree:
   """Return g' on every leaf (SAM, Foret et al. 2021)."""
-  return jax.tree.map(lambda g, p: p.astype(g.dtype), grads, perturbed_grads)
+  return perturbation.cast_as(perturbed_grads, grads)
 
 
 def orthogonal_component(
@@ -63,9 +65,9 @@ def orthogonal_component(
   share = perturbation.safe_divide(inner, square)
 
   def project(flag: bool, grad: jax.Array, base: jax.Array) -> jax.Array:
-    dtype = perturbation.wide_dtype(grad, base)
     if not flag:
-      return jnp.zeros(grad.shape, dtype)
+      return jnp.zeros(grad.shape, perturbation.wide_dtype())
+    dtype = perturbation.leaf_dtype(grad, base)
     rest = grad.astype(dtype) - share.astype(dtype) * base.astype(dtype)
     return jnp.where(square > 0, rest, 0)
 
@@ -95,7 +97,9 @@ def gsam_gradient(
   def combine(
     grad: jax.Array, perturbed: jax.Array, orthogonal: jax.Array
   ) -> jax.Array:
-    dtype = orthogonal.dtype
+    if not perturbation.is_moved(grad):
+      return grad
+    dtype = perturbation.leaf_dtype(grad, perturbed)
     step = jnp.asarray(alpha, dtype) * orthogonal
     return (perturbed.astype(dtype) - step).astype(grad.dtype)
 

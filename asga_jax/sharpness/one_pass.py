@@ -69,7 +69,7 @@ def initial(
   def start(flag: bool, param: jax.Array) -> Any:
     if not flag:
       return optax.MaskedNode()
-    return jnp.zeros(param.shape, perturbation.wide_dtype(param))
+    return jnp.zeros(param.shape, perturbation.leaf_dtype(param))
 
   return state_lib.Displacement(
     direction=jax.tree.map(start, leaf_mask, params),

@@ -18,9 +18,23 @@ Mask = PyTree | Callable[[PyTree], PyTree] | None
 
 
 def wide_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
-  """Return the dtype to compute in: float64 if a leaf is, else float32."""
-  double = any(jnp.result_type(leaf) == jnp.float64 for leaf in leaves)
-  return jnp.dtype(jnp.float64 if double else jnp.float32)
+  """Return the dtype of sums: float64 if a leaf has its width, else float32."""
+  double = (jnp.float64, jnp.complex128)
+  wide = any(jnp.result_type(leaf) in double for leaf in leaves)
+  return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def leaf_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
+  """Return the dtype to move a leaf in: that of sums, complex if it is."""
+  dtype = wide_dtype(*leaves)
+  if not any(jnp.iscomplexobj(leaf) for leaf in leaves):
+    return dtype
+  return jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+
+
+def is_moved(leaf: jax.typing.ArrayLike) -> bool:
+  """Say whether a leaf has a gradient: whole numbers and truths have none."""
+  return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
 def check_mask(mask: Mask) -> None:
@@ -48,7 +62,7 @@ def resolve_mask(mask: Mask, params: PyTree) -> PyTree:
   """Spread a mask over the parameters, one boolean a leaf.
 
   Args:
-    mask: None (all leaves), a pytree of booleans with the structure of
+    mask: None (all leaves of floats), a pytree of booleans of the structure of
       `params` or a prefix of it, or a callable from params to such a pytree.
     params: the parameters.
 
@@ -60,12 +74,16 @@ def resolve_mask(mask: Mask, params: PyTree) -> PyTree:
       parameters, or selects no leaf.
   """
   if mask is None:
-    return jax.tree.map(lambda _: True, params)
+    return jax.tree.map(is_moved, params)
   tree = mask(params) if callable(mask) else mask
   check_mask(tree)
   try:
     spread = jax.tree.map(
-      lambda flag, part: jax.tree.map(lambda _: bool(flag), part), tree, params
+      lambda flag, part: jax.tree.map(
+        lambda leaf: bool(flag) and is_moved(leaf), part
+      ),
+      tree,
+      params,
     )
   except (ValueError, TypeError) as error:
     raise ValueError(
@@ -90,18 +108,24 @@ def select(tree: PyTree, mask: PyTree) -> list[jax.Array]:
 def inner_product(left: PyTree, right: PyTree) -> jax.Array:
   """Return the sum over all leaves of the elementwise product.
 
+  A complex leaf counts as its real and its imaginary part.
+
   Args:
-    left: a pytree of arrays, at least one.
+    left: a pytree of arrays.
     right: a pytree of the same structure and shapes.
 
   Returns:
     shape=(), dtype=float32, or float64 where a leaf is float64.
   """
   dtype = wide_dtype(*jax.tree.leaves(left), *jax.tree.leaves(right))
-  products = jax.tree.map(
-    lambda a, b: a.astype(dtype) * b.astype(dtype), left, right
-  )
-  return reductions.total(jax.tree.leaves(products))
+
+  def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+    if not (jnp.iscomplexobj(a) or jnp.iscomplexobj(b)):
+      return a.astype(dtype) * b.astype(dtype)
+    return jnp.real(jnp.conj(a) * b).astype(dtype)
+
+  products = jax.tree.leaves(jax.tree.map(multiply, left, right))
+  return reductions.total(products) if products else jnp.zeros((), dtype)
 
 
 def global_norm(tree: PyTree) -> jax.Array:
@@ -151,6 +175,9 @@ def displace(
 ) -> PyTree:
   """Move the perturbed leaves by c·g, the others not.
 
+  At a complex leaf JAX's gradient is the conjugate of the direction in which
+  the loss rises, so there it is c times the conjugate.
+
   Args:
     params: the parameters.
     grads: the gradient at `params`, in the same structure.
@@ -166,8 +193,8 @@ def displace(
   def move(flag: bool, param: jax.Array, grad: jax.Array) -> jax.Array:
     if not flag:
       return param
-    dtype = wide_dtype(param, grad)
-    step = coefficient.astype(dtype) * grad.astype(dtype)
+    dtype = leaf_dtype(param, grad)
+    step = coefficient.astype(dtype) * jnp.conj(grad).astype(dtype)
     return param.astype(dtype) + step
 
   return jax.tree.map(move, mask, params, grads)
@@ -175,4 +202,6 @@ def displace(
 
 def cast_as(grads: PyTree, params: PyTree) -> PyTree:
   """Give gradients taken at widened parameters the parameters' dtypes."""
-  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+  return jax.tree.map(
+    lambda g, p: g.astype(p.dtype) if is_moved(p) else g, grads, params
+  )

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -119,7 +120,7 @@ def ascent_point(opt_state: PyTree, params: PyTree) -> PyTree:
     direction = jax.tree.leaves(part)
     if not direction:
       return param
-    step = coefficient.astype(direction[0].dtype) * direction[0]
+    step = coefficient.astype(direction[0].dtype) * jnp.conj(direction[0])
     return param.astype(step.dtype) + step
 
   return jax.tree.map(move, params, displacement.direction)

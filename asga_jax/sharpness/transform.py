@@ -72,6 +72,10 @@ def asga_transform(
   `nnx.State` of plain arrays, which `nnx.merge` takes beside the graph
   definition; it may return what `nnx.value_and_grad` returns.
 
+  Complex leaves count as their real and imaginary parts, with gradients as
+  `jax.grad` gives them: δ follows the conjugate, and so must the optimizer that
+  comes after (`jax.tree.map(jnp.conj, updates)`).
+
   Accumulate gradients inside `value_and_grad_fn`. Under `optax.MultiSteps`,
   g is the mean over the batches so far, but L, L' and g' are those of the
   newest batch, and every batch costs a second pass.
@@ -101,8 +105,8 @@ def asga_transform(
     rho_min: floor of radius="growing", >= 0, or a schedule; 0.
     gsam_alpha: a of combination="gsam", >= 0; 0.01, GSAM's.
     mask: which leaves are perturbed, and enter norms, products and cosine:
-      None for all, a pytree of booleans with the structure of the parameters
-      or a prefix of it, or a callable from parameters to one.
+      None for all of floats, a pytree of booleans with the structure of the
+      parameters or a prefix of it, or a callable from parameters to one.
     gap_from_gradients: estimate h as ½⟨δ, g+g'⟩ + λ⟨g, g'⟩, δ being the
       displacement, instead of L' − L + λ⟨g, g'⟩, whose difference drowns when
       the loss is computed in bfloat16.
