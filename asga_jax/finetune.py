@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax.quantization import batch_norm, layers, logit_layout
+from asga_jax.quantization import batch_norm, layers, logit_layout, promotion
 from asga_jax.training import loop, optimizers, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
@@ -48,6 +48,7 @@ class Training(NamedTuple):
   mesh: Mesh
 
 
+@promotion.usual()
 def start_training(
   model: nnx.Module,
   loss_fn: steps.LossFn = steps.cross_entropy,
@@ -89,6 +90,7 @@ def start_training(
   )
 
 
+@promotion.usual()
 def trained_model(
   training: Training, state: state_lib.TrainState, *, averaged: bool = False
 ) -> nnx.Module:
@@ -164,6 +166,7 @@ def taught(
     yield answer(state, key, step, sharding.place_batch(raw, mesh))
 
 
+@promotion.usual()
 def train_policy(
   model: nnx.Module,
   batches: Iterable[Any],

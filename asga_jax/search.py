@@ -17,7 +17,13 @@ from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.quantization import batch_norm, calibration, fixing, layers
+from asga_jax.quantization import (
+  batch_norm,
+  calibration,
+  fixing,
+  layers,
+  promotion,
+)
 from asga_jax.training import loop, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
@@ -93,6 +99,7 @@ class Search(NamedTuple):
   input_shape: tuple[int, ...]
 
 
+@promotion.usual()
 def start_search(
   model: nnx.Module,
   loss_fn: steps.LossFn = steps.cross_entropy,
@@ -170,6 +177,7 @@ def start_search(
   )
 
 
+@promotion.usual()
 def calibrate(
   search: Search, inputs: Any, *, method: str = "__call__"
 ) -> Search:
@@ -225,6 +233,7 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
   return temperature
 
 
+@promotion.usual()
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Put a search's network together; a copy in evaluation mode."""
   # Copies, since the next step donates the state.
@@ -238,6 +247,7 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   return model
 
 
+@promotion.usual()
 def finish_search(
   search: Search,
   state: state_lib.TrainState,
@@ -287,6 +297,7 @@ def finish_search(
   )
 
 
+@promotion.usual()
 def search_policy(
   model: nnx.Module,
   batches: Iterable[Any],

@@ -15,7 +15,13 @@ from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.deploy import integer, packed_bits
 from asga_jax.network import arguments, program
-from asga_jax.quantization import bit_choice, fixing, layers, quantizers
+from asga_jax.quantization import (
+  bit_choice,
+  fixing,
+  layers,
+  promotion,
+  quantizers,
+)
 from asga_jax.weights import files as weight_files
 
 FORMAT = "asga_jax packed network"
@@ -25,7 +31,7 @@ _NOT_STORED = (
   bit_choice.BitLogits,
   bit_choice.GridData,
   bit_choice.Temperature,
-  layers.ShareBelowZero,
+  *program.UNSAVED,
   nnx.RngState,
 )
 
@@ -34,6 +40,7 @@ class PackedError(ValueError):
   """A packed network that cannot be read or that does not fit."""
 
 
+@promotion.usual()
 def save_packed(
   model: nnx.Module,
   policy: policy_lib.Policy,
@@ -129,6 +136,7 @@ def _packable(
       del packed[name]
 
 
+@promotion.usual()
 def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
   """Load a packed network.
 

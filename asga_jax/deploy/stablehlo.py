@@ -11,12 +11,13 @@ from jax import export
 
 from asga_jax import files
 from asga_jax.network import arguments
-from asga_jax.quantization import remembered
+from asga_jax.quantization import promotion, remembered
 from asga_jax.xla import lowering
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+@promotion.usual()
 def export_stablehlo(
   model: nnx.Module,
   input_shape: Sequence[int],

@@ -75,7 +75,8 @@ def attribute_of(module: Any) -> str | None:
   """
   if isinstance(module, attention.Product):
     return "operands"
-  held = vars(module)
+  # Names in a dict are the user's.
+  held = {} if isinstance(module, nnx.Dict) else vars(module)
   for name in ATTRIBUTES:
     if name in held:
       return name

@@ -34,6 +34,10 @@ class Unsaved(nnx.Variable):
   """What a run watches; no file of weights holds it."""
 
 
+# No file holds these: what a run watches, and what a call leaves behind.
+UNSAVED = (Unsaved, nnx.Intermediate, nnx.Perturbation)
+
+
 class Note(Protocol):
   """Is told of each call of a product, as it is traced or run."""
 
@@ -91,13 +95,23 @@ def find_callers(model: nnx.Module) -> dict[str, tuple[Any, str]]:
 
   Returns:
     Path -> module and attribute, in the order of the module tree.
+
+  Raises:
+    ValueError: two layers whose paths are written alike.
   """
-  return {
-    path_name(path): (module, attribute)
-    for path, module in nnx.iter_modules(model)
-    if (attribute := kinds.attribute_of(module)) is not None
-    and kinds.refusal(module) is None
-  }
+  found: dict[str, tuple[Any, str]] = {}
+  for keys, module in nnx.iter_modules(model):
+    attribute = kinds.attribute_of(module)
+    if attribute is None or kinds.refusal(module) is not None:
+      continue
+    path = path_name(keys)
+    if path in found:
+      raise ValueError(
+        f"two layers of {type(model).__name__} have the path {path!r}, one of"
+        " them by a name with a slash; expected other names."
+      )
+    found[path] = module, attribute
+  return found
 
 
 def find_products(model: nnx.Module) -> list[str]:

@@ -11,6 +11,7 @@ from absl import logging
 from flax import nnx
 
 from asga_jax.network import arguments, examples
+from asga_jax.quantization import promotion
 
 _SMALLEST_RATIO = 1 / 16
 
@@ -53,6 +54,7 @@ def reestimated(
   return copy
 
 
+@promotion.usual()
 def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   """Replace batch norm's running statistics by those of all batches together.
 
@@ -94,6 +96,7 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   return seen
 
 
+@promotion.usual()
 def correct_batch_norm(
   model: nnx.Module, reference: nnx.Module, batches: Iterable[Any]
 ) -> int:

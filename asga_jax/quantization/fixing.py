@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax.quantization import bit_choice, layers
+from asga_jax.quantization import bit_choice, layers, promotion
 
 
 def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:
@@ -68,6 +68,7 @@ def chosen_indices(
   return found
 
 
+@promotion.usual()
 def fix_bits(
   model: nnx.Module, bits: Mapping[str, tuple[int, int]]
 ) -> nnx.Module:
@@ -94,6 +95,7 @@ def fix_bits(
   return model
 
 
+@promotion.usual()
 def select_bits(
   model: nnx.Module, bits: Mapping[str, tuple[int, int]]
 ) -> nnx.Module:

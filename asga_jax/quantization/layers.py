@@ -16,7 +16,7 @@ from flax import nnx
 
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.network import program
-from asga_jax.quantization import bit_choice, quantizers
+from asga_jax.quantization import bit_choice, promotion, quantizers
 from asga_jax.xla import outline
 
 
@@ -39,6 +39,7 @@ def _mixed_product(
     mixed = bit_choice.mix(weight, matrix, *others)
     return layer_kinds.from_matrix(mixed, w.shape, outputs)
 
+  @promotion.usual()
   def function(variables, constants):
     (x, x_step, x_weights, shift), (w, *w_learned, _) = variables
     x_grids, w_grids = constants
@@ -112,6 +113,7 @@ class QuantizedProduct(nnx.Module):
     """Whether the second operand is a kernel, not an activation."""
     return self.attribute != "operands"
 
+  @promotion.usual()
   def __call__(self, *args: Any, **settings: Any) -> Any:
     """Multiply the quantized operands, or give them for attention."""
     call = layer_kinds.read_call(self.attribute, args, settings)

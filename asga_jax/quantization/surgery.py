@@ -13,6 +13,7 @@ from asga_jax.quantization import (
   bit_choice,
   calibration,
   layers,
+  promotion,
   quantizers,
 )
 from asga_jax.quantization import (
@@ -23,6 +24,7 @@ DEFAULT_BITS = (2, 3, 4, 5, 6, 8)
 END_BITS = 8
 
 
+@promotion.usual()
 def make_searchable(
   model: nnx.Module,
   example_input: Any,

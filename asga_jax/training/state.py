@@ -61,6 +61,33 @@ def split_model(
   return graphdef, Params(*params), rest
 
 
+def rest_after(model: nnx.Module, params: Params, rest: nnx.State) -> nnx.State:
+  """Give the rest after a call: of what there was before it, without new.
+
+  What a call sows or keeps is of that call alone.
+
+  Args:
+    model: that was called.
+    params: from which it was put together.
+    rest: likewise.
+
+  Raises:
+    ValueError: the call has made a parameter; it names it.
+  """
+  _, after, found = split_model(model)
+  known = {keys for keys, _ in nnx.to_flat_state(params.weights)}
+  for keys, _ in nnx.to_flat_state(after.weights):
+    if keys not in known:
+      raise ValueError(
+        f"the network's call makes the parameter {'/'.join(map(str, keys))!r},"
+        " which could not be trained; expected it to be made with the network."
+      )
+  before = {keys for keys, _ in nnx.to_flat_state(rest)}
+  return nnx.from_flat_state(
+    [each for each in nnx.to_flat_state(found) if each[0] in before]
+  )
+
+
 def merge_model(graphdef: nnx.GraphDef, params: Params, rest: nnx.State) -> Any:
   """Put a network together again; safe within `grad` and `jit`."""
   return nnx.merge(graphdef, *params, rest, copy=True)

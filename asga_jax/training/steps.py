@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import logit_layout
+from asga_jax.quantization import logit_layout, promotion
 from asga_jax.training import changed_codes, sharding
 from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
@@ -104,6 +104,7 @@ class Choosing(NamedTuple):
 Pass = Callable[..., tuple[tuple[jax.Array, Any], state_lib.Params]]
 
 
+@promotion.usual()
 def train_step(
   parts: StepParts,
   state: state_lib.TrainState,
@@ -181,7 +182,7 @@ def make_pass(parts: StepParts) -> Pass:
   def loss(params, rest, data):
     model = state_lib.merge_model(parts.graphdef, params, rest)
     value, figures = _checked(parts.loss_fn(model, data))
-    return value, (figures, state_lib.split_model(model)[2])
+    return value, (figures, state_lib.rest_after(model, params, rest))
 
   return outline.outlined(jax.value_and_grad(loss, has_aux=True))
 

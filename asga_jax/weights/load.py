@@ -22,7 +22,7 @@ _TWICE = "names for the same variable"
 _EMPTY = "variables without a value"
 _UNFIT = "arrays that do not fit"
 # All but the keys and counts of random streams.
-_SAVED = nnx.Not(nnx.Any(nnx.RngState, program.Unsaved))
+_SAVED = nnx.Not(nnx.Any(nnx.RngState, *program.UNSAVED))
 
 # The names in the file are the paths of the variables.
 _SAME = name_maps.NameMap((name_maps.NameRule("(.*)", r"\1"),))
@@ -136,13 +136,24 @@ def variables_of(
 
   Args:
     model: any Flax NNX module.
-    only: their kinds; all but random streams by default.
+    only: their kinds; all but random streams, and what a call leaves behind,
+      by default.
+
+  Raises:
+    ValueError: two variables whose paths are written alike.
   """
   kinds = nnx.Any(*only) if only else _SAVED
   state = nnx.as_pure(nnx.state(model, kinds))
-  return {
-    program.variable_name(keys): leaf for keys, leaf in nnx.to_flat_state(state)
-  }
+  found: dict[str, Any] = {}
+  for keys, leaf in nnx.to_flat_state(state):
+    name = program.variable_name(keys)
+    if name in found:
+      raise ValueError(
+        f"two variables of {type(model).__name__} have the path {name!r}, one"
+        " of them by a name with a slash; expected other names."
+      )
+    found[name] = leaf
+  return found
 
 
 def save_weights(model: nnx.Module, path: str | os.PathLike[str]) -> None:

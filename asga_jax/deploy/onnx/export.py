@@ -30,7 +30,7 @@ from asga_jax.deploy.onnx import reader as onnx_reader
 from asga_jax.deploy.onnx import trace as onnx_trace
 from asga_jax.deploy.onnx import values as onnx_values
 from asga_jax.network import arguments, examples
-from asga_jax.quantization import layers, remembered
+from asga_jax.quantization import layers, promotion, remembered
 
 INPUT, OUTPUT = "image", "logits"
 POLICY_KEY = "asga_jax.policy"
@@ -40,6 +40,7 @@ _TRIED = (1, 9)  # batches that every new model is run on
 _MOST_APART = 0.05
 
 
+@promotion.usual()
 def export_onnx(
   model: nnx.Module,
   input_shape: Sequence[int],
