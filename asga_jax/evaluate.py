@@ -37,7 +37,7 @@ def _measure(graphdef, state, prepare, batch):
   """Sum loss and right answers of a batch, and count its confusions."""
   model = nnx.merge(graphdef, state, copy=True)
   logits = model(prepare(jax.random.key(0), batch)["image"])
-  logits = logits.astype(jnp.float32)
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   labels, mask = batch["label"], batch["mask"]
   classes = logits.shape[-1]
   own = jnp.take_along_axis(logits, labels[:, None], axis=1)

@@ -43,6 +43,30 @@ def check_shape(shape: Any) -> tuple[int, ...]:
   return tuple(int(size) for size in shape)
 
 
+def lost_by(values: np.ndarray, dtype: Any) -> str:
+  """Say what a cast would lose beyond rounding; '' where nothing.
+
+  Args:
+    values: any numbers.
+    dtype: of JAX, that they are to have.
+  """
+  values = np.asarray(values)
+  if values.dtype == dtype or not values.size:
+    return ""
+  with np.errstate(all="ignore"):
+    cast = values.astype(dtype)
+    if values.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
+      same = bool(np.array_equal(cast, values))
+    else:
+      finite = np.isfinite(cast.astype(np.float64))
+      same = bool((finite | ~np.isfinite(values)).all())
+      same &= bool(cast.any()) or not values.any()
+  if same:
+    return ""
+  largest = max(abs(values.min()), abs(values.max()))
+  return f"holds {values.dtype} values up to {largest:.3g} that {dtype} cannot"
+
+
 def short(value: Any) -> str:
   """Write a value in a line of an error, cut where it is long."""
   text = " ".join(repr(value).split())

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax.network import arguments
+
 ACCEPTED = (
   "expected one array of numbers, as the network takes it (a batch, its first"
   " axis the examples), a tuple of them in order, or a dict by name."
@@ -169,3 +171,8 @@ def _check(leaf: Any) -> None:
       "the example input holds values that are not finite; initial ranges are "
       f"taken from them: {ACCEPTED}"
     )
+  if not blank:
+    own = np.asarray(leaf)
+    lost = arguments.lost_by(own, jax.dtypes.canonicalize_dtype(own.dtype))
+    if lost:
+      raise ValueError(f"the example input {lost}; {ACCEPTED}")

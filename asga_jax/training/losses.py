@@ -70,6 +70,7 @@ def make_loss(
     model: Any, batch: steps.Batch
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits = model(batch["image"])
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     labels = batch["label"]
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, label_smoothing)

@@ -66,9 +66,28 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         f" {array.shape}; expected arrays of numbers, the examples along their"
         " first axis."
       )
+    _check_fits(array)
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
   return jax.tree.map(place, batch)
+
+
+def _check_fits(array: Any) -> None:
+  """Refuse whole numbers that JAX would wrap around, and floats beyond its."""
+  if isinstance(array, jax.Array) or array.dtype.kind not in "iuf":
+    return
+  dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+  if dtype == array.dtype or not array.size:
+    return
+  limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype)
+  found = array[np.isfinite(array)] if dtype.kind == "f" else array
+  if found.size and not (
+    limits.min <= found.min() and found.max() <= limits.max
+  ):
+    raise ValueError(
+      f"a batch holds {array.dtype} values from {found.min()} to {found.max()};"
+      f" expected what {dtype} holds, or jax_enable_x64."
+    )
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:

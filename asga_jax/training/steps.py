@@ -67,6 +67,8 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
       "'label': hand over a loss_fn of your own for other batches."
     )
   logits = model(batch["image"])
+  # In half precision a sum of exponentials has three digits.
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch["label"]
   )

@@ -316,7 +316,7 @@ def _mismatch(found: np.ndarray, like: Any) -> str:
     return f"found {found.dtype}, expected {like.dtype}"
   if floats and not np.isfinite(found).all():
     return "holds values that are not finite"
-  return ""
+  return arguments.lost_by(found, like.dtype)
 
 
 def _hint(names: Iterable[str], variables: Collection[str]) -> str:
