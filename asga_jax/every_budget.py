@@ -68,6 +68,11 @@ def pareto(
     InfeasibleBudgetError: no policy meets `budget`.
     ValueError: an unknown cost or score, a malformed budget, or fewer points.
   """
+  if not isinstance(result, result_lib.SearchResult):
+    raise ValueError(
+      f"result is a {type(result).__name__}; expected what"
+      " asga_jax.search_policy returns."
+    )
   score = result.score if score is None else score
   if score not in result.scores:
     raise ValueError(f"score={score!r}; expected one of {result_lib.SCORES}.")

@@ -62,6 +62,7 @@ def start_training(
   Takes what `train_policy` does, but for the batches.
   """
   settings = settings or FinetuneSettings()
+  setup.check_settings(settings)
   taken = state_lib.take_apart(model)
   optimizer = setup.weight_optimizer(
     settings,

@@ -293,6 +293,7 @@ def save(policy: Policy, path: str | os.PathLike) -> None:
     OSError: the directory is missing or cannot be written.
     PolicyError: see `to_json`.
   """
+  check(policy)
   files.write_text_atomic(path, to_json(policy))
 
 

@@ -17,13 +17,7 @@ from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.quantization import (
-  batch_norm,
-  calibration,
-  fixing,
-  layers,
-  promotion,
-)
+from asga_jax.quantization import batch_norm, calibration, fixing, layers
 from asga_jax.training import loop, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
@@ -99,7 +93,6 @@ class Search(NamedTuple):
   input_shape: tuple[int, ...]
 
 
-@promotion.usual()
 def start_search(
   model: nnx.Module,
   loss_fn: steps.LossFn = steps.cross_entropy,
@@ -177,7 +170,6 @@ def start_search(
   )
 
 
-@promotion.usual()
 def calibrate(
   search: Search, inputs: Any, *, method: str = "__call__"
 ) -> Search:
@@ -228,12 +220,12 @@ def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
 
   def temperature(step: jax.Array) -> jax.Array:
     share = jnp.minimum(step, settings.steps - 1)
+    share = share.astype(jnp.float32)
     return jnp.float32(first) * jnp.exp(jnp.float32(rate) * share)
 
   return temperature
 
 
-@promotion.usual()
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Put a search's network together; a copy in evaluation mode."""
   # Copies, since the next step donates the state.
@@ -247,7 +239,6 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   return model
 
 
-@promotion.usual()
 def finish_search(
   search: Search,
   state: state_lib.TrainState,
@@ -297,7 +288,6 @@ def finish_search(
   )
 
 
-@promotion.usual()
 def search_policy(
   model: nnx.Module,
   batches: Iterable[Any],

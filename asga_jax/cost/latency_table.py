@@ -153,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> LatencyTable:
       are not accepted, or a latency that is no finite number >= 0. The message
       names the file, the place and the value.
   """
-  file = pathlib.Path(path)
+  file = pathlib.Path(files.check_path(path))
   try:
     text = file.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:

@@ -82,8 +82,20 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   graphdef, state = nnx.split(model)
   seen, counted = 0, 0
   total = None
+  if not isinstance(batches, Iterable):
+    raise ValueError(
+      f"batches is a {type(batches).__name__}; expected batches of inputs."
+    )
   for inputs in batches:
-    new = _batch_statistics(graphdef, state, examples.Example(inputs))
+    example = examples.as_example(inputs)
+    try:
+      new = _batch_statistics(graphdef, state, example)
+    except (TypeError, ValueError) as error:
+      reason = " ".join(str(error).split())[:600]
+      raise ValueError(
+        f"{type(model).__name__} does not run on a batch, {example.describe()}:"
+        f" {reason}; {examples.ACCEPTED}"
+      ) from error
     size = np.shape(jax.tree.leaves(inputs)[0])[0]
     counted += size
     share = np.float32(size / counted)

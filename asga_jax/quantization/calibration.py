@@ -90,6 +90,11 @@ def gather(
     if path in refused:
       continue
     inputs[path] = found.get((path, 0), statistics.Statistics())
+    if not np.isfinite(inputs[path].largest):
+      raise ValueError(
+        f"layer {path!r} reads values that are not finite; expected finite"
+        " weights and inputs, from which ranges are taken."
+      )
     if not traced.outputs[path]:
       seconds[path] = found.get((path, 1), statistics.Statistics())
   return Samples(traced, read, inputs, seconds, refused)

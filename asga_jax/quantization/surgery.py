@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from flax import nnx
 
@@ -189,6 +190,11 @@ class _Choices:
         )
       return choice
     matrix = layer_kinds.to_matrix(self._samples.kernel(path), outputs)
+    if not (self._blank or np.isfinite(matrix).all()):
+      raise ValueError(
+        f"layer {path!r} has a kernel that is not finite; expected finite"
+        " weights, from which ranges are taken."
+      )
     if self._blank:
       matrix = matrix[:1]  # Shapes are all that is wanted now.
     choice = self._make(

@@ -9,7 +9,7 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from asga_jax import conversion, search
+from asga_jax import conversion, files, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.quantization import fixing
@@ -214,6 +214,7 @@ def load_run(path: str | os.PathLike[str]) -> nnx.Module:
     ValueError: no such run, one that has not ended, a damaged file, or a search
       of an earlier version, whose directory lacks `weights.safetensors`.
   """
+  files.check_path(path)
   trained = read_trained(path)
   if not trained.settled:
     raise workdir.WorkdirError(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from asga_jax.training import steps
+from asga_jax.training import checks, steps
 
 
 def distillation(
@@ -53,7 +53,7 @@ def make_loss(
   Raises:
     ValueError: a value out of range.
   """
-  checks = {
+  arguments = {
     "label_smoothing": (label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
     "distillation_weight": (
       distillation_weight,
@@ -62,14 +62,14 @@ def make_loss(
     ),
     "temperature": (temperature, temperature > 0, "above 0"),
   }
-  for name, (value, fits, accepted) in checks.items():
+  for name, (value, fits, accepted) in arguments.items():
     if not fits:
       raise ValueError(f"{name}={value}; expected {accepted}.")
 
   def loss(
     model: Any, batch: steps.Batch
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    logits = model(batch["image"])
+    logits = checks.check_logits(model(batch["image"]), batch["label"])
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     labels = batch["label"]
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

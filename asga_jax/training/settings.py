@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from asga_jax import sharpness as sharpness_lib
+from asga_jax.quantization import promotion
 from asga_jax.training import optimizers, sharding, steps
 from asga_jax.training import state as state_lib
 
@@ -131,6 +132,15 @@ def read_settings(
   return kind(**values)
 
 
+def check_settings(settings: Any) -> None:
+  """Check that settings are those of a training; raises ValueError."""
+  if not isinstance(settings, TrainingSettings):
+    raise ValueError(
+      f"settings is a {type(settings).__name__}; expected SearchSettings or"
+      " FinetuneSettings."
+    )
+
+
 def weight_optimizer(
   settings: TrainingSettings, **schedule: Any
 ) -> optax.GradientTransformation:
@@ -143,6 +153,7 @@ def weight_optimizer(
   Raises:
     ValueError: a value out of range.
   """
+  check_settings(settings)
   return optimizers.weight_optimizer(
     steps=settings.steps,
     learning_rate=settings.learning_rate,
@@ -162,6 +173,7 @@ class Start(NamedTuple):
   mesh: Mesh
 
 
+@promotion.usual()
 def start(
   taken: state_lib.Trainable,
   loss_fn: steps.LossFn,
@@ -194,6 +206,15 @@ def start(
     ValueError: bad arguments of the preset.
   """
   mesh = sharding.data_mesh() if mesh is None else mesh
+  if not isinstance(mesh, Mesh):
+    raise ValueError(
+      f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh."
+    )
+  for name, given in {"loss_fn": loss_fn, "prepare": prepare}.items():
+    if not (callable(given) or (name == "prepare" and given is None)):
+      raise ValueError(
+        f"{name} is a {type(given).__name__}; expected a function."
+      )
   parts = steps.StepParts(
     graphdef=taken.step_graphdef,
     layout=taken.layout,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout, promotion
-from asga_jax.training import changed_codes, sharding
+from asga_jax.training import changed_codes, checks, sharding
 from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
 from asga_jax.xla import lowering, outline
@@ -66,7 +66,7 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
       f"a batch is {found}; cross_entropy expects a dict of 'image' and "
       "'label': hand over a loss_fn of your own for other batches."
     )
-  logits = model(batch["image"])
+  logits = checks.check_logits(model(batch["image"]), batch["label"])
   # In half precision a sum of exponentials has three digits.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -74,23 +74,6 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
   )
   correct = jnp.argmax(logits, axis=-1) == batch["label"]
   return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
-
-
-def _checked(result: Any) -> tuple[jax.Array, Metrics]:
-  """Check what a loss function returned; raises ValueError."""
-  pair = isinstance(result, tuple) and len(result) == 2
-  if not pair or not isinstance(result[1], Mapping):
-    raise ValueError(
-      f"loss_fn returned {type(result).__name__}; expected a pair (loss, "
-      "figures) of the mean loss and a dict, perhaps empty: return loss, {}"
-    )
-  for name, value in {"loss": result[0], **result[1]}.items():
-    if jnp.shape(value) != ():
-      raise ValueError(
-        f"{name!r} of loss_fn has the shape {jnp.shape(value)}; expected one "
-        "number, such as a mean over the batch."
-      )
-  return result
 
 
 class Choosing(NamedTuple):
@@ -183,7 +166,11 @@ def make_pass(parts: StepParts) -> Pass:
 
   def loss(params, rest, data):
     model = state_lib.merge_model(parts.graphdef, params, rest)
-    value, figures = _checked(parts.loss_fn(model, data))
+    try:
+      result = parts.loss_fn(model, data)
+    except (TypeError, ValueError) as error:
+      raise checks.not_run(error, data) from error
+    value, figures = checks.checked(result)
     return value, (figures, state_lib.rest_after(model, params, rest))
 
   return outline.outlined(jax.value_and_grad(loss, has_aux=True))

@@ -90,6 +90,9 @@ def write(
     )
   # The library writes the memory of an array whatever its strides.
   whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+  for name, array in whole.items():
+    if array.dtype.kind in "OSU":
+      raise WeightsError(f"{name!r} holds {array.dtype}; expected numbers.")
   texts = None if metadata is None else dict(metadata)
   files.write_bytes_atomic(path, safetensors_numpy.save(whole, texts))
 

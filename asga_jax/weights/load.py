@@ -170,6 +170,7 @@ def save_weights(model: nnx.Module, path: str | os.PathLike[str]) -> None:
     ValueError: another suffix.
     OSError: if it cannot be written.
   """
+  arguments.check_module(model)
   weight_files.write(
     path,
     {name: np.asarray(leaf) for name, leaf in variables_of(model).items()},

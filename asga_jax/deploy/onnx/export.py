@@ -80,6 +80,11 @@ def export_onnx(
     OSError: the path cannot be written; found before the conversion.
   """
   arguments.check_module(model)
+  if not callable(getattr(model, str(method), None)):
+    raise ValueError(
+      f"method={method!r}; expected the name of a method of model"
+      f" ({type(model).__name__})."
+    )
   shape = arguments.check_shape(input_shape)
   if path is not None:
     files.check_writable(path)
@@ -92,7 +97,11 @@ def export_onnx(
   )
   try:
     traced = onnx_trace.trace(model, examples.Example(image), method)
-  except (TypeError, ValueError) as error:
+  except (
+    TypeError,
+    ValueError,
+    jax.errors.InconclusiveDimensionOperation,
+  ) as error:
     reason = " ".join(str(error).split())[:600]
     raise onnx_values.ExportError(
       f"{type(model).__name__}.{method} does not run on a batch of any size of"
@@ -113,6 +122,10 @@ def export_onnx(
       f"the network has {len(results)} outputs; expected one."
     )
   (aval,) = traced.jaxpr.out_avals
+  if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    raise onnx_values.ExportError(
+      f"the network gives {aval.dtype}; expected an array of numbers."
+    )
   if 0 in aval.shape:
     raise onnx_values.ExportError(
       f"the network gives an empty output, of shape {aval.shape}; expected"
