@@ -14,6 +14,7 @@ from asga_jax.quantization import (
   bit_choice,
   calibration,
   layers,
+  methods,
   promotion,
   quantizers,
 )
@@ -54,8 +55,8 @@ def make_searchable(
     bits: the candidates of every searched tensor.
     rules: exceptions, see `rules.Rule`.
     end_bits: the bits of the first and the last layer called, not searched.
-    weight_quantizer: one of `quantizers.QUANTIZERS`.
-    activation_quantizer: one of `quantizers.QUANTIZERS`.
+    weight_quantizer: one of `methods.QUANTIZERS`.
+    activation_quantizer: one of `methods.QUANTIZERS`.
     per_channel: whether each output channel of a kernel has its own step.
     tie_shared_inputs: whether searched layers that read the same tensor share
       their activation bits, where no rule ties these.
@@ -77,10 +78,10 @@ def make_searchable(
   rules_lib.check_rules(rules)
   quantizers.check_bits(bits, "bits")
   quantizers.check_bits(end_bits, "end_bits")
-  of_weights = quantizers.make_quantizer(
+  of_weights = methods.make_quantizer(
     weight_quantizer, weights=True, per_channel=per_channel
   )
-  of_activations = quantizers.make_quantizer(
+  of_activations = methods.make_quantizer(
     activation_quantizer, weights=False, per_channel=False
   )
   if isinstance(model, nnx.Module) and layers.quantized_layers(model):
@@ -231,7 +232,7 @@ class _Choices:
     proven = self._samples.reading.is_nonnegative(path)
     if quantizer.learns_zero and (proven or rule.signed is not None):
       # Nothing is to be learned of its zero point.
-      quantizer = quantizers.LSQ()
+      quantizer = methods.LSQ()
     return self._make(
       "activation",
       rule.activation_tie,

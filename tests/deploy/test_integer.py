@@ -13,6 +13,7 @@ from asga_jax.quantization import (
   bit_choice,
   calibration,
   layers,
+  methods,
   quantizers,
 )
 
@@ -171,7 +172,7 @@ def test_what_is_not_fixed_is_named(every_kind):
 
 def test_an_activation_quantized_by_channels_is_named():
   fixed = fix(searchable("lsq", True, ALL_BITS, Kinds), 4)
-  quantizer = quantizers.LSQ(per_channel=True)
+  quantizer = methods.LSQ(per_channel=True)
   sample = calibration.weight_sample(IMAGES.reshape(-1, 4), quantizer)
   product = layers.product_of(fixed.conv)
   product.activation = bit_choice.BitChoice(

@@ -25,7 +25,7 @@ import asga_jax
 from asga_jax import policy as policy_lib
 from asga_jax.deploy import integer, packed_bits, packing
 from asga_jax.models import resnet
-from asga_jax.quantization import layers, quantizers
+from asga_jax.quantization import layers, methods
 from asga_jax.weights import files as weight_files
 
 
@@ -119,7 +119,7 @@ def test_a_loaded_network_computes_the_same(fixed, file):
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("quantizer", quantizers.QUANTIZERS)
+@pytest.mark.parametrize("quantizer", methods.QUANTIZERS)
 @pytest.mark.parametrize("bits", [3, 8])
 def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
   model = searchable(quantizer, per_channel, ALL_BITS, Kinds)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from asga_jax.quantization import bit_choice, quantizers
+from asga_jax.quantization import bit_choice, methods
 
 SAMPLE = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
 
@@ -16,7 +16,7 @@ def _choice(bits=(2, 4, 8), *, per_channel=False, sample=SAMPLE, **settings):
   return bit_choice.BitChoice(
     bits,
     sample if per_channel else sample.reshape(-1),
-    quantizer=quantizers.make_quantizer(
+    quantizer=methods.make_quantizer(
       "lsq", weights=True, per_channel=per_channel
     ),
     signed=True,

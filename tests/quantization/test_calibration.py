@@ -12,7 +12,7 @@ from asga_jax.quantization import (
   calibration,
   fixing,
   layers,
-  quantizers,
+  methods,
   surgery,
 )
 from asga_jax.quantization import rules as rules_lib
@@ -169,7 +169,7 @@ def test_a_rule_keeps_its_sign_through_calibrations(signed):
       assert bool(lower.max() < 0) == signed
 
 
-@pytest.mark.parametrize("quantizer", sorted(quantizers.QUANTIZERS))
+@pytest.mark.parametrize("quantizer", sorted(methods.QUANTIZERS))
 def test_a_network_made_of_shapes_is_calibrated_later(quantizer):
   model, x = _net(), _x()
   settings = {

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from asga_jax.network import kinds
-from asga_jax.quantization import bit_choice, layers, quantizers
+from asga_jax.quantization import bit_choice, layers, methods
 
-LSQ = quantizers.make_quantizer("lsq", weights=True, per_channel=True)
-ACTIVATION = quantizers.make_quantizer("lsq", weights=False, per_channel=False)
+LSQ = methods.make_quantizer("lsq", weights=True, per_channel=True)
+ACTIVATION = methods.make_quantizer("lsq", weights=False, per_channel=False)
 
 
 def _init(key, shape, dtype):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from asga_jax.quantization import bit_choice, initial_steps, quantizers
+from asga_jax.quantization import bit_choice, initial_steps, methods, quantizers
 
 # One line a quantizer and role: name, whether of weights, step a channel,
 # signed, and whether quantizing twice changes nothing.
@@ -37,7 +37,7 @@ def _tensor(signed, shape=(300, 4)):
 
 
 def _choice(x, bits, name, weights, per_channel, signed):
-  quantizer = quantizers.make_quantizer(
+  quantizer = methods.make_quantizer(
     name, weights=weights, per_channel=per_channel
   )
   sample = quantizer.transform(x)
@@ -369,4 +369,4 @@ def test_good_bits():
 
 def test_unknown_quantizer():
   with pytest.raises(ValueError, match=r"'lqs'.*'dorefa'.*'lsq'"):
-    quantizers.make_quantizer("lqs", weights=True, per_channel=False)
+    methods.make_quantizer("lqs", weights=True, per_channel=False)

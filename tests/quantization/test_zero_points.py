@@ -15,6 +15,7 @@ from asga_jax.quantization import (
   bit_choice,
   initial_steps,
   layers,
+  methods,
   quantizers,
   statistics,
 )
@@ -22,7 +23,7 @@ from asga_jax.quantization import mixture as formula
 from asga_jax.training import optimizers
 from asga_jax.xla import mixture
 
-PLUS = quantizers.LSQPlus()
+PLUS = methods.LSQPlus()
 
 
 def _silu(size=4000, seed=0):
@@ -212,7 +213,7 @@ def test_only_what_may_be_negative_has_one_and_blank_examples_agree():
     path: type(product.activation.quantizer)
     for path, product in layers.quantized_layers(model).items()
   }
-  plus, plain = quantizers.LSQPlus, quantizers.LSQ
+  plus, plain = methods.LSQPlus, methods.LSQ
   assert kinds == {"first": plus, "silu": plus, "relu": plain, "gelu": plus}
   shapes = [jax.tree.map(jnp.shape, nnx.state(m)) for m in (model, blank)]
   assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
