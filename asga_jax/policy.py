@@ -245,12 +245,12 @@ def from_json(text: str, *, source: str = "policy") -> Policy:
         "input_shape": tuple(shape) if isinstance(shape, list) else shape,
       }
     )
-  except (json.JSONDecodeError, RecursionError) as error:
+  except PolicyError as error:
+    raise PolicyError(f"{source}: {error}") from error
+  except (ValueError, RecursionError) as error:
     raise PolicyError(
       f"{source}: damaged or truncated, not JSON: {error}."
     ) from error
-  except PolicyError as error:
-    raise PolicyError(f"{source}: {error}") from error
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

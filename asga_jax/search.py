@@ -258,6 +258,9 @@ def finish_search(
   Returns:
     The result, for `allocate`.
   """
+  if not isinstance(search, Search):
+    told = f"search is a {type(search).__name__}"
+    raise ValueError(f"{told}; expected what asga_jax.start_search returns.")
   done = int(state.step)
   settings = search.settings
   unstack = search.parts.layout.unstack

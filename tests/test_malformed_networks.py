@@ -128,3 +128,26 @@ def test_networks_that_cannot_be_traced_or_are_not_finite(tmp_path):
   for load in (asga_jax.load_run, asga_jax.load_latency, asga_jax.pareto):
     with pytest.raises(ValueError, match=r"is 3 \(int\)|is a int"):
       load(3)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda _: asga_jax.finish_search(3, 3), "search is a int; expected"),
+    (lambda _: asga_jax.write_report(3), "workdirs=3; expected a list"),
+    (
+      lambda m: asga_jax.export_onnx(m, (8,), name=3),
+      "name=3; expected the name",
+    ),
+  ],
+)
+def test_arguments_of_other_kinds(call, message, fixed):
+  with pytest.raises(ValueError, match=message):
+    call(fixed)
+
+
+def test_a_policy_of_a_number_too_long_to_read(tmp_path):
+  path = tmp_path / "policy.json"
+  path.write_text('{"version": ' + "9" * 5000 + "}")
+  with pytest.raises(ValueError, match=r"policy.json: .* not JSON"):
+    asga_jax.load_policy(path)

@@ -164,7 +164,7 @@ def from_json(text: str, *, source: str = "pareto curve") -> ParetoCurve:
   """
   try:
     raw = json.loads(text)
-  except (json.JSONDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise ParetoError(f"{source}: damaged or truncated: {error}.") from error
   try:
     fields = _checked(raw, ParetoCurve, "the curve", "schema_version")

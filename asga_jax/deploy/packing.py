@@ -283,7 +283,7 @@ def _set_grids(model: nnx.Module, text: str, source: str) -> None:
   """Take signs and zero points over; all else must be as the file says."""
   try:
     stored = json.loads(text)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise PackedError(f"{source}: damaged grids: {error}.") from error
   for path, layer in layers.quantized_layers(model).items():
     for index, choice in enumerate((layer.weight, layer.activation)):

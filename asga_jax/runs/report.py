@@ -31,6 +31,12 @@ def write_report(
       run's, or a damaged file in one; it is named.
     OSError: the page cannot be written.
   """
+  if isinstance(workdirs, str | os.PathLike):
+    workdirs = [workdirs]
+  if not isinstance(workdirs, Sequence):
+    raise ValueError(
+      f"workdirs={workdirs!r}; expected a list of work directories"
+    )
   if not workdirs:
     raise ValueError("workdirs is empty; expected one or more directories")
   places = [pathlib.Path(path).resolve() for path in workdirs]

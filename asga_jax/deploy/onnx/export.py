@@ -85,6 +85,8 @@ def export_onnx(
       f"method={method!r}; expected the name of a method of model"
       f" ({type(model).__name__})."
     )
+  if not isinstance(name, str):
+    raise ValueError(f"name={name!r}; expected the name of the graph, a str.")
   shape = arguments.check_shape(input_shape)
   if path is not None:
     files.check_writable(path)
