@@ -21,9 +21,8 @@ LESS = 0.9
 
 
 @functools.partial(jax.jit, static_argnames="axis")
-def _best_step(sample, largest, lower, upper, axis):
-  shrink = jnp.asarray(_SHRINK, largest.dtype)
-  steps = jnp.multiply.outer(shrink, largest) / upper
+def _best_step(sample, largest, lower, upper, shares, axis):
+  steps = jnp.multiply.outer(shares, largest) / upper
 
   def error(step):
     code = jnp.round(jnp.clip(sample * (1 / step), lower, upper))
@@ -45,10 +44,25 @@ def _padded(values: np.ndarray) -> np.ndarray:
 _SHRINK = np.exp2(-np.arange(64) * 6 / 63)
 
 
+def _shares(upper: float) -> np.ndarray:
+  """Give the steps that are tried, in those of the full range.
+
+  Besides narrower ones these are wider ones at which the largest magnitude has
+  a lower code: a tensor on a grid, as one that was trained with few bits and
+  stored in float, is met exactly.
+  """
+  # None for float.
+  codes = np.arange(upper // 2 + 1, min(upper, 256))
+  # Of few lengths, since each is a program of its own.
+  missing = -len(codes) % (16 if upper < 32 else 64)
+  wider = np.pad(upper / codes, (0, missing), constant_values=1)
+  return np.concatenate([_SHRINK, wider]).astype(np.float32)
+
+
 def mse_step(
   sample: jax.Array | statistics.Statistics, lower: jax.Array, upper: jax.Array
 ) -> jax.Array:
-  """Find the step of least squared error, among 64 from wide to narrow.
+  """Find the step of least squared error, among 64 or more, wide to narrow.
 
   Not to be traced.
 
@@ -81,7 +95,10 @@ def mse_step(
     matrix = _padded(
       np.pad(values, (0, -len(values) % COLUMNS)).reshape(-1, COLUMNS)
     )
-    found = [_best_step(matrix, largest, *code, axis=None) for code in codes]
+    found = [
+      _best_step(matrix, largest, *code, _shares(code[1]), axis=None)
+      for code in codes
+    ]
     return jnp.asarray(np.asarray(found))
   channels = values.shape[1]
   values = _padded(values)
@@ -89,7 +106,9 @@ def mse_step(
   blocks = [slice(at, at + COLUMNS) for at in range(0, channels, COLUMNS)]
   found = [
     [
-      _best_step(values[:, block], largest[block], *code, axis=0)
+      _best_step(
+        values[:, block], largest[block], *code, _shares(code[1]), axis=0
+      )
       for block in blocks
     ]
     for code in codes

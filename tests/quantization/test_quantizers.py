@@ -307,10 +307,24 @@ def test_mse_step_of_odd_shapes(shape):
   lower, upper = jnp.asarray([-1, -127]), jnp.asarray([1, 127])
   steps = initial_steps.mse_step(sample, lower, upper)
   assert steps.shape == (2, *shape[1:])
-  # At 8 bits little or nothing of a Gaussian is clipped.
+  # At 8 bits little or nothing of a Gaussian is clipped, and half of the codes
+  # or more are used.
   largest = np.abs(sample).max(axis=0)
-  assert (steps[1] * 127 <= largest * 1.0001).all()
+  assert (steps[1] * 63.99 <= largest).all()
   assert (steps[1] * 127 >= 0.5 * largest).all()
+
+
+@pytest.mark.parametrize(("bit", "highest"), [(8, 70), (8, 127), (4, 5)])
+def test_a_tensor_on_a_grid_is_met_exactly(bit, highest):
+  rng = np.random.default_rng(1)
+  codes = rng.integers(-highest, highest + 1, (200, 3))
+  codes[0] = highest
+  sample = (codes * np.array([0.013, 1.0, 7e-5])).astype(np.float32)
+  upper = 2 ** (bit - 1) - 1
+  (steps,) = initial_steps.mse_step(
+    jnp.asarray(sample), jnp.asarray([-upper]), jnp.asarray([upper])
+  )
+  np.testing.assert_allclose(steps, [0.013, 1.0, 7e-5], rtol=1e-5)
 
 
 def test_levels():
