@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from asga_jax.xla import lowering
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Beside it lie weights and images of ImageNet, where they are.
+DATA = pathlib.Path(os.environ.get("ASGA_DATA_DIR") or "nowhere/tfds").parent
 
 
 def _run(script, *arguments):
@@ -145,3 +148,54 @@ def test_mixture():
     # Forward and backward; the kernel is for larger tensors on GPUs.
     assert len(cells) == 4
     assert all(float(cell) > 0 for cell in cells[::2])
+
+
+def test_imagenet_says_what_is_missing(tmp_path):
+  command = [sys.executable, str(ROOT / "benchmarks" / "imagenet.py")]
+  done = subprocess.run(
+    [*command, f"--data={tmp_path}"], capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  last = done.stderr.splitlines()[-1]
+  assert f"there is no {tmp_path / 'weights'}" in last
+
+
+# Top-1 in float that others measured with these weights on these images in
+# onnxruntime, and what 8 bits may cost; of the ten classes of dogs and of 1,300
+# images of ImageNet, of CIFAR-10 as it was recompressed there.
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not (DATA / "imagenet" / "val.csv").exists(),
+  reason=f"no imagenet/val.csv beside ASGA_DATA_DIR ({DATA})",
+)
+@pytest.mark.parametrize(
+  ("network", "top1", "most"),
+  [
+    ("EfficientNet-Lite0", {"woof500": 75.2, "mixed227": 83.2}, 1.0),
+    ("MobileNetV2", {"woof500": 71.6, "mixed227": 79.4}, 0.5),
+    ("ResNet-18", {"woof500": 67.6, "mixed227": 75.5}, 1.0),
+    ("ResNet-20", {"cifar10": 81.0}, None),
+    ("ResNet-56", {"cifar10": 83.2}, None),
+  ],
+)
+def test_imagenet(network, top1, most, tmp_path):
+  printed = _run(
+    "imagenet.py",
+    f"--data={DATA}",
+    f"--network={network}",
+    "--part=woof500",
+    "--part=mixed227",
+    f"--output={tmp_path}",
+  )
+  found = json.loads((tmp_path / "imagenet.json").read_text())
+  for part, expected in top1.items():
+    row = found["float"][network][part]
+    assert f"{network}, {part}" in printed
+    assert 100 * row["top1"] == pytest.approx(expected, abs=0.3)
+  if most is not None:
+    row = found["8 bits"][network]
+    in_jax, in_onnx = 100 * row["jax"]["top1"], 100 * row["onnx"]["top1"]
+    assert 100 * row["float"]["top1"] - in_jax <= most
+    # As close as JAX is to itself after a millionth: two images of 500 more.
+    assert row["same"] >= row["same_after_a_millionth"] - 0.006
+    assert in_onnx == pytest.approx(in_jax, abs=1.0)

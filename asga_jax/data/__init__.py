@@ -51,11 +51,10 @@ def load(
     found = tfds_source.load_tfds(name, data_dir=data_dir)
   if known is None:
     return found
-  step = -1 if known.flipped else 1
   return dataclasses.replace(
     found,
-    train_images=found.train_images[:, ::step, ::step],
-    test_images=found.test_images[:, ::step, ::step],
+    train_images=known.turn(found.train_images),
+    test_images=known.turn(found.test_images),
     moments=(known.mean, known.std),
   )
 

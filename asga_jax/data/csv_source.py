@@ -12,6 +12,10 @@ import PIL.Image
 from asga_jax.data import dataset as dataset_lib
 
 _COLUMNS = ("path", "label")
+_RESAMPLING = {
+  "bilinear": PIL.Image.Resampling.BILINEAR,
+  "bicubic": PIL.Image.Resampling.BICUBIC,
+}
 
 
 class Row(NamedTuple):
@@ -89,7 +93,11 @@ def _row(
 
 
 def decode(
-  paths: Sequence[pathlib.Path], *, size: int = 224, crop: float = 1.0
+  paths: Sequence[pathlib.Path],
+  *,
+  size: int = 224,
+  crop: float = 1.0,
+  resample: str = "bilinear",
 ) -> np.ndarray:
   """Decode image files, crop their centre and bring it to one size.
 
@@ -98,6 +106,8 @@ def decode(
     size: height and width wanted.
     crop: side of the central square that is kept, as a share in (0, 1] of the
       image's short side.
+    resample: 'bilinear' or 'bicubic', of the resizing; both smooth what they
+      make smaller.
 
   Returns:
     Shape [N, size, size, 3], dtype uint8.
@@ -110,13 +120,19 @@ def decode(
       f"size is {size} and crop {crop}; expected a number of pixels and a "
       "share above 0 and up to 1"
     )
+  if resample not in _RESAMPLING:
+    raise dataset_lib.DataError(
+      f"resample is {resample!r}; expected one of {', '.join(_RESAMPLING)}"
+    )
   images = np.empty((len(paths), size, size, 3), np.uint8)
   for index, path in enumerate(paths):
-    images[index] = _decode_one(path, size, crop)
+    images[index] = _decode_one(path, size, crop, resample)
   return images
 
 
-def _decode_one(path: pathlib.Path, size: int, crop: float) -> np.ndarray:
+def _decode_one(
+  path: pathlib.Path, size: int, crop: float, resample: str
+) -> np.ndarray:
   # Pillow raises errors of many kinds on damaged files.
   try:
     with PIL.Image.open(path) as opened:
@@ -129,7 +145,7 @@ def _decode_one(path: pathlib.Path, size: int, crop: float) -> np.ndarray:
   left, top = ((extent - side) // 2 for extent in image.size)
   box = (left, top, left + side, top + side)
   if side != size:
-    image = image.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box)
+    image = image.resize((size, size), _RESAMPLING[resample], box=box)
   else:
     image = image.crop(box)
   return np.asarray(image)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from asga_jax.data import dataset as dataset_lib
 
 
@@ -15,6 +17,10 @@ class Normalisation(NamedTuple):
   # Whether images are turned upside down and mirrored first: of networks whose
   # kernels are, so that symmetric padding stands for TensorFlow's.
   flipped: bool = False
+
+  def turn(self, images: np.ndarray) -> np.ndarray:
+    """Flip images [N, H, W, C] in height and width, or leave them."""
+    return images[:, ::-1, ::-1] if self.flipped else images
 
 
 def _of_pixels(center: float, spread: float) -> Normalisation:

@@ -159,6 +159,11 @@ def test_bad_names_and_settings_are_told(folder, name, settings, message):
     data.load(name, data_dir=folder, **settings)
 
 
+def test_an_unknown_resampling_is_told(folder):
+  with pytest.raises(data.DataError, match="'cubic'; expected one of bilinear"):
+    csv_source.decode([folder / "a/0.png"], resample="cubic")
+
+
 def test_a_folder_without_images_is_told(folder):
   with pytest.raises(data.DataError, match=r"lists no images in .*c; expected"):
     csv_source.read_list(folder / "train.csv", within="c")
