@@ -38,6 +38,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/ascents.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/zero_points.py
 
 setup: .venv/ready
 
