@@ -108,12 +108,13 @@ def test_32_bits_leave_our_networks_bit_identical(name):
       10, stem="small", rngs=nnx.Rngs(0), **settings
     )
   )
-  # As kernels, norm scales and statistics alike; variances are positive.
   state = jax.tree.map(
-    lambda leaf: jnp.abs(_init(None, leaf.shape, leaf.dtype)) - 0.01,
-    nnx.state(model),
+    lambda leaf: _init(None, leaf.shape, leaf.dtype), nnx.state(model)
   )
   nnx.update(model, state)
+  # Variances are positive.
+  statistics = nnx.state(model, nnx.BatchStat)
+  nnx.update(model, jax.tree.map(lambda x: jnp.abs(x) + 0.01, statistics))
   model.eval()
   found = surgery.make_searchable(model, x, bits=(32,), end_bits=32)
   assert (

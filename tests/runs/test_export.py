@@ -15,6 +15,7 @@ import asga_jax
 from asga_jax import evaluate
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy.onnx import export as onnx_export
+from asga_jax.quantization import layers
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import data as run_data
 from asga_jax.runs import export as export_run
@@ -254,8 +255,14 @@ def test_sizes_are_those_of_the_disk_and_of_the_policy(
   whole = (32 * sum(weights.values()) + beside) / 8
   for name in ("stablehlo", "orbax", "float ONNX"):
     assert rows[name]["promised_bytes"] == whole
-  # Weights, beside one step a channel of each layer and one of its input.
-  steps = 4 * (4 + 6 + 5 + 10 + 4)
+  # Weights, beside one step a channel of each layer, one of its input, and a
+  # shift where that may be negative.
+  choices = [
+    p.activation for p in layers.quantized_layers(network.model).values()
+  ]
+  shifts = sum(choice.shift is not None for choice in choices)
+  assert 1 <= shifts < 4
+  steps = 4 * (4 + 6 + 5 + 10 + 4 + shifts)
   assert rows["packed"]["stored_bytes"] == pytest.approx(
     exact / 8 + steps, abs=4
   )
