@@ -207,7 +207,7 @@ def _read_part(
       csv_source.decode(
         [row.path for row in rows],
         size=SIZE,
-        crop=min(folder.crop, crop),
+        crop=folder.crop if folder.alike else min(folder.crop, crop),
         resample=folder.resample,
       )
     )

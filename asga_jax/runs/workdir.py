@@ -96,6 +96,10 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
   return lines
 
 
+# What runs did before there was a setting for it.
+_BEFORE_SETTINGS = {"crop": 1.0, "normalisation": ""}
+
+
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Read the configuration of the run in a directory.
 
@@ -113,6 +117,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
       raise ValueError("it holds no configuration")
+    data = found.get("data")
+    if isinstance(data, dict):
+      found["data"] = _BEFORE_SETTINGS | data
     return config_checks.to_plain(found)
   except (OSError, ValueError) as error:
     raise WorkdirError(
