@@ -10,6 +10,7 @@ from flax import nnx
 
 from asga_jax.network import examples, kinds, program, reading
 from asga_jax.quantization import layers, quantizers, statistics
+from asga_jax.xla import outline
 
 
 class Samples(NamedTuple):
@@ -130,7 +131,7 @@ def _counting(model: nnx.Module, method: str) -> Any:
     copy = nnx.merge(graphdef, state, copy=True)
     example.call(getattr(copy, method))
     keys[:] = [key for key, _ in calls]
-    return [statistics.count(x) for _, x in calls]
+    return [_count_once(x) for _, x in calls]
 
   jitted = jax.jit(run)
 
@@ -144,6 +145,10 @@ def _counting(model: nnx.Module, method: str) -> Any:
     return zip(keys, histograms, strict=True)
 
   return counted
+
+
+# Kept out of line: else each would be compiled anew.
+_count_once = outline.outlined(statistics.count)
 
 
 def _watched(model: nnx.Module, tell: Callable[[_Key, Any], None]) -> Any:

@@ -42,17 +42,26 @@ def _padded(values: np.ndarray) -> np.ndarray:
 # How much narrower than the full range steps are tried: down to 1/64, since two
 # bits of a long-tailed tensor clip most of it.
 _SHRINK = np.exp2(-np.arange(64) * 6 / 63)
+# Values that tell a grid, and how far, in steps, they may be off it.
+_FEW, _OFF_GRID = 16, 0.01
 
 
-def _shares(upper: float) -> np.ndarray:
+def _shares(
+  values: np.ndarray, largest: np.ndarray, upper: float
+) -> np.ndarray:
   """Give the steps that are tried, in those of the full range.
 
-  Besides narrower ones these are wider ones at which the largest magnitude has
-  a lower code: a tensor on a grid, as one that was trained with few bits and
-  stored in float, is met exactly.
+  Besides narrower ones these are, where a few values say that they lie on a
+  grid, wider ones at which the largest magnitude has a lower code: a tensor
+  that was trained with few bits and stored in float is met exactly.
   """
   # None for float.
   codes = np.arange(upper // 2 + 1, min(upper, 256))
+  few = values[:: max(1, len(values) // _FEW)][:_FEW] / largest
+  scaled = np.multiply.outer(codes, few)
+  off = np.abs(scaled - np.rint(scaled)).max(axis=1, initial=0)
+  if not (off < _OFF_GRID).any():
+    return _SHRINK.astype(np.float32)
   # Of few lengths, since each is a program of its own.
   missing = -len(codes) % (16 if upper < 32 else 64)
   wider = np.pad(upper / codes, (0, missing), constant_values=1)
@@ -95,23 +104,22 @@ def mse_step(
     matrix = _padded(
       np.pad(values, (0, -len(values) % COLUMNS)).reshape(-1, COLUMNS)
     )
-    found = [
-      _best_step(matrix, largest, *code, _shares(code[1]), axis=None)
-      for code in codes
-    ]
+    found = []
+    for code in codes:
+      shares = _shares(values[:, None], largest, code[1])
+      found.append(_best_step(matrix, largest, *code, shares, axis=None))
     return jnp.asarray(np.asarray(found))
   channels = values.shape[1]
+  every = [_shares(values, largest, high) for _, high in codes]
   values = _padded(values)
   largest = np.pad(largest, (0, -channels % COLUMNS), constant_values=1)
   blocks = [slice(at, at + COLUMNS) for at in range(0, channels, COLUMNS)]
   found = [
     [
-      _best_step(
-        values[:, block], largest[block], *code, _shares(code[1]), axis=0
-      )
+      _best_step(values[:, block], largest[block], *code, shares, axis=0)
       for block in blocks
     ]
-    for code in codes
+    for code, shares in zip(codes, every, strict=True)
   ]
   return jnp.asarray(np.asarray(found).reshape(len(codes), -1)[:, :channels])
 
