@@ -118,7 +118,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
       raise ValueError("it holds no configuration")
     data = found.get("data")
-    if isinstance(data, dict):
+    if isinstance(data, dict) and "image_size" in data:
       found["data"] = _BEFORE_SETTINGS | data
     return config_checks.to_plain(found)
   except (OSError, ValueError) as error:

@@ -55,6 +55,18 @@ def test_open_creates_and_opens_again(tmp_path):
   assert workdir_lib.read_config(path) == json.loads(before)
 
 
+def test_a_run_of_before_there_was_a_setting_opens(tmp_path):
+  data = {"name": "digits", "image_size": 8}
+  workdir_lib.open_workdir(tmp_path / "a", {**CONFIG, "data": data})
+  now = {**data, "crop": 1.0, "normalisation": ""}
+  workdir_lib.open_workdir(tmp_path / "a", {**CONFIG, "data": now})
+  assert workdir_lib.read_config(tmp_path / "a")["data"] == now
+  with pytest.raises(workdir_lib.WorkdirError, match=r"data.crop: 1 there"):
+    workdir_lib.open_workdir(
+      tmp_path / "a", {**CONFIG, "data": {**now, "crop": 0.875}}
+    )
+
+
 def test_a_check_alone_creates_nothing(tmp_path):
   path = tmp_path / "runs/a"
   assert workdir_lib.open_workdir(path, CONFIG, write=False) == path
