@@ -159,7 +159,10 @@ def read_images(
   within: str = "",
 ) -> dataset_lib.Split:
   """Read listed images into memory; see `read_list` and `decode`."""
-  rows = read_list(path, within=within)
+  return _split(read_list(path, within=within), size, crop)
+
+
+def _split(rows: Sequence[Row], size: int, crop: float) -> dataset_lib.Split:
   return dataset_lib.Split(
     decode([row.path for row in rows], size=size, crop=crop),
     np.array([row.label for row in rows], np.int32),
@@ -192,13 +195,7 @@ def load_csv(
     DataError: see `read_list` and `decode`.
   """
   parts = _parts(name, data_dir)
-  train, test = (
-    dataset_lib.Split(
-      decode([row.path for row in rows], size=size, crop=crop),
-      np.array([row.label for row in rows], np.int32),
-    )
-    for rows in parts
-  )
+  train, test = (_split(rows, size, crop) for rows in parts)
   return dataset_lib.Dataset(
     name=name,
     train_images=train.images,
