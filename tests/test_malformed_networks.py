@@ -47,6 +47,16 @@ def test_what_are_no_logits(logits):
       loss_fn(lambda x: logits, {"image": X, "label": Y})
 
 
+def test_every_pixel_may_have_a_label():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
+  labels = np.arange(10).reshape(2, 5) % 3
+  flat = {"image": X, "label": labels.reshape(-1)}
+  for loss_fn in (steps.cross_entropy, asga_jax.make_loss()):
+    found, _ = loss_fn(lambda x: logits, {"image": X, "label": labels})
+    expected, _ = loss_fn(lambda x: logits.reshape(-1, 3), flat)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("labels", [Y[:3], Y[:, None], Y.astype(np.float32)])
 def test_labels_that_do_not_fit(labels):
   for loss_fn in (steps.cross_entropy, asga_jax.make_loss()):

@@ -10,25 +10,31 @@ import jax.numpy as jnp
 def check_logits(logits: Any, labels: Any) -> Any:
   """Check what a network gives for images, and their labels.
 
+  Logits of every pixel or token are (batch, ..., classes), and their labels
+  (batch, ...).
+
   Raises:
-    ValueError: no floats of shape (batch, classes), or no label for each row.
+    ValueError: no floats of such a shape, or no label for each row.
   """
   dtype: Any = getattr(logits, "dtype", None)
   shape: tuple[int, ...] = () if dtype is None else logits.shape
   if (
     dtype is None
     or not jnp.issubdtype(dtype, jnp.floating)
-    or len(shape) != 2
-    or not shape[1]
+    or len(shape) < 2
+    or (len(shape) > 2 and len(shape) != labels.ndim + 1)
+    or not shape[-1]
   ):
     raise ValueError(
       f"the network gives a {type(logits).__name__} ({dtype} of {shape});"
       " expected logits, floats of shape (batch, classes)."
     )
-  if labels.shape != shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+  if labels.shape != shape[:-1] or not jnp.issubdtype(
+    labels.dtype, jnp.integer
+  ):
     raise ValueError(
       f"labels are {labels.dtype} of {labels.shape}; expected whole numbers of"
-      f" {shape[:1]}, one a row of logits."
+      f" {shape[:-1]}, one a row of logits."
     )
   return logits
 

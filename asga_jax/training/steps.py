@@ -49,8 +49,8 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
   """Compute the mean softmax cross-entropy and the accuracy.
 
   Args:
-    model: a network from images to logits, shape (batch, classes).
-    batch: 'image', and 'label' of shape (batch,), integer.
+    model: a network from images to logits, shape (batch, ..., classes).
+    batch: 'image', and 'label' of shape (batch, ...), integer.
 
   Returns:
     The loss, shape (), and {'accuracy': shape ()}.
