@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from flax import nnx
 
@@ -33,7 +32,7 @@ def searchable(
   bits: tuple[int, ...] = surgery.DEFAULT_BITS,
   end_bits: int = surgery.END_BITS,
   rules: Sequence[rules_lib.Rule] = (),
-  deployed: tuple[nnx.Module, Sequence[int]] | None = None,
+  deployed: tuple[nnx.Module, Any] | None = None,
   weight_quantizer: str = "lsq",
   activation_quantizer: str = "lsq_plus",
   per_channel: bool = True,
@@ -57,9 +56,9 @@ def searchable(
       float.
     end_bits: the bits of the first and the last layer called, not searched.
     rules: exceptions, see `asga_jax.Rule`; the first that matches decides.
-    deployed: the network as it will be deployed (its own head) and the shape
-      of one of its inputs: what costs are counted on. None: `model` and the
-      shape of the example.
+    deployed: the network as it will be deployed (its own head) and an example
+      of its inputs, or the shape of one: what costs are counted on. None:
+      `model` and the shapes of the example.
     weight_quantizer: 'lsq', 'pact', 'dorefa' or 'hwgq'.
     activation_quantizer: one of the same, or 'lsq_plus': 'lsq' with a learned
       zero point for inputs that may be negative.
@@ -86,9 +85,7 @@ def searchable(
   one = example.shapes(batch=1)
   target = model
   if deployed is not None:
-    target, shape = _check_deployed(deployed, example)
-    dtype = jnp.result_type(example.given)
-    one = examples.Example(jax.ShapeDtypeStruct((1, *shape), dtype))
+    target, one = _check_deployed(deployed, example)
   model = bridged.with_layers(model, example, method=method)
   gathered: list[Any] = []
   made: Any = surgery.make_searchable(
@@ -146,26 +143,31 @@ def _count(
 
 def _check_deployed(
   deployed: Any, example: examples.Example
-) -> tuple[nnx.Module, tuple[int, ...]]:
+) -> tuple[nnx.Module, examples.Example]:
+  """Give the deployed network and the shapes of one of its inputs."""
   pair = isinstance(deployed, (tuple, list)) and len(deployed) == 2
   if not pair or not isinstance(deployed[0], nnx.Module):
     raise ValueError(
       f"deployed is a {type(deployed).__name__}; expected (network, shape of "
-      "one input), such as (network, (224, 224, 3))."
+      "one input), such as (network, (224, 224, 3)), or (network, example)."
     )
+  network, given = deployed
+  if not remembered.is_shape(given):
+    return network, examples.as_example(given).shapes(batch=1)
   if example.is_structured:
     raise ValueError(
-      "deployed is given beside an example of several inputs; expected one"
-      " array, of which it has another shape."
+      f"deployed has the input shape {given!r} beside an example of several"
+      " inputs; expected an example of the inputs that it takes."
     )
-  network, shape = deployed
   rank = len(example.shape)
-  if np.ndim(shape) != 1 or len(shape) != rank:
+  if len(given) != rank:
     raise ValueError(
-      f"deployed has the input shape {shape!r}; expected that of one input "
+      f"deployed has the input shape {given!r}; expected that of one input "
       f"without the batch, {rank} sizes as in the example input."
     )
-  return network, tuple(shape)
+  dtype = jnp.result_type(example.given)
+  one: Any = jax.ShapeDtypeStruct((1, *arguments.check_shape(given)), dtype)
+  return network, examples.Example(one)
 
 
 def with_policy(

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -32,7 +32,7 @@ class Deployable(NamedTuple):
 
 def export_onnx(
   model: nnx.Module,
-  input_shape: Sequence[int],
+  example_input: Any,
   path: str | os.PathLike[str] | None = None,
   *,
   policy: policy_lib.Policy | None = None,
@@ -42,15 +42,20 @@ def export_onnx(
   """Convert a network to ONNX, for batches of any size.
 
   A plain `onnxruntime.InferenceSession(path)` opens the file, at any level of
-  graph optimization. The network reads `image`, float32 of shape (batch,
-  *input_shape), and writes `logits`; it is exported in evaluation mode.
+  graph optimization. The network is exported in evaluation mode. One array
+  alone is its input `image`; several are named as the method names them. One
+  output is `logits`; several are named by their keys.
 
   Args:
     model: float, fixed by a policy, or searchable where a policy is given; it
       is not changed.
-    input_shape: of one input, without the batch.
-    path: where to write it; None to only return it. The file appears whole or
-      not at all.
+    example_input: what the model is called on, as `searchable` takes it: an
+      array of shape (batch, ...), a tuple of arguments in order, or a dict of
+      them by name. Or the shape of one input, without the batch; it then is of
+      the type of the example that the model was made searchable with, else
+      float32.
+    path: where to write it; None to only return it. The file appears whole,
+      once it has given on the example what the network gives, or not at all.
     policy: for the layers of a searchable network.
     name: of the graph.
     method: the method of the model that is called.
@@ -68,7 +73,7 @@ def export_onnx(
   Source: operators QuantizeLinear and DequantizeLinear of ONNX, opset 25.
   """
   return onnx_library().export_onnx(
-    model, input_shape, path, policy=policy, name=name, method=method
+    model, example_input, path, policy=policy, name=name, method=method
   )
 
 

@@ -1,16 +1,15 @@
 """A network as a StableHLO program, which JAX runs without this package."""
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import export
 
 from asga_jax import files
-from asga_jax.network import arguments
+from asga_jax.network import arguments, examples
 from asga_jax.quantization import promotion, remembered
 from asga_jax.xla import lowering
 
@@ -20,7 +19,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 @promotion.usual()
 def export_stablehlo(
   model: nnx.Module,
-  input_shape: Sequence[int],
+  example_input: Any,
   path: str | os.PathLike[str] | None = None,
   *,
   method: str = "__call__",
@@ -33,11 +32,17 @@ def export_stablehlo(
         program = jax.export.deserialize(bytearray(file.read()))
       logits = program.call(images)
 
+  It is called as the network is, with the arrays of the example alone: flags
+  keep the values that they have there.
+
   Args:
-    model: any Flax NNX module of one input: float, or from `with_policy`; it
-      is exported in evaluation mode, and not changed.
-    input_shape: of one input, without the batch; of the type of the example
-      that the network was made searchable with, else float32.
+    model: any Flax NNX module: float, or from `with_policy`; it is exported in
+      evaluation mode, and not changed.
+    example_input: what the model is called on, as `searchable` takes it: an
+      array of shape (batch, ...), a tuple of arguments in order, or a dict of
+      them by name. Or the shape of one input, without the batch; it then is of
+      the type of the example that the model was made searchable with, else
+      float32.
     path: where to write it; None to only return it.
     method: the method of the model that is called.
 
@@ -49,30 +54,33 @@ def export_stablehlo(
     ValueError: the network cannot be traced for a batch of any size.
   """
   arguments.check_module(model)
-  shape = arguments.check_shape(input_shape)
+  example = remembered.example_of(model, example_input)
   if path is not None:
     files.check_writable(path)
   copy = nnx.clone(model)
   copy.eval()
   lowering.use_lax_convolutions(copy)
   graphdef, state = nnx.split(copy)
+  _, structure = example.tree_flatten()
 
-  def run(images: jax.Array) -> jax.Array:
-    result = getattr(nnx.merge(graphdef, state, copy=True), method)(images)
-    return jnp.asarray(result)
+  def run(*arrays: Any, **named: Any) -> Any:
+    # In the order of the example's own arrays.
+    leaves = jax.tree.leaves((arrays, named))
+    merged = nnx.merge(graphdef, state, copy=True)
+    given = examples.Example.tree_unflatten(structure, leaves)
+    return jax.tree.map(jnp.asarray, given.call(getattr(merged, method)))
 
   (batch,) = export.symbolic_shape("batch")
-  dtype = remembered.input_dtype(model, len(shape))
-  images = jax.ShapeDtypeStruct((batch, *shape), dtype)
   try:
-    program = export.export(jax.jit(run), platforms=PLATFORMS)(images)
+    called = example.shapes(batch).without_flags()
+    program = called.call(export.export(jax.jit(run), platforms=PLATFORMS))
+    contents = bytes(program.serialize())
   except Exception as error:
     reason = " ".join(str(error).split())[:600]
     raise ValueError(
-      f"{type(model).__name__}.{method} cannot be exported for inputs of"
-      f" {np.dtype(dtype)} and the shape {shape}: {reason}"
+      f"{type(model).__name__}.{method} cannot be exported for a batch of any"
+      f" size of {example.describe()}: {reason}"
     ) from error
-  contents = bytes(program.serialize())
   if path is not None:
     files.write_bytes_atomic(path, contents)
   return contents

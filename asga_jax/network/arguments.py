@@ -37,8 +37,9 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     isinstance(size, int | np.integer) and size > 0 for size in shape
   ):
     raise ValueError(
-      f"input_shape={short(shape)}; expected the sizes of one input without the"
-      " batch, such as (224, 224, 3)."
+      f"the input shape is {short(shape)}; expected the sizes of one input"
+      " without the batch, such as (224, 224, 3), or an example: an array, a"
+      " tuple of arrays in order, or a dict of them by name."
     )
   return tuple(int(size) for size in shape)
 

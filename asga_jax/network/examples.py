@@ -1,5 +1,6 @@
 """What a network is called with: an array, several in order, or named ones."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,52 @@ class Example:
     """Give the size of the batch: the first axis of the first array."""
     return next(np.shape(leaf)[0] for leaf in self.leaves() if np.ndim(leaf))
 
+  def names(self, function: Callable[..., Any], single: str) -> list[str]:
+    """Name the arrays as a function that takes them does.
+
+    Args:
+      function: what it is called on: its parameters name what comes in order.
+      single: the name of one array alone.
+    """
+    if not self.is_structured:
+      return [single]
+    given = self.given
+    if type(given) is tuple:
+      places = inspect.signature(function).parameters.values()
+      several = (
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+      )
+      named = [p.name for p in places if p.kind not in several]
+      named += [f"input_{i}" for i in range(len(named), len(given))]
+      given = dict(zip(named, given, strict=False))
+      # Dictionaries flatten by name, and a tuple in order.
+      parts = [
+        leaf_names({name: value}, single) for name, value in given.items()
+      ]
+      every = [name for part in parts for name in part]
+    else:
+      every = leaf_names(given, single)
+    _, (_, fixed) = self.tree_flatten()
+    return [name for name, own in zip(every, fixed, strict=True) if own is None]
+
+  def without_flags(self) -> "Example":
+    """Leave out what is no array, as far as arguments are nothing else."""
+    _, (tree, fixed) = self.tree_flatten()
+    arrays = iter(self.leaves())
+    leaves = [next(arrays) if own is None else None for own in fixed]
+    given = jax.tree.unflatten(tree, leaves)
+    if type(given) is tuple:
+      return Example(tuple(x for x in given if jax.tree.leaves(x)))
+    if type(given) is dict:
+      return Example({k: x for k, x in given.items() if jax.tree.leaves(x)})
+    return Example(given)
+
+  def varying(self) -> list[bool]:
+    """Tell which arrays have the batch as their first axis."""
+    shapes = [np.shape(leaf) for leaf in self.leaves()]
+    return [shape[:1] == (self.batch(),) for shape in shapes]
+
   @property
   def is_structured(self) -> bool:
     """Whether it is more than one array alone."""
@@ -115,6 +162,24 @@ class Example:
 
   def __hash__(self) -> int:
     return hash(self._key())
+
+
+def leaf_names(tree: Any, single: str) -> list[str]:
+  """Name the leaves of a pytree by where they stand, joined by underscores.
+
+  Args:
+    tree: any.
+    single: the name of a leaf alone, and what names begin with that would
+      begin with a number.
+  """
+  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+  found = []
+  for path, _ in paths:
+    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    if not parts or parts[0].isdigit():
+      parts = [single, *parts]
+    found.append("_".join(parts))
+  return found
 
 
 def as_example(given: Any) -> Example:

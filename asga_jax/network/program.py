@@ -62,6 +62,8 @@ class Program(NamedTuple):
   # Path -> kernel elements times the places of the output, as traced: for
   # products in which no operation is seen that multiplies.
   sizes: dict[str, int]
+  # What it returns: a pytree of shapes and dtypes.
+  results: Any
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -223,9 +225,15 @@ def trace(
     merged = nnx.merge(graphdef, state, copy=True)
     return example.call(getattr(merged, method))
 
-  jaxpr = jax.make_jaxpr(run)(state, example)
+  jaxpr, results = jax.make_jaxpr(run, return_shape=True)(state, example)
   found.pop("first_reader")
-  return Program(jaxpr, tuple(names), tuple(jax.tree.leaves(state)), **found)
+  return Program(
+    jaxpr,
+    tuple(names),
+    tuple(jax.tree.leaves(state)),
+    results=results,
+    **found,
+  )
 
 
 def name_modules(model: nnx.Module) -> None:

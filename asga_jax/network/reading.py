@@ -17,6 +17,8 @@ from asga_jax.network import program as program_lib
 from asga_jax.network.facts import Known
 
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# What jax.image multiplies by depends on sizes alone: runtimes interpolate.
+_INTERPOLATIONS = ("_resize", "_scale_and_translate")
 
 
 class Operand(NamedTuple):
@@ -174,6 +176,8 @@ class _Walker:
     body = next((params[key] for key in _BODIES if key in params), None)
     if body is not None:
       jaxpr = getattr(body, "jaxpr", body)
+      if params.get("name") in _INTERPOLATIONS:
+        nested = nested._replace(recorded=False)
       if len(jaxpr.invars) == len(values):
         inner = place if name.startswith("custom_") else nested
         return self.walk(jaxpr, getattr(body, "consts", ()), values, inner)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tabulate
 from flax import nnx
 
-from asga_jax.network import bridged, kinds, program
+from asga_jax.network import arguments, bridged, examples, kinds, program
 from asga_jax.quantization import bit_choice, layers
 
 
@@ -120,22 +121,40 @@ def format_rules(model: nnx.Module) -> str:
   return tabulate.tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def input_dtype(model: nnx.Module, rank: int) -> np.dtype:
-  """Give the type of a network's input.
+def is_shape(given: Any) -> bool:
+  """Tell a shape, a tuple of numbers, from an example."""
+  if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+    return False
+  return all(isinstance(size, int | float | np.generic) for size in given)
+
+
+def example_of(model: nnx.Module, given: Any) -> examples.Example:
+  """Make the example that a network is exported on.
 
   Args:
-    model: any; of one from `searchable` the example is known.
-    rank: of one input.
+    model: any; of one from `searchable` the type of its input is known.
+    given: an example, as `searchable` takes it, or the shape of one input
+      without the batch: of the type of the example that the network was made
+      with, where that is one array of this rank; else float32.
 
   Returns:
-    That of the example, if it is one array of this rank; else float32.
+    The example; of a shape, two inputs without values.
+
+  Raises:
+    ValueError: neither.
   """
+  if not is_shape(given):
+    return examples.as_example(given)
+  shape = arguments.check_shape(given)
+  dtype = np.dtype(np.float32)
   known = getattr(model, "example", None)
   if isinstance(known, tuple):
     leaves = known[0].leaves()
-    if len(leaves) == 1 and len(leaves[0].shape) == rank + 1:
-      return np.dtype(leaves[0].dtype)
-  return np.dtype(np.float32)
+    if len(leaves) == 1 and len(leaves[0].shape) == len(shape) + 1:
+      dtype = np.dtype(leaves[0].dtype)
+  # Two, since a size of one may stand for any.
+  image: Any = jax.ShapeDtypeStruct((2, *shape), dtype)
+  return examples.Example(image)
 
 
 def recall(model: nnx.Module, name: str) -> Any:

@@ -174,6 +174,18 @@ def test_a_stack_of_layers_is_refused_with_a_sentence():
   assert sum(product.macs for product in found.products) == 3 * 4 * 8 * 8
 
 
+@pytest.mark.parametrize("method", ["linear", "cubic", "nearest"])
+def test_an_interpolation_is_no_product(method):
+  def run(self, x):
+    x = nnx.relu(self.z_first(x))
+    return self.a_last(jax.image.resize(x, (2, 9, 9, 4), method))
+
+  net = type("Resizing", (Net,), {"__call__": run})()
+  found = reading.read(_trace(net))
+  assert [product.path for product in found.products] == ["z_first", "a_last"]
+  assert len(found.inputs["a_last"]) == 1
+
+
 NONNEGATIVE = {
   "relu": (nnx.relu, True),
   "relu6": (nnx.relu6, True),

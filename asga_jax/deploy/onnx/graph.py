@@ -84,7 +84,7 @@ class Graph:
   def model(
     self,
     inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Mapping[str, onnx.ValueInfoProto],
+    outputs: Sequence[tuple[str, onnx.ValueInfoProto]],
     *,
     name: str,
     metadata: Mapping[str, str],
@@ -93,22 +93,22 @@ class Graph:
 
     Args:
       inputs: of the model.
-      outputs: the name in this graph -> the output that it becomes.
+      outputs: a name in this graph, and an output that it becomes.
       name: of the model.
       metadata: what `metadata_props` is to hold.
 
     Returns:
       The model, not yet checked.
     """
-    needed = self._needed(outputs)
+    needed = self._needed(key for key, _ in outputs)
     nodes = [self.nodes[key] for key in self._sorted(needed)]
-    for key, output in outputs.items():
+    for key, output in outputs:
       nodes.append(helper.make_node("Identity", [key], [output.name]))
     graph = helper.make_graph(
       nodes,
       name,
       list(inputs),
-      list(outputs.values()),
+      [output for _, output in outputs],
       [
         numpy_helper.from_array(array, key)
         for key, array in self.constants.items()

@@ -19,6 +19,8 @@ class Traced(NamedTuple):
   batch: Any  # the symbolic size
   # The quantized layers, by the paths that `program.mark` names.
   layers: dict[str, layers.QuantizedProduct]
+  # What it returns: a pytree of shapes and dtypes.
+  results: Any
 
 
 def trace(
@@ -43,5 +45,9 @@ def trace(
   (batch,) = jax.export.symbolic_shape("batch")
   traced = program.trace(copy, example.shapes(batch), method=method)
   return Traced(
-    traced.jaxpr, traced.values, batch, layers.quantized_layers(model)
+    traced.jaxpr,
+    traced.values,
+    batch,
+    layers.quantized_layers(model),
+    traced.results,
   )
