@@ -93,10 +93,12 @@ def evaluate(
   taken = batches_lib.eval_batches(split, batch_size)
   for batch in itertools.islice(taken, batches or None):
     sums, counts = _measure(graphdef, state, prepare, batch)
-    if (highest := int(split.labels.max())) >= len(counts):
+    lowest, highest = int(split.labels.min()), int(split.labels.max())
+    if lowest < 0 or highest >= len(counts):
       raise ValueError(
-        f"the split has the label {highest} and the network {len(counts)} "
-        "classes; expected a network with a logit for every class"
+        f"the split has labels from {lowest} to {highest} and the network"
+        f" {len(counts)} classes; expected labels from 0 and a network with a"
+        " logit for each"
       )
     for name, value in sums.items():
       totals[name] += float(value)

@@ -129,8 +129,36 @@ def inner_product(left: PyTree, right: PyTree) -> jax.Array:
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-  """Return the l2 norm over all leaves; shape=(), dtype as inner_product."""
-  return jnp.sqrt(inner_product(tree, tree))
+  """Return the l2 norm over all leaves; shape=(), dtype as inner_product.
+
+  Of any scale: where squares leave the range of their type, they are taken
+  again of shares of the largest element.
+  """
+  square = inner_product(tree, tree)
+  limits = jnp.finfo(square.dtype)
+
+  def rescaled() -> jax.Array:
+    largest = jnp.stack(
+      [
+        jnp.max(jnp.abs(leaf), initial=0).astype(square.dtype)
+        for leaf in jax.tree.leaves(tree)
+      ]
+    ).max()
+    scale = jnp.where(largest > 0, largest, 1)
+
+    def share(leaf: jax.Array) -> jax.Array:
+      wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(square.dtype)
+      return wide / scale.astype(wide.dtype)
+
+    shares = jax.tree.map(share, tree)
+    norm = largest * jnp.sqrt(inner_product(shares, shares))
+    return jnp.where(largest < jnp.inf, norm, largest)
+
+  # Below, squares lose digits; of no leaves there is nothing to scale.
+  if not jax.tree.leaves(tree):
+    return square
+  usual = (square > limits.tiny / limits.eps) & (square < jnp.inf)
+  return jax.lax.cond(usual, lambda: jnp.sqrt(square), rescaled)
 
 
 def safe_divide(numerator: jax.Array, divisor: jax.Array) -> jax.Array:

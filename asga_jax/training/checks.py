@@ -39,6 +39,11 @@ def check_logits(logits: Any, labels: Any) -> Any:
   return logits
 
 
+def known(labels: jax.Array, losses: jax.Array, classes: int) -> jax.Array:
+  """Give NaN for the loss of a label that is not in [0, classes)."""
+  return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)
+
+
 def checked(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Check what a loss function returned; raises ValueError."""
   pair = isinstance(result, tuple) and len(result) == 2

@@ -74,7 +74,8 @@ def make_loss(
     labels = batch["label"]
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, label_smoothing)
-    value = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+    losses = optax.softmax_cross_entropy(logits, targets)
+    value = jnp.mean(checks.known(labels, losses, logits.shape[-1]))
     correct = jnp.argmax(logits, axis=-1) == labels
     figures = {"accuracy": jnp.mean(correct.astype(logits.dtype))}
     if distillation_weight:

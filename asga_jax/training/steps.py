@@ -53,7 +53,8 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     batch: 'image', and 'label' of shape (batch, ...), integer.
 
   Returns:
-    The loss, shape (), and {'accuracy': shape ()}.
+    The loss, shape (), and {'accuracy': shape ()}. The loss is NaN, which ends
+    a run, if a label is not in [0, classes).
 
   Raises:
     ValueError: a batch of another form.
@@ -72,6 +73,7 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch["label"]
   )
+  losses = checks.known(batch["label"], losses, logits.shape[-1])
   correct = jnp.argmax(logits, axis=-1) == batch["label"]
   return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
 

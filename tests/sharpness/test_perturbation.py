@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asga_jax import sharpness
 from asga_jax.sharpness import perturbation
 
 
@@ -79,6 +80,53 @@ def test_bfloat16_is_widened_before_it_is_summed():
   ones = jnp.ones((4096,), jnp.bfloat16)
   assert perturbation.global_norm([ones]) == 64.0
   assert perturbation.global_norm([ones]).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-20, 1e18, 1e25])
+def test_a_norm_of_any_scale_is_seen(scale, tree):
+  # Squares of these leave float32.
+  scaled = jax.tree.map(lambda x: x * jnp.float32(scale), tree)
+  leaves = [np.ravel(x).astype(float) for x in jax.tree.leaves(scaled)]
+  wanted = np.linalg.norm(np.concatenate(leaves))
+  for norm in (
+    perturbation.global_norm,
+    jax.jit(perturbation.global_norm),
+    lambda x: jax.vmap(perturbation.global_norm)(
+      jax.tree.map(lambda leaf: leaf[None], x)
+    )[0],
+  ):
+    np.testing.assert_allclose(float(norm(scaled)), wanted, rtol=1e-5)
+
+
+def test_norms_of_what_is_not_finite():
+  norm = perturbation.global_norm
+  assert norm([jnp.array([1.0, jnp.inf])]) == jnp.inf
+  assert np.isnan(norm([jnp.array([1.0, jnp.nan])]))
+  assert norm([jnp.zeros(3)]) == 0 == norm([])
+
+
+def test_a_loss_of_tiny_scale_moves_the_weights_as_far():
+  params = {"w": jnp.array([3.0, -4.0])}
+  found = []
+  for scale in (1.0, 1e-28):
+
+    def loss(p, scale=scale):
+      return jnp.float32(scale) * jnp.sum(p["w"] ** 2) / 2
+
+    transform = sharpness.sam(rho_max=0.5)
+    state = transform.init(params)
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = transform.update(
+      grads,
+      state,
+      params,
+      value=value,
+      value_and_grad_fn=jax.value_and_grad(loss),
+    )
+    found.append(np.asarray(updates["w"]) / scale)
+  # The gradient at w + 0.5 w / |w|.
+  np.testing.assert_allclose(found[0], [3.3, -4.4], rtol=1e-5)
+  np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
 def test_double_precision_is_kept():

@@ -76,3 +76,15 @@ def test_the_weight_mixes_labels_and_teacher():
 def test_a_bad_value_is_named(name, value):
   with pytest.raises(ValueError, match=f"{name}={value}"):
     losses.make_loss(**{name: value})
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_makes_the_loss_nan(label):
+  # optax counts -1 from the end, and one_hot gives no class at all.
+  images = np.eye(3, dtype=np.float32)
+  labels = np.array([0, label, 2])
+  for loss in (steps.cross_entropy, losses.make_loss(label_smoothing=0.1)):
+    value, _ = loss(lambda x: x, {"image": images, "label": labels})
+    assert np.isnan(value)
+    value, _ = loss(lambda x: x, {"image": images, "label": np.arange(3)})
+    assert np.isfinite(value)
