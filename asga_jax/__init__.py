@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   from asga_jax.quantization.batch_norm import (
     reestimated as reestimate_batch_norm,
   )
+  from asga_jax.quantization.correction import correct_bias as correct_bias
   from asga_jax.quantization.remembered import format_rules as format_rules
   from asga_jax.quantization.remembered import layer_stats as layer_stats
   from asga_jax.quantization.remembered import not_searched as not_searched
@@ -67,6 +68,7 @@ _PLACES = {
   "ascent_point": "sharpness",
   "asga_transform": "sharpness",
   "container_cost": "cost.costs",
+  "correct_bias": "quantization.correction",
   "cross_entropy": "training.steps",
   "diagnostics": "sharpness",
   "export_onnx": "deploy.formats",
@@ -114,6 +116,7 @@ __all__ = [
   "ascent_point",
   "asga_transform",
   "container_cost",
+  "correct_bias",
   "cross_entropy",
   "diagnostics",
   "export_onnx",

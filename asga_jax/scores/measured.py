@@ -51,6 +51,7 @@ def measure_scores(
   *,
   budget: str,
   divergence: Divergence = kl_divergence,
+  corrected: bool = True,
   costs: Sequence[costs_lib.Cost] = (),
   model_name: str = "model",
   cache: str | os.PathLike[str] | None = None,
@@ -70,6 +71,8 @@ def measure_scores(
       shape but the last; 32 images tell most tensors apart.
     budget: such as 'bops=4bit'; the scores serve any other as well.
     divergence: of the outputs; the default is for logits over classes.
+    corrected: whether biases and batch norm are corrected at each candidate,
+      as `correct_bias` does; for a policy that gets this treatment.
     costs: costs beyond BOPs and sizes.
     model_name: what policies call the network.
     cache: a file to keep scores in, tensor by tensor: a run that was ended goes
@@ -91,11 +94,10 @@ def measure_scores(
   given = [examples.as_example(batch) for batch in batches]
   if not given:
     raise ValueError("batches is empty; expected at least one batch of inputs.")
-  probe = probe_lib.Probe(model, space)
-  references = probe.outputs(given)
+  probe = probe_lib.Probe(model, space, given, corrected=corrected)
   compare = jax.jit(divergence)
   if not all(
-    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(references)
+    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(probe.references)
   ):
     raise ValueError(
       f"model ({type(model).__name__}) gives outputs that are not finite;"
@@ -107,13 +109,13 @@ def measure_scores(
     each = [
       compare(reference, output)
       for reference, output in zip(
-        references, probe.outputs(given), strict=True
+        probe.references, probe.outputs(), strict=True
       )
     ]
     probe.set_float(group)
     return float(np.mean(np.concatenate([np.asarray(x) for x in each])))
 
-  known = _Cache(cache, model, given)
+  known = _Cache(cache, model, given, corrected)
   found = {}
   groups = list(probe.candidates.items())
   watched = progress_lib.watched(groups, label="scores")
@@ -166,12 +168,19 @@ def monotone(bits: Sequence[int], values: Sequence[float]) -> np.ndarray:
 class _Cache:
   """Measured values in a file, for one network and its inputs."""
 
-  def __init__(self, path: Any, model: nnx.Module, given: Sequence[Any]):
+  def __init__(
+    self,
+    path: Any,
+    model: nnx.Module,
+    given: Sequence[Any],
+    corrected: bool,
+  ):
     self._path = None if path is None else pathlib.Path(files.check_path(path))
     self._values: dict[str, Any] = {}
     if self._path is None:
       return
-    self._hash = _hash((nnx.state(model), [x.leaves() for x in given]))
+    leaves = nnx.state(model), [x.leaves() for x in given]
+    self._hash = _hash((*leaves, np.asarray(corrected)))
     if not self._path.exists():
       files.check_writable(self._path)
       return

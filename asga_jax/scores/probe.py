@@ -1,6 +1,7 @@
 """A network of which any tensor is quantized and any other is float."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,20 +11,37 @@ from flax import nnx
 
 from asga_jax.allocation import space as search_space
 from asga_jax.network import examples
-from asga_jax.quantization import bit_choice, layers, quantizers, remembered
+from asga_jax.quantization import (
+  bit_choice,
+  correction,
+  layers,
+  quantizers,
+  remembered,
+)
 
 
 class Probe:
   """A searchable network at bits that are data: no change is compiled anew."""
 
-  def __init__(self, model: nnx.Module, space: search_space.SearchSpace):
+  def __init__(
+    self,
+    model: nnx.Module,
+    space: search_space.SearchSpace,
+    batches: Sequence[examples.Example],
+    *,
+    corrected: bool,
+  ):
     """Copy a network, in evaluation mode; all of its tensors are float.
 
     Args:
       model: from `searchable`; it is not changed.
       space: of its choices.
+      batches: what it is run on.
+      corrected: whether norms and biases are corrected on the way, on each
+        batch by itself, see `correct_bias`.
     """
     _, self._method = remembered.recall(model, "example")
+    self._batches = batches
     self._model = nnx.clone(model)
     self._model.eval()
     # Group -> its choices with the grids and parameters of all candidates.
@@ -42,8 +60,14 @@ class Probe:
           self._groups.setdefault(group, []).append(kept)
     for group in self._groups:
       self.set_float(group)
-    self._graphdef, _ = nnx.split(self._model)
-    self._run = jax.jit(self._outputs)
+    self._taps = tuple(correction.find_taps(self._model) if corrected else ())
+    self._graphdef, state = nnx.split(self._model)
+    noting = jax.jit(self._noting)
+    found = [noting(state, batch) for batch in batches]
+    # What the float network gives for every batch.
+    self.references = [outputs for outputs, _ in found]
+    self._moments = [moments for _, moments in found]
+    self._run = jax.jit(self._corrected)
 
   @property
   def candidates(self) -> Mapping[str, tuple[int, ...]]:
@@ -65,14 +89,26 @@ class Probe:
       kept = slice(index, index + 1)
       _set(choice, grids[:, kept], parameter[kept])
 
-  def outputs(self, batches: Iterable[examples.Example]) -> list[Any]:
-    """Run the network on batches; arrays that may still be computed."""
+  def outputs(self) -> list[Any]:
+    """Run the network on all batches; arrays that may still be computed."""
     state = nnx.state(self._model)
-    return [self._run(state, batch) for batch in batches]
+    return [
+      self._run(state, batch, moments)
+      for batch, moments in zip(self._batches, self._moments, strict=True)
+    ]
 
-  def _outputs(self, state: Any, batch: examples.Example) -> Any:
+  def _noting(self, state: Any, batch: examples.Example) -> Any:
     model = nnx.merge(self._graphdef, state, copy=True)
-    return batch.call(getattr(model, self._method))
+    call = functools.partial(batch.call, getattr(model, self._method))
+    return correction.call_noting(model, self._taps, call)
+
+  def _corrected(
+    self, state: Any, batch: examples.Example, moments: correction.Moments
+  ) -> Any:
+    model = nnx.merge(self._graphdef, state, copy=True)
+    call = functools.partial(batch.call, getattr(model, self._method))
+    outputs, _ = correction.call_corrected(model, moments, call)
+    return outputs
 
 
 def _set(

@@ -77,7 +77,11 @@ def _kl(first, second):
 def test_every_candidate_is_scored_by_what_it_does_alone():
   model = _searchable()
   found = asga_jax.measure_scores(
-    model, [X[:5], X[5:10], X[10:]], budget="bops=4bit", progress=False
+    model,
+    [X[:5], X[5:10], X[10:]],
+    budget="bops=4bit",
+    corrected=False,
+    progress=False,
   )
   reference = _outputs(model)
   checked = 0
@@ -116,7 +120,7 @@ def test_tied_tensors_are_quantized_together():
   ]
   model = asga_jax.searchable(Net(nnx.Rngs(3)), X, bits=bits, rules=rules)
   found = asga_jax.measure_scores(
-    model, [X], budget="bops=4bit", progress=False
+    model, [X], budget="bops=4bit", corrected=False, progress=False
   )
   group = found.space.choices["first"].weight_group
   assert group == found.space.choices["last"].weight_group
@@ -184,3 +188,42 @@ def test_bad_input():
   model.last.bias[...] *= jnp.nan
   with pytest.raises(ValueError, match="outputs that are not finite"):
     asga_jax.measure_scores(model, [X], budget="bops=4bit")
+
+
+@pytest.mark.parametrize("kind", ["weight", "activation"])
+def test_corrected_scores_are_those_of_a_corrected_network(kind):
+  model, parts = _searchable(), [X[:6], X[6:]]
+  found, plain = (
+    asga_jax.measure_scores(
+      model, parts, budget="bops=4bit", corrected=corrected, progress=False
+    ).scores["kl"]
+    for corrected in (True, False)
+  )
+  float_model = Net(nnx.Rngs(3))
+  float_model.eval()
+  bits = {"weight_bits": 32, "activation_bits": 32, f"{kind}_bits": 2}
+  rules = [
+    asga_jax.Rule("first", **bits),
+    asga_jax.Rule(".*", weight_bits=32, activation_bits=32),
+  ]
+  low = asga_jax.searchable(float_model, X, rules=rules)
+  expected = np.mean(
+    [
+      _kl(
+        np.asarray(float_model(part), np.float64),
+        np.asarray(
+          asga_jax.correct_bias(low, [part], reference=float_model)(part),
+          np.float64,
+        ),
+      )
+      for part in parts
+    ]
+  )
+  group = getattr(
+    asga_jax.measure_scores(
+      model, parts, budget="bops=4bit", progress=False
+    ).space.choices["first"],
+    f"{kind}_group",
+  )
+  np.testing.assert_allclose(-found[group][0], expected, rtol=2e-3)
+  assert abs(plain[group][0] - found[group][0]) > 0.05 * expected
