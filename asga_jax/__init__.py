@@ -38,7 +38,12 @@ if TYPE_CHECKING:
   from asga_jax.result import allocate as allocate
   from asga_jax.runs.read import load_run as load_run
   from asga_jax.runs.report import write_report as write_report
+  from asga_jax.scores.choice import improve_policy as improve_policy
   from asga_jax.scores.measured import measure_scores as measure_scores
+  from asga_jax.scores.post_training import PostTraining as PostTraining
+  from asga_jax.scores.post_training import (
+    quantize_post_training as quantize_post_training,
+  )
   from asga_jax.search import SearchSettings as SearchSettings
   from asga_jax.search import finish_search as finish_search
   from asga_jax.search import search_policy as search_policy
@@ -61,6 +66,7 @@ _PLACES = {
   "FinetuneSettings": "finetune",
   "ParetoCurve": "allocation.curve",
   "Policy": "policy",
+  "PostTraining": "scores.post_training",
   "Rule": "quantization.rules",
   "SearchResult": "result",
   "SearchSettings": "search",
@@ -76,6 +82,7 @@ _PLACES = {
   "finish_search": "search",
   "format_rules": "quantization.remembered",
   "gsam": "sharpness",
+  "improve_policy": "scores.choice",
   "latency_cost": "cost.latency_table",
   "layer_stats": "quantization.remembered",
   "load_latency": "cost.latency_table",
@@ -90,6 +97,7 @@ _PLACES = {
   "pareto": "every_budget",
   "policy_at": "every_budget",
   "quantize": "conversion",
+  "quantize_post_training": "scores.post_training",
   "reestimate_batch_norm": "quantization.batch_norm:reestimated",
   "sagm": "sharpness",
   "sam": "sharpness",
@@ -109,6 +117,7 @@ __all__ = [
   "FinetuneSettings",
   "ParetoCurve",
   "Policy",
+  "PostTraining",
   "Rule",
   "SearchResult",
   "SearchSettings",
@@ -124,6 +133,7 @@ __all__ = [
   "finish_search",
   "format_rules",
   "gsam",
+  "improve_policy",
   "latency_cost",
   "layer_stats",
   "load_latency",
@@ -138,6 +148,7 @@ __all__ = [
   "pareto",
   "policy_at",
   "quantize",
+  "quantize_post_training",
   "reestimate_batch_norm",
   "sagm",
   "sam",

@@ -1,0 +1,125 @@
+"""Quantization without training: from trained weights to a network at bits."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import nnx
+
+from asga_jax import conversion
+from asga_jax import policy as policy_lib
+from asga_jax import result as result_lib
+from asga_jax.cost import costs as costs_lib
+from asga_jax.network import examples
+from asga_jax.quantization import correction, fixing, surgery
+from asga_jax.quantization import rules as rules_lib
+from asga_jax.scores import choice, measured
+
+
+class PostTraining(NamedTuple):
+  """A network that was quantized without training."""
+
+  # At the policy, in evaluation mode, biases and batch norm corrected.
+  model: nnx.Module
+  policy: policy_lib.Policy
+  # Serves any other budget, see `asga_jax.allocate`.
+  result: result_lib.SearchResult
+
+
+def quantize_post_training(
+  model: nnx.Module,
+  batches: Iterable[Any],
+  *,
+  budget: str,
+  bits: tuple[int, ...] = surgery.DEFAULT_BITS,
+  end_bits: int = surgery.END_BITS,
+  rules: Sequence[rules_lib.Rule] = (),
+  scored: int = 1,
+  evaluations: int = 0,
+  divergence: measured.Divergence = measured.kl_divergence,
+  costs: Sequence[costs_lib.Cost] = (),
+  model_name: str = "model",
+  method: str = "__call__",
+  cache: str | os.PathLike[str] | None = None,
+  progress: bool = True,
+) -> PostTraining:
+  """Choose a policy for a trained network by measurement, and apply it.
+
+  Ranges come from all batches, scores from the first ones (`measure_scores`),
+  the policy is the exact optimum for them, perhaps improved by measuring whole
+  policies (`improve_policy`), and biases and batch norm are corrected on all
+  batches (`correct_bias`). No labels, no gradients, no step of training.
+
+  Args:
+    model: the trained float network; it is not changed.
+    batches: a few hundred inputs of the network, as `searchable` takes them, in
+      batches of one size: 32 do.
+    budget: such as 'bops=4bit'.
+    bits: the candidates of every tensor, see `searchable`.
+    end_bits: the bits of the first and the last layer.
+    rules: exceptions, see `asga_jax.Rule`.
+    scored: how many of the batches scores are measured on.
+    evaluations: the largest number of policies that are measured after that, on
+      the same batches; 0 for none.
+    divergence: of outputs from those of the float network; the default is for
+      logits over classes.
+    costs: costs beyond BOPs and sizes.
+    model_name: what the policy calls the network.
+    method: the method that is called on inputs.
+    cache: a file to keep scores in, see `measure_scores`.
+    progress: whether to show what is measured, with time left.
+
+  Returns:
+    The network at its policy, the policy, and scores that serve any budget.
+
+  Raises:
+    InfeasibleBudgetError: no policy is cheap enough.
+    ValueError: no batches, or see `searchable` and `measure_scores`.
+  """
+  given = [examples.as_example(batch) for batch in batches]
+  if not 0 < scored <= len(given):
+    raise ValueError(
+      f"scored={scored} of {len(given)} batches; expected at least one of them,"
+      " and no more than there are."
+    )
+  raw = [example.given for example in given]
+  searchable = conversion.searchable(
+    model,
+    raw[0],
+    bits=bits,
+    end_bits=end_bits,
+    rules=rules,
+    batches=raw[1:],
+    method=method,
+  )
+  result = measured.measure_scores(
+    searchable,
+    raw[:scored],
+    budget=budget,
+    divergence=divergence,
+    costs=costs,
+    model_name=model_name,
+    cache=cache,
+    progress=progress,
+  )
+  policy = result_lib.allocate(result)
+  if evaluations:
+    policy = choice.improve_policy(
+      result,
+      policy,
+      raw[:scored],
+      evaluations=evaluations,
+      divergence=divergence,
+      progress=progress,
+    )
+  logging.info("correcting biases and batch norm on %d batches", len(raw))
+  fixed = fixing.fix_bits(
+    searchable,
+    {
+      path: (layer.weight_bits, layer.activation_bits)
+      for path, layer in policy.layers.items()
+    },
+  )
+  fixed = correction.correct_bias(fixed, raw, reference=model)
+  return PostTraining(fixed, policy, result)
