@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -26,7 +25,7 @@ def improve_policy(
   batches: Iterable[Any],
   *,
   evaluations: int = 400,
-  divergence: measured.Divergence = measured.kl_divergence,
+  divergence: probe_lib.Divergence = measured.kl_divergence,
   corrected: bool = True,
   progress: bool = True,
 ) -> policy_lib.Policy:
@@ -150,14 +149,17 @@ class _Measured:
     self,
     result: result_lib.SearchResult,
     given: Sequence[examples.Example],
-    divergence: measured.Divergence,
+    divergence: probe_lib.Divergence,
     corrected: bool,
   ):
     self._result = result
     self._probe = probe_lib.Probe(
-      result.model, result.space, given, corrected=corrected
+      result.model,
+      result.space,
+      given,
+      divergence=divergence,
+      corrected=corrected,
     )
-    self._compare = jax.jit(divergence)
     self._known: dict[tuple[int, ...], float] = {}
     self.widths = self._probe.candidates
 
@@ -194,13 +196,7 @@ class _Measured:
     if key not in self._known:
       for group, index in bits.items():
         self._probe.set_candidate(group, index)
-      each = [
-        self._compare(reference, outputs)
-        for reference, outputs in zip(
-          self._probe.references, self._probe.outputs(), strict=True
-        )
-      ]
-      value = float(np.mean(np.concatenate([np.asarray(x) for x in each])))
+      value = self._probe.measure()
       self._known[key] = value if np.isfinite(value) else np.inf
     return self._known[key]
 

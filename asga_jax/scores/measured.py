@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,11 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.quantization import quantizers, remembered
+from asga_jax.scores import gradients
 from asga_jax.scores import probe as probe_lib
 from asga_jax.training import progress as progress_lib
 
-# Of (outputs of the float network, of the quantized one) to one number an
-# input, shape (batch,), at least 0.
-Divergence = Callable[[Any, Any], jax.Array]
+SCORES = ("kl", "sharp_kl", *gradients.SCORES)
 
 
 def kl_divergence(reference: jax.Array, found: jax.Array) -> jax.Array:
@@ -50,19 +49,26 @@ def measure_scores(
   batches: Iterable[Any],
   *,
   budget: str,
-  divergence: Divergence = kl_divergence,
+  score: str = "kl",
+  divergence: probe_lib.Divergence = kl_divergence,
   corrected: bool = True,
+  radius: float = 0.05,
   costs: Sequence[costs_lib.Cost] = (),
   model_name: str = "model",
   cache: str | os.PathLike[str] | None = None,
   progress: bool = True,
 ) -> result_lib.SearchResult:
-  """Score every candidate by what it alone does to a trained network.
+  """Score every candidate by what it does to a trained network, without labels.
 
-  One tensor at a time is quantized to each of its candidates while all others
-  are float, and the outputs are compared with those of the float network: no
-  labels and no gradients. A score is minus the mean divergence over all inputs,
-  made monotone in the bits by an isotonic fit (more bits never score less).
+  'kl': one tensor at a time is quantized to each of its candidates while all
+  others are float, and the outputs are compared with those of the float
+  network: a forward pass a candidate. 'sharp_kl': the same where the weights
+  are moved by `radius` to where the divergence rises most: four times the work.
+  'loss_gradient', 'output_gradient' and 'hessian' estimate 'kl' to second order
+  from a few backward passes for all tensors, see `gradients.measure`.
+
+  Scores are made monotone in the bits by an isotonic fit (more bits never score
+  less).
 
   Args:
     model: from `searchable`, with trained weights and calibrated on real
@@ -70,52 +76,105 @@ def measure_scores(
     batches: inputs of the network, as `searchable` takes them, all of one
       shape but the last; 32 images tell most tensors apart.
     budget: such as 'bops=4bit'; the scores serve any other as well.
-    divergence: of the outputs; the default is for logits over classes.
+    score: the score to choose by.
+    divergence: of the outputs, for 'kl' and 'sharp_kl'; the default is for
+      logits over classes, which gradients always take.
     corrected: whether biases and batch norm are corrected at each candidate,
-      as `correct_bias` does; for a policy that gets this treatment.
+      as `correct_bias` does; for a policy that gets this treatment. Not by
+      gradients, which are of the float network.
+    radius: of 'sharp_kl', in the units of the weights; above 0.
     costs: costs beyond BOPs and sizes.
     model_name: what policies call the network.
-    cache: a file to keep scores in, tensor by tensor: a run that was ended goes
-      on from there.
+    cache: a file to keep 'kl' or 'sharp_kl' in, tensor by tensor: a run that
+      was ended goes on from there.
     progress: whether to show tensors and time left.
 
   Returns:
-    What `allocate` takes, with the scores 'kl'.
+    What `allocate` takes; gradients give all three of their scores.
 
   Raises:
-    ValueError: a model that is not searchable, no batches, outputs that are not
-      finite, or a cache of another network, other inputs or other candidates.
+    ValueError: an unknown score, a model that is not searchable, no batches,
+      outputs that are not finite, or a cache of another network, other inputs
+      or other candidates.
 
   Source: one-tensor sensitivities, as in Dong et al., "HAWQ" (2019), by the
   divergence of outputs instead of curvature.
   """
   network, input_shape = remembered.recall(model, "deployed_network")
   space = search_space.build(model, network)
+  if score not in SCORES:
+    raise ValueError(f"score={score!r}; expected one of {', '.join(SCORES)}.")
+  if score == "sharp_kl" and not 0 < radius < np.inf:
+    raise ValueError(f"radius={radius}; expected a number above 0.")
   given = [examples.as_example(batch) for batch in batches]
   if not given:
     raise ValueError("batches is empty; expected at least one batch of inputs.")
-  probe = probe_lib.Probe(model, space, given, corrected=corrected)
-  compare = jax.jit(divergence)
+  measured: dict[str, Any]
+  if score in gradients.SCORES:
+    measured = gradients.measure(model, space, given, progress=progress)
+  else:
+    probe = probe_lib.Probe(
+      model,
+      space,
+      given,
+      divergence=divergence,
+      corrected=corrected,
+      radius=radius if score == "sharp_kl" else 0.0,
+    )
+    known = _Cache(cache, model, given, (score, corrected, radius))
+    measured = {score: _one_by_one(probe, known, progress)}
+  widths = {
+    group: bits
+    for choice in space.choices.values()
+    for group, bits in (
+      (choice.weight_group, choice.weight_bits),
+      (choice.activation_group, choice.activation_bits),
+    )
+  }
+  for groups in measured.values():
+    for group, values in groups.items():
+      if not np.isfinite(values).all():
+        raise ValueError(
+          f"{group!r} at {widths[group]} bits gives the divergences"
+          f" {list(values)}; expected finite ones."
+        )
+  return result_lib.SearchResult(
+    model=model,
+    space=space,
+    scores={
+      name: {
+        group: -monotone(widths[group], values)
+        for group, values in groups.items()
+      }
+      for name, groups in measured.items()
+    },
+    budget=budget,
+    score=score,
+    costs=costs,
+    input_shape=input_shape,
+    model_name=model_name,
+    provenance={"method": score, "versions": result_lib.versions()},
+  )
+
+
+def _one_by_one(
+  probe: probe_lib.Probe, known: "_Cache", progress: bool
+) -> dict[str, list[float]]:
+  """Measure the divergence of every candidate alone."""
   if not all(
     bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(probe.references)
   ):
     raise ValueError(
-      f"model ({type(model).__name__}) gives outputs that are not finite;"
-      " expected a trained network and inputs that it was trained for."
+      "the model gives outputs that are not finite; expected a trained network"
+      " and inputs that it was trained for."
     )
 
   def measure(group: str, index: int) -> float:
     probe.set_candidate(group, index)
-    each = [
-      compare(reference, output)
-      for reference, output in zip(
-        probe.references, probe.outputs(), strict=True
-      )
-    ]
+    value = probe.measure()
     probe.set_float(group)
-    return float(np.mean(np.concatenate([np.asarray(x) for x in each])))
+    return value
 
-  known = _Cache(cache, model, given, corrected)
   found = {}
   groups = list(probe.candidates.items())
   watched = progress_lib.watched(groups, label="scores")
@@ -127,26 +186,11 @@ def measure_scores(
         for index, bit in enumerate(bits)
       ]
       known.put(group, values)
-    if not np.isfinite(values).all():
-      raise ValueError(
-        f"{group!r} at {bits} bits gives the divergences {values}; expected"
-        " finite ones."
-      )
-    found[group] = -monotone(bits, values)
-  return result_lib.SearchResult(
-    model=model,
-    space=space,
-    scores={"kl": found},
-    budget=budget,
-    score="kl",
-    costs=costs,
-    input_shape=input_shape,
-    model_name=model_name,
-    provenance={"method": "kl", "versions": result_lib.versions()},
-  )
+    found[group] = values
+  return found
 
 
-def monotone(bits: Sequence[int], values: Sequence[float]) -> np.ndarray:
+def monotone(bits: Sequence[int], values: Any) -> np.ndarray:
   """Fit divergences that never rise with the bits, by least squares.
 
   Args:
@@ -173,14 +217,14 @@ class _Cache:
     path: Any,
     model: nnx.Module,
     given: Sequence[Any],
-    corrected: bool,
+    settings: Sequence[Any],
   ):
     self._path = None if path is None else pathlib.Path(files.check_path(path))
     self._values: dict[str, Any] = {}
     if self._path is None:
       return
     leaves = nnx.state(model), [x.leaves() for x in given]
-    self._hash = _hash((*leaves, np.asarray(corrected)))
+    self._hash = _hash((*leaves, np.asarray([str(x) for x in settings])))
     if not self._path.exists():
       files.check_writable(self._path)
       return

@@ -14,7 +14,7 @@ from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.quantization import correction, fixing, surgery
 from asga_jax.quantization import rules as rules_lib
-from asga_jax.scores import choice, measured
+from asga_jax.scores import choice, measured, probe
 
 
 class PostTraining(NamedTuple):
@@ -37,7 +37,7 @@ def quantize_post_training(
   rules: Sequence[rules_lib.Rule] = (),
   scored: int = 1,
   evaluations: int = 0,
-  divergence: measured.Divergence = measured.kl_divergence,
+  divergence: probe.Divergence = measured.kl_divergence,
   costs: Sequence[costs_lib.Cost] = (),
   model_name: str = "model",
   method: str = "__call__",

@@ -1,12 +1,13 @@
 """A network of which any tensor is quantized and any other is float."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from asga_jax.allocation import space as search_space
@@ -19,6 +20,10 @@ from asga_jax.quantization import (
   remembered,
 )
 
+# Of (outputs of the float network, of the quantized one) to one number an
+# input, shape (batch,), at least 0.
+Divergence = Callable[[Any, Any], jax.Array]
+
 
 class Probe:
   """A searchable network at bits that are data: no change is compiled anew."""
@@ -29,7 +34,9 @@ class Probe:
     space: search_space.SearchSpace,
     batches: Sequence[examples.Example],
     *,
+    divergence: Divergence,
     corrected: bool,
+    radius: float = 0.0,
   ):
     """Copy a network, in evaluation mode; all of its tensors are float.
 
@@ -37,8 +44,11 @@ class Probe:
       model: from `searchable`; it is not changed.
       space: of its choices.
       batches: what it is run on.
+      divergence: of outputs from those of the float network.
       corrected: whether norms and biases are corrected on the way, on each
         batch by itself, see `correct_bias`.
+      radius: how far weights are moved to where the divergence rises most,
+        before it is measured.
     """
     _, self._method = remembered.recall(model, "example")
     self._batches = batches
@@ -67,7 +77,8 @@ class Probe:
     # What the float network gives for every batch.
     self.references = [outputs for outputs, _ in found]
     self._moments = [moments for _, moments in found]
-    self._run = jax.jit(self._corrected)
+    self._divergence, self._radius = divergence, radius
+    self._run = jax.jit(self._apart)
 
   @property
   def candidates(self) -> Mapping[str, tuple[int, ...]]:
@@ -89,26 +100,44 @@ class Probe:
       kept = slice(index, index + 1)
       _set(choice, grids[:, kept], parameter[kept])
 
-  def outputs(self) -> list[Any]:
-    """Run the network on all batches; arrays that may still be computed."""
+  def measure(self) -> float:
+    """Give the mean divergence over all inputs of all batches."""
     state = nnx.state(self._model)
-    return [
-      self._run(state, batch, moments)
-      for batch, moments in zip(self._batches, self._moments, strict=True)
+    each = [
+      self._run(state, *given)
+      for given in zip(
+        self._batches, self._moments, self.references, strict=True
+      )
     ]
+    return float(np.mean(np.concatenate([np.asarray(x) for x in each])))
 
   def _noting(self, state: Any, batch: examples.Example) -> Any:
     model = nnx.merge(self._graphdef, state, copy=True)
     call = functools.partial(batch.call, getattr(model, self._method))
     return correction.call_noting(model, self._taps, call)
 
-  def _corrected(
-    self, state: Any, batch: examples.Example, moments: correction.Moments
-  ) -> Any:
-    model = nnx.merge(self._graphdef, state, copy=True)
-    call = functools.partial(batch.call, getattr(model, self._method))
-    outputs, _ = correction.call_corrected(model, moments, call)
-    return outputs
+  def _apart(
+    self,
+    state: Any,
+    batch: examples.Example,
+    moments: correction.Moments,
+    reference: Any,
+  ) -> jax.Array:
+    """Give the divergence of each input of a batch."""
+    weights, rest = nnx.split_state(state, nnx.Param, ...)
+
+    def apart(weights: Any) -> jax.Array:
+      model = nnx.merge(self._graphdef, weights, rest, copy=True)
+      call = functools.partial(batch.call, getattr(model, self._method))
+      outputs, _ = correction.call_corrected(model, moments, call)
+      return self._divergence(reference, outputs)
+
+    if self._radius:
+      slopes = jax.grad(lambda weights: jnp.mean(apart(weights)))(weights)
+      norm = optax.tree.norm(slopes)
+      share = self._radius / jnp.where(norm > 0, norm, 1)
+      weights = jax.tree.map(lambda w, g: w + share * g, weights, slopes)
+    return apart(weights)
 
 
 def _set(
