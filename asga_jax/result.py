@@ -12,6 +12,7 @@ from flax import nnx
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
+from asga_jax.allocation import uniform
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
@@ -123,6 +124,41 @@ def allocate(
     model_name=result.model_name,
     input_shape=result.input_shape,
     provenance={**result.provenance, "score": score},
+  )
+
+
+def uniform_policy(
+  result: SearchResult, budget: str | None = None
+) -> policy_lib.Policy:
+  """Give the network of a search uniform bits within a budget.
+
+  What the policy of the same budget has to beat: see
+  `allocation.uniform.uniform_bits` for how a budget between two widths is used.
+
+  Args:
+    result: of a search; its scores do not matter.
+    budget: such as 'bops=4bit'; None for the search's.
+
+  Returns:
+    The policy, with its exact costs.
+
+  Raises:
+    InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
+    ValueError: a malformed budget.
+  """
+  parsed = budget_lib.parse_budget(result.budget if budget is None else budget)
+  space = result.space
+  costs = search_space.known_costs(result.costs)
+  limits = budget_lib.resolve(parsed, space.network, space.choices, costs)
+  return make_policy(
+    space,
+    uniform.uniform_bits(space.network, space.choices, costs, limits),
+    limits,
+    costs=result.costs,
+    budget=str(parsed),
+    model_name=result.model_name,
+    input_shape=result.input_shape,
+    provenance={**result.provenance, "method": "uniform"},
   )
 
 

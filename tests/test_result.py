@@ -223,3 +223,26 @@ def test_a_format_of_other_containers_takes_the_place_of_the_default(
   policy = asga_jax.allocate(result, budget="container_size=3bit")
   assert policy.cost["container_size_bytes"] == policy.cost["size_bytes"]
   assert policy.cost["budget_used"] <= 1
+
+
+def test_uniform_bits_within_a_budget_are_a_policy(random_result):
+  result = random_result(1)
+  at_four = result_lib.uniform_policy(result)
+  assert at_four.budget == "bops=4bit"
+  assert at_four.cost["budget_used"] == 1
+  assert at_four.provenance == {"seed": 1, "method": "uniform"}
+  bits = {
+    path: (layer.weight_bits, layer.activation_bits)
+    for path, layer in at_four.layers.items()
+  }
+  fours, eights = (4, 4), (8, 8)
+  assert bits == {
+    "first": eights,
+    "middle": fours,
+    "inner": fours,
+    "head": eights,
+  }
+  between = result_lib.uniform_policy(result, budget="bops=9%")
+  assert 0 < between.cost["budget_used"] <= 1
+  with pytest.raises(budget_lib.InfeasibleBudgetError, match="lowest"):
+    result_lib.uniform_policy(result, budget="bops=1K")
