@@ -26,6 +26,9 @@ class Evaluation(NamedTuple):
   # How many images of a class (row) are taken for a class (column): shape
   # (classes, classes), int64.
   confusion: np.ndarray
+  # Which images it gets right, in the order of the split: shape (images,),
+  # bool. Two networks are compared by it image by image.
+  correct: np.ndarray
 
   def figures(self) -> dict[str, float]:
     """Give the shares and the loss by name, for JSON."""
@@ -34,7 +37,7 @@ class Evaluation(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _measure(graphdef, state, prepare, batch):
-  """Sum loss and right answers of a batch, and count its confusions."""
+  """Sum loss and right answers of a batch; confusions, and what is right."""
   model = nnx.merge(graphdef, state, copy=True)
   logits = model(prepare(jax.random.key(0), batch)["image"])
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -55,7 +58,7 @@ def _measure(graphdef, state, prepare, batch):
     # Not losses * mask, where a NaN of the padding would stay.
     "loss": jnp.sum(jnp.where(mask > 0, losses, 0)),
   }
-  return sums, confusion
+  return sums, confusion, rank < 1
 
 
 def evaluate(
@@ -90,9 +93,10 @@ def evaluate(
   seen = 0
   totals = dict.fromkeys(("top1", "top5", "loss"), 0.0)
   confusion: Any = 0
+  correct: list[np.ndarray] = []
   taken = batches_lib.eval_batches(split, batch_size)
   for batch in itertools.islice(taken, batches or None):
-    sums, counts = _measure(graphdef, state, prepare, batch)
+    sums, counts, right = _measure(graphdef, state, prepare, batch)
     lowest, highest = int(split.labels.min()), int(split.labels.max())
     if lowest < 0 or highest >= len(counts):
       raise ValueError(
@@ -104,9 +108,11 @@ def evaluate(
       totals[name] += float(value)
     confusion = confusion + np.asarray(counts, np.int64)
     seen += int(batch["mask"].sum())
+    correct.append(np.asarray(right)[np.asarray(batch["mask"]) > 0])
   return Evaluation(
     images=seen,
     confusion=confusion,
+    correct=np.concatenate(correct),
     **{name: total / seen for name, total in totals.items()},
   )
 

@@ -177,7 +177,7 @@ def policy_at(
     ValueError: a curve of other layers, or a point that costs nothing.
   """
   point = curve.points[index]
-  parsed = budget_lib.parse_budget(_budget_text(curve.cost, point.cost))
+  parsed = budget_lib.parse_budget(budget_text(curve.cost, point.cost))
   if curve.budget:
     held = budget_lib.parse_budget(curve.budget).constraints
     others = [entry for entry in held if entry.kind != curve.cost]
@@ -196,8 +196,8 @@ def policy_at(
   )
 
 
-def _budget_text(cost: str, amount: costs_lib.Number) -> str:
-  """Write an amount as a budget that is exactly that."""
+def budget_text(cost: str, amount: costs_lib.Number) -> str:
+  """Write an amount, in the unit of a curve, as a budget of exactly that."""
   exact = decimal.Decimal(repr(amount))
   suffix = {"bytes": "B", "ms": "ms"}.get(_UNITS.get(cost, ""), "")
   return f"{cost}={exact:f}{suffix}"

@@ -47,6 +47,9 @@ class SearchSettings(setup.TrainingSettings):
   temperature: tuple[float, float] = (1.0, 0.3)
   # How fast the budget's multiplier answers.
   multiplier_rate: float = 0.02
+  # Whether batch norm uses the running statistics that the network comes with,
+  # which then stay, instead of those of each batch.
+  freeze_batch_norm: bool = False
   # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
   score: str = "first_order"
 
@@ -138,7 +141,9 @@ def start_search(
     cost.check(network, space.choices)
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
-  taken = state_lib.take_apart(model)
+  taken = state_lib.take_apart(
+    model, freeze_batch_norm=settings.freeze_batch_norm
+  )
   started = setup.start(
     taken,
     loss_fn,
@@ -346,5 +351,6 @@ def search_policy(
     pairs=search.settings.mode == "bilevel",
   )
   result = finish_search(search, state)
-  batch_norm.warn_unmoved(model, result.model)
+  if not search.settings.freeze_batch_norm:
+    batch_norm.warn_unmoved(model, result.model)
   return result

@@ -184,6 +184,7 @@ def make_tiny_config():
   config.report_batches = 1
   config.batch_norm_batches = 1
   config.bits = (2, 4)
+  config.pretrain.steps = 0
   config.search.steps = 6
   config.search.logit_learning_rate = 0.2
   config.finetune.steps = 6

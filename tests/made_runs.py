@@ -221,6 +221,31 @@ def pareto(cost="bops"):
   }
 
 
+MEASURED = {
+  "schema_version": 1,
+  "model": "tiny",
+  "budget": "bops=4bit",
+  "cost": "bops",
+  "unit": "BOPs",
+  "images": 400,
+  "float_accuracy": 0.9,
+  "policies": [
+    {"kind": "searched", "cost": 2e9, "accuracy": 0.7},
+    {"kind": "uniform", "cost": 2e9, "accuracy": 0.65},
+    {"kind": "searched", "cost": 1.5e9, "accuracy": 0.5},
+    {"kind": "uniform", "cost": 1.5e9, "accuracy": 0.375},
+  ],
+}
+COMPARED = {
+  "float_accuracy": 0.9,
+  "uniform_accuracy": 0.65,
+  "gain_over_uniform": 0.05,
+  "gain_interval": [0.02, 0.08],
+  "policy_accuracy": 0.7,
+  "report_images": 400,
+}
+
+
 def written(*directories, **options):
   path = report.write_report(directories, **options)
   page = Page(path)

@@ -54,6 +54,10 @@ def test_figures_are_those_of_scikit_learn(split):
     ),
   )
   assert np.trace(found.confusion) / 103 == pytest.approx(found.top1)
+  # One for each image, without the padding of the last batch.
+  np.testing.assert_array_equal(
+    found.correct, logits.argmax(axis=1) == split.labels
+  )
 
 
 def test_only_the_first_batches(split):

@@ -100,6 +100,12 @@ def has_batch_norm(model: nnx.Module) -> bool:
   return bool(_batch_norms(model))
 
 
+def freeze(model: nnx.Module) -> None:
+  """Let all norms use their running statistics, in training mode too."""
+  for norm in _batch_norms(model):
+    norm.use_running_average = True
+
+
 def warn_unmoved(before: nnx.Module, after: nnx.Module) -> None:
   """Log that a training has left all running statistics as they were."""
   pairs = list(zip(_batch_norms(before), _batch_norms(after), strict=True))

@@ -53,6 +53,33 @@ def overlaid(runs: Sequence[run_lib.Run]) -> list[figures.Chart]:
   return [chart for chart in found if chart]
 
 
+def measured(run: run_lib.Run) -> list[figures.Chart]:
+  """Draw the accuracies that were measured after a search, against cost."""
+  if run.measured is None:
+    return []
+  unit, cost = run.measured["unit"], run.measured["cost"]
+  series = []
+  for slot, (kind, label) in enumerate(
+    (("searched", "searched bits"), ("uniform", "uniform bits"))
+  ):
+    rows = sorted(
+      (row["cost"], 100 * row["accuracy"])
+      for row in run.measured["policies"]
+      if row["kind"] == kind
+    )
+    x, y = ([row[axis] for row in rows] for axis in (0, 1))
+    series.append(figures.Series(label, x, y, slot, faint=True))
+    series.append(figures.Series(label, x, y, slot, "points"))
+  of_float = run.measured["float_accuracy"]
+  chart = figures.line_chart(
+    "Accuracy (%) at each cost" + "; dashed: float" * (of_float is not None),
+    series,
+    x_label=f"{cost} ({unit})" if unit else cost,
+    limit=None if of_float is None else 100 * of_float,
+  )
+  return [chart] if chart else []
+
+
 def pareto(runs: Sequence[run_lib.Run]) -> list[figures.Chart]:
   """Draw the Pareto curves of runs that have one, a chart for each cost."""
   several = len(runs) > 1

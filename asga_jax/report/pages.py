@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from asga_jax.report import charts, confusion, curves, tables
+from asga_jax.report import charts, confusion, curves, tables, verdict
 from asga_jax.report import radius_health as radius_lib
 from asga_jax.report import run as run_lib
 
@@ -53,6 +53,8 @@ def _one(run: run_lib.Run) -> dict[str, Any]:
     "run": run,
     "workdir": shlex.quote(str(run.path)),
     "headline": tables.headline(run),
+    "verdict": verdict.sentence(run.summary),
+    "measured": charts.measured(run),
     "warnings": run.warnings(),
     "policy": _policy(run),
     "evaluations": [_evaluation(found) for found in run.evaluations],

@@ -53,9 +53,7 @@ def plot_pareto(
     path: the PNG to write; it is replaced whole or not at all.
   """
   points, uniform = curve.points, curve.uniform
-  units = _AXES.get(curve.unit, ((curve.unit, 1.0),))
-  largest = points[-1].cost
-  axis_unit, scale = next((x for x in units if 10 * largest >= x[1]), units[-1])
+  unit, scale = axis_unit(curve.unit, points[-1].cost)
   figure = mpl_figure.Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
   axes = figure.subplots()
   costs = np.array([point.cost for point in points]) / scale
@@ -100,7 +98,7 @@ def plot_pareto(
   drawn = [*costs, *(even.cost / scale for even in uniform)]
   if min(drawn) > 0 and max(drawn) > _WIDE * min(drawn):
     _log_axis(axes)
-  axes.set_xlabel(f"{curve.cost} ({axis_unit})" if axis_unit else curve.cost)
+  axes.set_xlabel(f"{curve.cost} ({unit})" if unit else curve.cost)
   axes.set_ylabel(f"{curve.score.replace('_', ' ')} score (larger is better)")
   axes.grid(alpha=0.3)
   axes.set_axisbelow(True)
@@ -111,6 +109,20 @@ def plot_pareto(
     f"{title}, {curve.budget}" if curve.budget else title, fontsize=11
   )
   plots.save_png(figure, path)
+
+
+def axis_unit(unit: str, largest: float) -> tuple[str, float]:
+  """Choose the unit of an axis of costs.
+
+  Args:
+    unit: of the costs.
+    largest: of them.
+
+  Returns:
+    The unit, and how many of the costs' own it is.
+  """
+  units = _AXES.get(unit, ((unit, 1.0),))
+  return next((x for x in units if 10 * largest >= x[1]), units[-1])
 
 
 def _log_axis(axes: mpl_axes.Axes) -> None:

@@ -30,6 +30,9 @@ class Run(NamedTuple):
   # Of `pareto.json`: "cost", "unit", "points" and "uniform"; None if there is
   # no such file.
   pareto: Mapping[str, Any] | None
+  # Of `measured.json`: "cost", "unit", "float_accuracy" and "policies", rows of
+  # "kind", "cost" and "accuracy"; None if there is no such file.
+  measured: Mapping[str, Any] | None
   # Of the files `evaluation-SPLIT.json`, by name.
   evaluations: Sequence[Mapping[str, Any]]
   # It may not have.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asga_jax import policy as policy_lib
-from asga_jax.report import curves
+from asga_jax.report import curves, verdict
 from asga_jax.report import radius_health as radius_lib
 
 # The thresholds are this project's own; each is a place from which a figure
@@ -72,6 +72,7 @@ def find_warnings(
     unmoved_logits(records),
     collapsed(layers),
     discretisation(summary),
+    no_better(summary),
   ]
   return [sentence for sentence in found if sentence]
 
@@ -208,6 +209,20 @@ def discretisation(summary: Mapping[str, Any]) -> str | None:
     "network than the one that it chose. Try a lower end of "
     "search.temperature, more steps (search.steps), or training the policy on "
     "before judging it."
+  )
+
+
+def no_better(summary: Mapping[str, Any]) -> str | None:
+  """Warn of a policy that does not beat uniform bits of the same cost."""
+  if verdict.beats_uniform(summary) is not False:
+    return None
+  low, high = (100 * end for end in summary["gain_interval"])
+  return (
+    "The policy is not shown to be better than uniform bits of the same cost: "
+    f"the interval of its gain, {low:+.1f} to {high:+.1f} points, is not above "
+    "zero. Try trained weights to start from (weights.path, pretrain.steps), "
+    "more steps (search.steps), a budget at which uniform bits lose more, or "
+    "the other search.score."
   )
 
 

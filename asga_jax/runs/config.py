@@ -24,6 +24,7 @@ OF_SEARCH = (
   "bits",
   "tie_shared_inputs",
   "data.heldout_fraction",
+  "pretrain",
   "search",
 )
 
@@ -45,6 +46,9 @@ def default_config() -> ml_collections.ConfigDict:
       # path of the file, empty for random ones; its map of names, empty where
       # they are ours; patterns of variables that stay random ('head/.*').
       "weights": {"path": "", "name_map": "", "skip": ()},
+      # The training of the float network that a search starts from where no
+      # weights are named; with 0 steps it starts from random ones.
+      "pretrain": {"steps": 1000, "learning_rate": 0.05},
       # What costs are counted on: the network as it will be deployed.
       "deployed": {
         "image_size": 224,
@@ -214,6 +218,8 @@ def check_common(config: ml_collections.ConfigDict) -> None:
     "flush_every": 1,
     "batch_norm_batches": 0,
     "report_batches": 0,
+    "pretrain.steps": 0,
+    "pretrain.learning_rate": 0,
     "data.pad": 0,
     "data.image_size": 1,
     "deployed.image_size": 1,
@@ -221,7 +227,7 @@ def check_common(config: ml_collections.ConfigDict) -> None:
   }
   flat = config_checks.flatten(config)
   for name, least in lowest.items():
-    if flat[name] < least:
+    if flat.get(name, least) < least:
       raise config_checks.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
@@ -333,6 +339,7 @@ def apply_variant(
     config.data.name = "cifar10"
     config.batch_size = 256
     config.search.steps = 25 * 50_000 // 256
+    config.pretrain.steps = 25 * 50_000 // 256
     config.search.learning_rate = 0.1
     config.finetune.steps = 25 * 50_000 // 256
     config.checkpoint_every = 200

@@ -18,7 +18,8 @@ from asga_jax.runs import workdir
 
 PARETO_VERSIONS = (1, curve_lib.SCHEMA_VERSION)
 EVALUATIONS = "evaluation-*.json"
-_NO_NUMBERS = ("warnings", "data")  # of a summary
+MEASURED, MEASURED_VERSION = "measured.json", 1
+_NO_NUMBERS = ("warnings", "data", "gain_interval")  # of a summary
 
 
 class RunFilesError(ValueError):
@@ -66,6 +67,7 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
     summary = _read_object(directory / "summary.json")
     numbers = {k: v for k, v in summary.items() if k not in _NO_NUMBERS}
     _check_numbers(numbers, f"{directory / 'summary.json'}: ")
+    _check_interval(summary, directory / "summary.json")
   policy = None
   # A fine-tuning keeps its policy from the start; a float one has none.
   kept = (directory / "policy.json").exists()
@@ -83,6 +85,10 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
     pareto = _read_object(directory / "pareto.json")
     _check_pareto(pareto, directory / "pareto.json")
     pareto = curve_lib.in_bytes(pareto)
+  measured = None
+  if (directory / MEASURED).exists():
+    measured = _read_object(directory / MEASURED)
+    _check_measured(measured, directory / MEASURED)
   return run_lib.Run(
     name=directory.resolve().name,
     path=directory,
@@ -94,6 +100,7 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
     provenance=config_lib.flatten(policy.provenance) if policy else {},
     summary=summary,
     pareto=pareto,
+    measured=measured,
     evaluations=[
       _read_evaluation(file) for file in sorted(directory.glob(EVALUATIONS))
     ],
@@ -126,6 +133,46 @@ def _check_numbers(values: Mapping[str, Any], where: str) -> None:
     if value is not None and not _is_number(value):
       raise RunFilesError(
         f"{where}{name} is {value!r}; expected a finite number or null"
+      )
+
+
+def _check_interval(summary: Mapping[str, Any], file: pathlib.Path) -> None:
+  interval = summary.get("gain_interval")
+  if interval is None:
+    return
+  if (
+    not isinstance(interval, list)
+    or len(interval) != 2
+    or not all(map(_is_number, interval))
+  ):
+    raise RunFilesError(
+      f"{file}: gain_interval is {interval!r}; expected two numbers or null"
+    )
+
+
+def _check_measured(measured: Mapping[str, Any], file: pathlib.Path) -> None:
+  """Check what the picture of accuracies is drawn from."""
+  rows = measured.get("policies")
+  fits = {
+    "schema_version": measured.get("schema_version") == MEASURED_VERSION,
+    "cost": _is_text(measured.get("cost")),
+    "unit": _is_text(measured.get("unit")),
+    "float_accuracy": measured.get("float_accuracy") is None
+    or _is_number(measured["float_accuracy"]),
+    "policies": bool(rows)
+    and isinstance(rows, list)
+    and all(
+      isinstance(row, dict)
+      and _is_text(row.get("kind"))
+      and all(_is_number(row.get(key)) for key in ("cost", "accuracy"))
+      for row in rows
+    ),
+  }
+  for name, good in fits.items():
+    if not good:
+      raise RunFilesError(
+        f"{file}: {name} is {measured.get(name)!r}; remove the file and "
+        "summary.json, and the command of the search makes both again"
       )
 
 

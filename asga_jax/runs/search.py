@@ -15,16 +15,17 @@ from asga_jax import data as data_lib
 from asga_jax import every_budget, files, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import curve as curve_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.report import pareto_plot
 from asga_jax.runs import (
   build,
   checkpoints,
   config_checks,
   lock,
   metrics,
+  pretrain,
   read,
   recorded_loop,
   report,
@@ -47,8 +48,9 @@ def run_search(
 
   The directory holds `config.json`, `metrics.jsonl`, `checkpoints/`, a copy of
   the latency table if there is one and, at the end, `policy.json`,
-  `summary.json`, `policy.png`, `search.png`, `pareto.json`, `pareto.png` and
-  `report.html`. A search that has ended is read, not repeated.
+  `summary.json`, `policy.png`, `search.png`, `pareto.json`, `measured.json`,
+  `pareto.png` and `report.html`. A search without weights to start from trains
+  them first, in `float/`. One that has ended is read, not repeated.
 
   Args:
     config: see `config_lib.default_config`.
@@ -85,12 +87,21 @@ def _search(
   build.make_costs(config)
   info = build.describe_data(config)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
-  made = build_search(config, info, trained=not begun)
+  pretrains = pretrain.is_due(config)
+  made = build_search(config, info, trained=not begun and not pretrains)
   restored = checkpoints.restore_latest(
     directory / "checkpoints", made.state, set_aside=True
   )
   first, state = restored or (None, made.state)
   workdir.check_table(config, directory)
+  if pretrains and not begun:
+    made = _pretrain(config, info, directory)
+    state = made.state
+  elif not begun and not config.weights.path:
+    logging.warning(
+      "config.weights.path is empty and config.pretrain.steps is 0: what is "
+      "searched is an untrained network, whose bits say little of a trained one"
+    )
   compiling = None
   if (first or 0) < config.search.steps:
     shapes = batches_lib.batch_shapes(info, config.batch_size)
@@ -137,6 +148,20 @@ def _search(
     return _conclude(config, found, dataset, splits, directory)
 
 
+def _pretrain(
+  config: ml_collections.ConfigDict,
+  info: data_lib.DatasetInfo,
+  directory: pathlib.Path,
+) -> search.Search:
+  """Train the float network, and build the search from its weights."""
+  # What a search refuses for its images is to be known before the training.
+  _check_splits(config, split_proxy(config, build.load_data(config)))
+  workdir.open_workdir(directory, config)
+  workdir.keep_table(config, directory)
+  pretrain.train_float(config, directory)
+  return build_search(pretrain.with_weights(config, directory), info)
+
+
 def _conclude(
   config: ml_collections.ConfigDict,
   found: result_lib.SearchResult,
@@ -155,9 +180,9 @@ def _conclude(
   summary.plot_search(config, policy, records, directory)
   kind = budget_lib.parse_budget(config.budget).constraints[0].kind
   curve = every_budget.pareto(found, cost=kind)
-  pareto_plot.write(curve, directory / "pareto.json")
+  curve_lib.save(curve, directory / "pareto.json")
   figures = summary.summarise_search(
-    config, found, policy, dataset, splits, records, directory
+    config, found, policy, curve, dataset, splits, records, directory
   )
   # It marks a search that has ended.
   files.write_text_atomic(
@@ -227,6 +252,16 @@ def build_search(
   return made
 
 
+def _check_splits(
+  config: ml_collections.ConfigDict, splits: data_lib.Splits
+) -> None:
+  """Raise ValueError for a split that is smaller than a batch."""
+  batches_lib.steps_per_epoch(len(splits.train), config.batch_size)
+  batches_lib.steps_per_epoch(len(splits.train), config.eval_batch_size)
+  if config.search.mode == "bilevel":
+    batches_lib.steps_per_epoch(len(splits.heldout), config.batch_size)
+
+
 def set_ranges(
   config: ml_collections.ConfigDict,
   made: search.Search,
@@ -247,10 +282,7 @@ def set_ranges(
   Raises:
     ValueError: a split that is smaller than a batch.
   """
-  batches_lib.steps_per_epoch(len(splits.train), config.batch_size)
-  batches_lib.steps_per_epoch(len(splits.train), config.eval_batch_size)
-  if config.search.mode == "bilevel":
-    batches_lib.steps_per_epoch(len(splits.heldout), config.batch_size)
+  _check_splits(config, splits)
   example = batches_lib.batch_at(
     splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
   )

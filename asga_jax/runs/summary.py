@@ -1,5 +1,6 @@
 """How a run went: accuracies, its health, its pictures and its weights."""
 
+import json
 import math
 import pathlib
 from typing import Any
@@ -9,14 +10,21 @@ import numpy as np
 from flax import nnx
 
 from asga_jax import data as data_lib
-from asga_jax import evaluate, finetune
+from asga_jax import evaluate, files, finetune
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import curve as curve_lib
 from asga_jax.quantization import batch_norm, fixing
-from asga_jax.report import curves, plots, policy_table
+from asga_jax.report import (
+  curves,
+  measured_plot,
+  plots,
+  policy_table,
+  verdict,
+)
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build, metrics, read, run_files, waits
+from asga_jax.runs import build, compare, metrics, read, run_files, waits
 from asga_jax.training import loop
 from asga_jax.training import state as state_lib
 from asga_jax.weights import load
@@ -26,62 +34,67 @@ def summarise_search(
   config: ml_collections.ConfigDict,
   finished: result_lib.SearchResult,
   policy: policy_lib.Policy,
+  curve: curve_lib.ParetoCurve,
   dataset: data_lib.Dataset,
   splits: data_lib.Splits,
   records: list[dict[str, Any]],
   directory: pathlib.Path,
 ) -> dict[str, Any]:
-  """Evaluate mixture and policy on the report split, and the search's health.
+  """Evaluate a search on the report split, and summarise its health.
 
-  The network at the policy is kept in `weights.safetensors`, as evaluated.
+  All policies have the searched weights, and batch norm of the same images.
+  The network at the policy is kept in `weights.safetensors`, as evaluated; what
+  else was measured in `measured.json`, and its picture is `pareto.png`.
 
   Args:
     config: of the search.
     finished: the search's result.
     policy: what was chosen.
+    curve: its cost and unit are those of the picture.
     dataset: the proxy.
     splits: its parts.
     records: of `metrics.jsonl`.
     directory: the work directory.
 
   Returns:
-    JSON: accuracies in [0, 1], the discretisation gap (mixture minus policy),
+    JSON: accuracies in [0, 1] of the float network, of uniform bits within the
+    budget, of the policy and of the mixture; the policy's gain over uniform
+    bits and its 95 % interval; the discretisation gap (mixture minus policy),
     the share of steps at the largest radius, the radius's lag-1
     autocorrelation, and `warnings`, a list of sentences.
   """
-  prepare = build.make_prepare(config, dataset, train=False)
-
-  def accuracy(model: nnx.Module) -> float:
-    inputs = evaluate.norm_inputs(
-      splits.train,
-      prepare,
-      batch_size=config.eval_batch_size,
-      batches=config.batch_norm_batches,
-      seed=config.search.seed,
-    )
-    batch_norm.reestimate_batch_norm(model, inputs)
-    return evaluate.accuracy(
-      model,
-      splits.report,
-      prepare,
-      batch_size=config.eval_batch_size,
-      batches=config.report_batches,
-    )
-
-  bits = {
-    path: (layer.weight_bits, layer.activation_bits)
-    for path, layer in policy.layers.items()
-  }
+  judge = compare.make_judge(config, dataset, splits)
+  bits = compare.bits_of(policy)
+  of_float = compare.judge_float(config, directory, dataset.num_classes, judge)
   with waits.told("evaluating the mixture of all bits"):
-    of_mixture = accuracy(finished.model)
-  # Of the mixture's structure, so that both share one compilation.
+    of_mixture = float(np.mean(judge(finished.model)))
+  # Of the mixture's structure, so that all bits share one compilation.
   at_policy = fixing.select_bits(finished.model, bits)
-  with waits.told("evaluating the policy"):
-    of_policy = accuracy(at_policy)
+  with waits.told("evaluating the policy", first=False):
+    correct = judge(at_policy)
   load.save_weights(fixing.fix_bits(at_policy, bits), directory / read.WEIGHTS)
+  of_policy = float(np.mean(correct))
+  gain, rows = compare.compare(finished, policy, correct, judge)
+  measured = {
+    "schema_version": run_files.MEASURED_VERSION,
+    "model": policy.model,
+    "budget": policy.budget,
+    "cost": curve.cost,
+    "unit": curve.unit,
+    "images": len(correct),
+    "float_accuracy": of_float,
+    "policies": rows,
+  }
+  files.write_text_atomic(
+    directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
+  )
+  measured_plot.plot_measured(measured, directory / "pareto.png")
   summary = {
-    "mixture_accuracy": of_mixture,
+    "float_accuracy": of_float,
+    **gain,
     "policy_accuracy": of_policy,
+    "report_images": len(correct),
+    "mixture_accuracy": of_mixture,
     "discretisation_gap": of_mixture - of_policy,
     "final_logit_spread": records[-1]["logit_spread"],
     **_sharpness_figures(config, records),
@@ -224,8 +237,11 @@ def format_search(finished: read.FinishedSearch) -> str:
       lines += [f"warning: {sentence}" for sentence in value]
       continue
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+      shown = " to ".join(f"{end:.4g}" for end in value)
     lines.append(f"{name.replace('_', ' ')}: {shown}")
-  return "\n".join(lines)
+  told = verdict.sentence(finished.summary)
+  return "\n".join([*lines, *(["", told] if told else [])])
 
 
 def format_finetuning(finished: read.FinishedFinetuning) -> str:

@@ -97,7 +97,11 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 # What runs did before there was a setting for it.
-_BEFORE_SETTINGS = {"crop": 1.0, "normalisation": ""}
+_BEFORE_SETTINGS = {
+  "data": {"crop": 1.0, "normalisation": ""},
+  "search": {"freeze_batch_norm": False},
+  "pretrain": {"steps": 0, "learning_rate": 0.05},
+}
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -117,15 +121,26 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
       raise ValueError("it holds no configuration")
-    data = found.get("data")
-    if isinstance(data, dict) and "image_size" in data:
-      found["data"] = _BEFORE_SETTINGS | data
-    return config_checks.to_plain(found)
+    return config_checks.to_plain(_filled(found))
   except (OSError, ValueError) as error:
     raise WorkdirError(
       f"{file} cannot be read ({error}); mend or remove it, or choose another "
       "--workdir"
     ) from error
+
+
+def _filled(found: dict[str, Any]) -> dict[str, Any]:
+  """Add the settings that there were not yet, where it is a whole run's."""
+  groups = {
+    name: found[name]
+    for name, known in (("data", "image_size"), ("search", "mode"))
+    if isinstance(found.get(name), dict) and known in found[name]
+  }
+  if "search" in groups:
+    groups["pretrain"] = found.get("pretrain", {})
+  return found | {
+    name: _BEFORE_SETTINGS[name] | group for name, group in groups.items()
+  }
 
 
 def open_workdir(

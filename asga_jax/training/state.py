@@ -8,7 +8,13 @@ import optax
 from flax import nnx
 
 from asga_jax import sharpness
-from asga_jax.quantization import bit_choice, fixing, layers, logit_layout
+from asga_jax.quantization import (
+  batch_norm,
+  bit_choice,
+  fixing,
+  layers,
+  logit_layout,
+)
 from asga_jax.xla import lowering
 
 
@@ -104,14 +110,27 @@ class Trainable(NamedTuple):
   rest: nnx.State
 
 
-def take_apart(model: nnx.Module) -> Trainable:
-  """Take a copy of a network apart, in training mode whatever its own."""
+def take_apart(
+  model: nnx.Module, *, freeze_batch_norm: bool = False
+) -> Trainable:
+  """Take a copy of a network apart, in training mode whatever its own.
+
+  Args:
+    model: a network; it is not changed.
+    freeze_batch_norm: whether its norms use their running statistics, which
+      then stay as they are.
+
+  Raises:
+    ValueError: no module.
+  """
   if not isinstance(model, nnx.Module):
     raise ValueError(
       f"model is a {type(model).__name__}; expected a Flax nnx.Module."
     )
   model = nnx.clone(model)
   model.train()
+  if freeze_batch_norm:
+    batch_norm.freeze(model)
   layers.start_watching(model)
   graphdef, params, rest = split_model(model)
   layout = logit_layout.LogitLayout.of(params.logits)

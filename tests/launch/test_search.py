@@ -25,6 +25,7 @@ FLAGS = (
   "--config.batch_norm_batches=1",
   "--config.checkpoint_every=3",
   "--config.bits=(2,4)",
+  "--config.pretrain.steps=0",
 )
 
 

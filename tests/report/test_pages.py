@@ -86,6 +86,48 @@ def test_the_pareto_curve_is_shown_where_there_is_one(run):
   assert "<title>uniform bits: 2.5G, -0.6</title>" in drawn
 
 
+def test_a_page_leads_with_what_was_measured(run):
+  assert "searched bits" not in made_runs.written(run).words
+  (run / "measured.json").write_text(json.dumps(made_runs.MEASURED))
+  (run / "pareto.json").write_text(json.dumps(made_runs.pareto()))
+  summary = json.loads((run / "summary.json").read_text())
+  summary |= made_runs.COMPARED
+  (run / "summary.json").write_text(json.dumps(summary))
+  page = made_runs.written(run)
+  told = "beats uniform bits of the same cost by 5.0 points (95 % interval +2.0"
+  title = "Accuracy (%) at each cost; dashed: float"
+  places = [page.words.index(x) for x in (told, title, "Warnings")]
+  assert places == sorted(places)
+  drawn = page.charts[title]
+  assert "<title>uniform bits: 1.5G, 37.5</title>" in drawn
+  assert drawn.count("<title>") == 4
+  # What only diagnoses is folded away, scores too.
+  folded = page.source.index("<details><summary>Diagnostics")
+  for title in ("Score against cost", "cosine of the two gradients"):
+    assert page.source.index(title) > folded
+  assert page.source.index("Bits of each layer") < folded
+
+
+@pytest.mark.parametrize(
+  ("file", "name", "value"),
+  [
+    ("measured.json", "schema_version", 2),
+    ("measured.json", "policies", []),
+    ("measured.json", "policies", [{"kind": "uniform", "cost": 1}]),
+    ("measured.json", "float_accuracy", "high"),
+    ("summary.json", "gain_interval", [0.1]),
+    ("summary.json", "gain_interval", 0.1),
+  ],
+)
+def test_damaged_figures_of_a_comparison_are_named(run, file, name, value):
+  found = made_runs.MEASURED
+  if file == "summary.json":
+    found = json.loads((run / file).read_text())
+  (run / file).write_text(json.dumps({**found, name: value}))
+  with pytest.raises(ValueError, match=f"{file}: {name} is "):
+    made_runs.written(run)
+
+
 def test_warnings_stand_on_the_page(run):
   summary = json.loads((run / "summary.json").read_text())
   summary["discretisation_gap"] = 0.5

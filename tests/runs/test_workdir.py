@@ -67,6 +67,22 @@ def test_a_run_of_before_there_was_a_setting_opens(tmp_path):
     )
 
 
+def test_a_search_of_before_there_was_a_float_training_had_none(tmp_path):
+  search = {"mode": "joint", "steps": 3}
+  workdir_lib.open_workdir(tmp_path, {"search": search})
+  found = workdir_lib.read_config(tmp_path)
+  assert found["pretrain"]["steps"] == 0
+  assert found["search"] == {**search, "freeze_batch_norm": False}
+  pretrain = {**found["pretrain"], "steps": 9}
+  with pytest.raises(
+    workdir_lib.WorkdirError, match=r"pretrain\.steps: 0 there, 9 now"
+  ):
+    workdir_lib.open_workdir(tmp_path, {**found, "pretrain": pretrain})
+  # A fine-tuning has neither.
+  workdir_lib.open_workdir(tmp_path / "tuned", {"finetune": {"steps": 3}})
+  assert set(workdir_lib.read_config(tmp_path / "tuned")) == {"finetune"}
+
+
 def test_a_check_alone_creates_nothing(tmp_path):
   path = tmp_path / "runs/a"
   assert workdir_lib.open_workdir(path, CONFIG, write=False) == path

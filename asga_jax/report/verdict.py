@@ -1,0 +1,59 @@
+"""Whether a policy beats uniform bits of the same cost, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def beats_uniform(summary: Mapping[str, Any]) -> bool | None:
+  """Tell whether the interval of the gain lies above zero.
+
+  Args:
+    summary: of `summary.json`; empty for a search that has not ended.
+
+  Returns:
+    None where there was nothing to compare with.
+  """
+  interval = summary.get("gain_interval")
+  return None if interval is None else interval[0] > 0
+
+
+def sentence(summary: Mapping[str, Any]) -> str | None:
+  """Say how a policy compares with uniform bits of the same cost.
+
+  Args:
+    summary: of `summary.json`; empty for a search that has not ended.
+
+  Returns:
+    One sentence; None where there was nothing to compare with.
+  """
+  beats = beats_uniform(summary)
+  if beats is None:
+    return None
+  gain = 100 * summary["gain_over_uniform"]
+  low, high = (100 * end for end in summary["gain_interval"])
+  if beats:
+    claim = (
+      f"The policy beats uniform bits of the same cost by {gain:.1f} points"
+    )
+  elif high < 0:
+    claim = (
+      f"The policy is {-gain:.1f} points worse than uniform bits of the same"
+      " cost"
+    )
+  else:
+    claim = (
+      f"The policy does not beat uniform bits of the same cost: the difference"
+      f" is {gain:+.1f} points"
+    )
+  found = (
+    f"{claim} (95 % interval {low:+.1f} to {high:+.1f}, on"
+    f" {summary['report_images']} images): {_percent(summary, 'policy')}"
+    f" against {_percent(summary, 'uniform')}"
+  )
+  if summary.get("float_accuracy") is not None:
+    found += f", where the float network has {_percent(summary, 'float')}"
+  return f"{found}."
+
+
+def _percent(summary: Mapping[str, Any], name: str) -> str:
+  return f"{100 * summary[f'{name}_accuracy']:.1f} %"
