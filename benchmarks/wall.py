@@ -31,8 +31,8 @@ from ml_collections import config_flags
 
 from asga_jax import data as data_lib
 from asga_jax import every_budget, files
+from asga_jax.allocation import curve as curve_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.report import pareto_plot
 from asga_jax.runs import build, checkpoints, read, recorded_loop, summary
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
@@ -58,7 +58,7 @@ WHOLE: dict[str, tuple[Any, str]] = {
   "end: network, scores": (read, "end_search"),
   "end: plots": (summary, "plot_search"),
   "end: Pareto curve": (every_budget, "pareto"),
-  "end: its file and plot": (pareto_plot, "write"),
+  "end: its file": (curve_lib, "save"),
   "end: evaluating": (summary, "summarise_search"),
 }
 
@@ -315,6 +315,8 @@ def main(_: list[str]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   config = _CONFIG.value
+  # Of a search alone: the training before it has a loop of its own.
+  config.pretrain.steps = 0
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   found: dict[str, Any] = {
     "steps": config.search.steps,
@@ -325,6 +327,7 @@ def main(_: list[str]) -> None:
     for kind in ("cold", "warm"):
       arguments = [f"--config={name}", f"--workdir={directory}/{kind}"]
       arguments += [flag for flag in sys.argv if flag.startswith("--config.")]
+      arguments.append("--config.pretrain.steps=0")
       found[kind] = run_command(arguments, cache)
       logging.info("%s: %s", kind, found[kind])
     # Of a search that has ended: it imports, reads and prints.

@@ -115,6 +115,7 @@ def test_all_of_it_on_a_small_network(tmp_path):
     f"--output={tmp_path}",
     "--config.data.name=digits",
     "--config.data.image_size=16",
+    "--config.pretrain.steps=3",
     "--config.search.steps=3",
     "--config.finetune.steps=3",
   ]
