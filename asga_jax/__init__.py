@@ -44,7 +44,6 @@ if TYPE_CHECKING:
   from asga_jax.scores.post_training import (
     quantize_post_training as quantize_post_training,
   )
-  from asga_jax.search import SearchSettings as SearchSettings
   from asga_jax.search import finish_search as finish_search
   from asga_jax.search import search_policy as search_policy
   from asga_jax.search import start_search as start_search
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
   from asga_jax.sharpness import sagm as sagm
   from asga_jax.sharpness import sam as sam
   from asga_jax.training.losses import make_loss as make_loss
+  from asga_jax.training.search_settings import SearchSettings as SearchSettings
   from asga_jax.training.steps import cross_entropy as cross_entropy
   from asga_jax.weights.load import load_weights as load_weights
   from asga_jax.weights.load import save_weights as save_weights
@@ -69,7 +69,7 @@ _PLACES = {
   "PostTraining": "scores.post_training",
   "Rule": "quantization.rules",
   "SearchResult": "result",
-  "SearchSettings": "search",
+  "SearchSettings": "training.search_settings",
   "allocate": "result",
   "ascent_point": "sharpness",
   "asga_transform": "sharpness",

@@ -75,7 +75,8 @@ def pareto(
     )
   score = result.score if score is None else score
   if score not in result.scores:
-    raise ValueError(f"score={score!r}; expected one of {result_lib.SCORES}.")
+    known = tuple(result.scores)
+    raise ValueError(f"score={score!r}; expected one of {known}.")
   if points is not None and (type(points) is not int or points < _LEAST_POINTS):
     raise ValueError(
       f"points={points!r}; expected at least {_LEAST_POINTS}, or None for all."

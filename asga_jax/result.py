@@ -16,7 +16,6 @@ from asga_jax.allocation import uniform
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
-SCORES = ("log_prob", "first_order")
 # Packages whose versions a policy names.
 VERSIONED = ("asga-jax", "jax", "flax", "optax", "numpy")
 
@@ -28,7 +27,7 @@ class SearchResult:
   # The searchable network with the weights and logits that were trained.
   model: nnx.Module
   space: search_space.SearchSpace
-  # Score name (see `SCORES`) -> group -> score of each candidate.
+  # Score name -> group -> score of each candidate.
   scores: Mapping[str, Mapping[str, np.ndarray]]
   # The budget of the search, and which of the scores it chose by.
   budget: str
@@ -45,6 +44,8 @@ def make_scores(
   steps: int,
 ) -> dict[str, dict[str, np.ndarray]]:
   """Make both scores of a search's candidates; larger is better.
+
+  Neither has the budget's penalty in it.
 
   Args:
     logits: group -> logits, shape (candidates,).
@@ -100,7 +101,9 @@ def allocate(
     )
   score = result.score if score is None else score
   if score not in result.scores:
-    raise ValueError(f"score={score!r}; expected one of {SCORES}.")
+    raise ValueError(
+      f"score={score!r}; expected one of {tuple(result.scores)}."
+    )
   parsed = budget_lib.parse_budget(result.budget if budget is None else budget)
   space = result.space
   costs = search_space.known_costs(result.costs)

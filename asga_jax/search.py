@@ -1,14 +1,11 @@
 """The search: from a searchable network to a policy within a budget."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,63 +15,18 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import batch_norm, calibration, fixing, layers
-from asga_jax.training import loop, sharding, steps
+from asga_jax.training import (
+  loop,
+  search_settings,
+  sharding,
+  steps,
+  task_logits,
+)
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
-MODES = ("joint", "bilevel")
 # Figures that a display of progress has room for.
 SHOWN = ("loss", "accuracy", "gap", "radius", "expected_use")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchSettings(setup.TrainingSettings):
-  """How to search. The paper's values are not public: these are ours."""
-
-  steps: int = 200
-  preset: str = "asga"
-  sharpness: Mapping[str, Any] = dataclasses.field(
-    default_factory=lambda: {"gap_ema": 0.9}
-  )
-  # 'joint': weights and logits on one batch; 'bilevel': logits on held-out
-  # batches.
-  mode: str = "joint"
-  # In a bilevel search, steps from one update of the logits to the next.
-  logits_every: int = 1
-  logit_learning_rate: float = 0.03
-  # The softmax temperature falls from the first to the second, by a constant
-  # factor a step.
-  temperature: tuple[float, float] = (1.0, 0.3)
-  # How fast the budget's multiplier answers.
-  multiplier_rate: float = 0.02
-  # Whether batch norm uses the running statistics that the network comes with,
-  # which then stay, instead of those of each batch.
-  freeze_batch_norm: bool = False
-  # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
-  score: str = "first_order"
-
-  def __post_init__(self):
-    super().__post_init__()
-    self._check(
-      {
-        "mode": (self.mode in MODES, f"one of {MODES}"),
-        "logits_every": (
-          self.logits_every >= 1
-          and (self.logits_every == 1 or self.mode == "bilevel"),
-          "at least 1, and 1 in a joint search",
-        ),
-        "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
-        "temperature": (
-          len(self.temperature) == 2 and min(self.temperature) > 0,
-          "two numbers above 0",
-        ),
-        "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
-        "score": (
-          self.score in result_lib.SCORES,
-          f"one of {result_lib.SCORES}",
-        ),
-      }
-    )
 
 
 class Search(NamedTuple):
@@ -90,7 +42,7 @@ class Search(NamedTuple):
   parts: steps.StepParts
   space: search_space.SearchSpace
   mesh: Mesh
-  settings: SearchSettings
+  settings: search_settings.SearchSettings
   budget: str
   costs: Sequence[costs_lib.Cost]
   input_shape: tuple[int, ...]
@@ -101,7 +53,8 @@ def start_search(
   loss_fn: steps.LossFn = steps.cross_entropy,
   *,
   budget: str,
-  settings: SearchSettings | None = None,
+  settings: search_settings.SearchSettings | None = None,
+  prior: result_lib.SearchResult | None = None,
   costs: Sequence[costs_lib.Cost] = (),
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
@@ -114,6 +67,8 @@ def start_search(
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
+    prior: scores that logits start from, such as those of `measure_scores` for
+      the same network; None starts from equal logits.
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step:
       augmentation, normalisation.
@@ -126,7 +81,7 @@ def start_search(
     InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
     ValueError: a malformed budget, or a model that is not searchable.
   """
-  settings = settings or SearchSettings()
+  settings = settings or search_settings.SearchSettings()
   deployed = getattr(model, "deployed_network", None)
   if deployed is None:
     raise ValueError(
@@ -151,19 +106,21 @@ def start_search(
     optimizer=setup.weight_optimizer(settings),
     prepare=prepare,
     mesh=mesh,
-    # Not measured against Adam's own 0.9: the gradient of the budget's penalty
-    # turns when the expected cost crosses the budget, and is forgotten sooner.
-    logit_optimizer=optax.adam(settings.logit_learning_rate, b1=0.5),
+    logit_optimizer=task_logits.optimizer(settings.logit_learning_rate),
+    logit_learning_rate=settings.logit_learning_rate,
     budgets=len(limits),
     bilevel=settings.mode == "bilevel",
     expected_use=space.expected_use(taken.layout, limits, costs),
-    temperature=temperature_schedule(settings),
+    temperature=search_settings.temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
+  state = started.state
+  if prior is not None:
+    state = _from_prior(started, prior, space, settings)
   return Search(
     step=started.step,
-    state=started.state,
+    state=state,
     graphdef=taken.graphdef,
     parts=started.parts,
     space=space,
@@ -173,6 +130,39 @@ def start_search(
     costs=costs,
     input_shape=input_shape,
   )
+
+
+def _from_prior(
+  started: setup.Start,
+  prior: result_lib.SearchResult,
+  space: search_space.SearchSpace,
+  settings: search_settings.SearchSettings,
+) -> state_lib.TrainState:
+  """Start logits from measured scores, less a price of bits."""
+  parts, state = started.parts, started.state
+  groups = space.by_group(parts.layout.unstack(state.params.logits))
+  scores = prior.scores[prior.score]
+  shapes = {group: values.shape for group, values in groups.items()}
+  if {group: np.shape(values) for group, values in scores.items()} != shapes:
+    raise ValueError(
+      f"prior has scores of {len(scores)} tensors that are not those of the"
+      f" model, which has {len(shapes)}; expected scores of the same network"
+      " with the same candidates."
+    )
+  started_logits = {
+    space.logit_paths[group]: jnp.asarray(values, jnp.float32)
+    * settings.prior_strength
+    for group, values in scores.items()
+  }
+  task = parts.layout.stack(nnx.from_flat_state(list(started_logits.items())))
+  assert parts.expected_use is not None
+  logits = jax.jit(task_logits.priced, static_argnums=1)(
+    task, parts.expected_use, parts.temperature(jnp.zeros((), jnp.int32))
+  )
+  moved = state._replace(
+    params=state.params._replace(logits=logits), task=task_logits.start(task)
+  )
+  return sharding.place_replicated(moved, started.mesh)
 
 
 def calibrate(
@@ -218,19 +208,6 @@ def calibrate(
   return search._replace(state=sharding.place_replicated(state, search.mesh))
 
 
-def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
-  """Make the geometric fall of the temperature over a search's steps."""
-  first, last = settings.temperature
-  rate = math.log(last / first) / max(settings.steps - 1, 1)
-
-  def temperature(step: jax.Array) -> jax.Array:
-    share = jnp.minimum(step, settings.steps - 1)
-    share = share.astype(jnp.float32)
-    return jnp.float32(first) * jnp.exp(jnp.float32(rate) * share)
-
-  return temperature
-
-
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Put a search's network together; a copy in evaluation mode."""
   # Copies, since the next step donates the state.
@@ -270,7 +247,9 @@ def finish_search(
   settings = search.settings
   unstack = search.parts.layout.unstack
   last = search.parts.temperature(jnp.int32(max(done - 1, 0)))
-  mixed = jax.tree.map(lambda rows: rows / last, state.params.logits)
+  # Of a search that was written before the two parts were kept apart, whole.
+  of_task = state.task.total if state.task else state.params.logits
+  mixed = jax.tree.map(lambda rows: rows / last, of_task)
   updates = -(-done // settings.logits_every)
   return result_lib.SearchResult(
     model=trained_model(search, state),
@@ -302,7 +281,8 @@ def search_policy(
   loss_fn: steps.LossFn = steps.cross_entropy,
   *,
   budget: str,
-  settings: SearchSettings | None = None,
+  settings: search_settings.SearchSettings | None = None,
+  prior: result_lib.SearchResult | None = None,
   costs: Sequence[costs_lib.Cost] = (),
   prepare: steps.PrepareFn | None = None,
   mesh: Mesh | None = None,
@@ -317,6 +297,8 @@ def search_policy(
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
+    prior: scores that logits start from, such as those of `measure_scores` for
+      the same network; None starts from equal logits.
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
@@ -335,6 +317,7 @@ def search_policy(
     loss_fn,
     budget=budget,
     settings=settings,
+    prior=prior,
     costs=costs,
     prepare=prepare,
     mesh=mesh,

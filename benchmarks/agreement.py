@@ -35,7 +35,7 @@ from asga_jax.deploy import folding, packing, reference, timing
 from asga_jax.deploy import formats as export_formats
 from asga_jax.deploy.onnx import export as onnx_export
 from asga_jax.deploy.onnx import layer as onnx_layer
-from asga_jax.runs import build, read
+from asga_jax.runs import build, read, variants
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
 from asga_jax.runs import search as search_run
@@ -79,7 +79,7 @@ def base_config(network: str) -> Any:
   config.model = network
   # On two cores the resolution of the small stem takes MobileNetV2 too long.
   config.stem = _STEMS.get(network, "small")
-  config_lib.apply_variant(config, "small")
+  variants.apply_variant(config, "small")
   config.batch_size = _BATCH_SIZES.get(network, 64)
   config.budget = _BUDGET.value
   config.search.update(steps=_SEARCH.value, learning_rate=rate)

@@ -23,6 +23,7 @@ from asga_jax import files
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
 from asga_jax.runs import search as search_run
+from asga_jax.runs import variants
 
 _OUTPUT = flags.DEFINE_string("output", "runs/finetuning", "Where results go.")
 _BITS = flags.DEFINE_integer("bits", 4, "The budget: what these bits cost.")
@@ -40,7 +41,7 @@ def base_config(seed: int) -> Any:
   """Make the configuration that all runs of a seed share."""
   config = config_lib.default_config()
   config.model = "resnet20"
-  config_lib.apply_variant(config, "cifar10,small")
+  variants.apply_variant(config, "cifar10,small")
   config.batch_size = _BATCH.value
   config.budget = f"bops={_BITS.value}bit"
   config.search.update(

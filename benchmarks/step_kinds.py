@@ -13,7 +13,7 @@ from flax import nnx
 
 from asga_jax import conversion, finetune, models, policy, search
 from asga_jax.quantization import quantizers
-from asga_jax.training import sharding, steps
+from asga_jax.training import search_settings, sharding, steps
 
 CLASSES = 10
 
@@ -156,7 +156,7 @@ def searched(
     found = search.start_search(
       _searchable(case, convolution, bits),
       budget=f"bops={max(bits[0], 4)}bit",
-      settings=search.SearchSettings(**settings),
+      settings=search_settings.SearchSettings(**settings),
       mesh=sharding.data_mesh(jax.devices()[:1]),
     )
   batch = sharding.place_batch(case.data(), found.mesh)

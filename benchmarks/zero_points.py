@@ -29,7 +29,7 @@ from asga_jax.data import csv_source, normalisations
 from asga_jax.deploy import formats
 from asga_jax.network import examples
 from asga_jax.quantization import calibration, layers
-from asga_jax.runs import build, read
+from asga_jax.runs import build, read, variants
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
 
@@ -69,7 +69,7 @@ def vit() -> Case:
   """Train ViT-Ti in float, or read it."""
   config = config_lib.default_config()
   config.model = "vit_ti"
-  config_lib.apply_variant(config, "small")
+  variants.apply_variant(config, "small")
   config.batch_size = 32
   # A transformer without warm-up learns nothing at 0.1.
   config.finetune.update(steps=_STEPS.value, learning_rate=0.01)

@@ -18,6 +18,7 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
@@ -25,4 +26,4 @@ def get_config(variant: str = ""):
   config.model = "efficientnet_lite0"
   # On two cores the resolution of the small stem would take too long.
   config.stem = "small" if variant else "imagenet"
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

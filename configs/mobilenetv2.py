@@ -20,6 +20,7 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
@@ -33,4 +34,4 @@ def get_config(variant: str = ""):
   config.search.learning_rate = 0.01
   config.search.logit_learning_rate = 0.01
   config.search.freeze_batch_norm = True
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

@@ -13,6 +13,7 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
@@ -21,4 +22,4 @@ def get_config(variant: str = ""):
   config.deployed.image_size = 32
   config.deployed.num_classes = 10
   config.deployed.stem = "small"
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

@@ -11,6 +11,7 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
@@ -19,4 +20,4 @@ def get_config(variant: str = ""):
   config.deployed.image_size = 32
   config.deployed.num_classes = 10
   config.deployed.stem = "small"
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

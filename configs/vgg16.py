@@ -16,10 +16,11 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
   config = config_lib.default_config()
   config.model = "vgg16"
   config.stem = "small"
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

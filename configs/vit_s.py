@@ -19,6 +19,7 @@ Variants, behind a colon:
 """
 
 from asga_jax.runs import config as config_lib
+from asga_jax.runs import variants
 
 
 def get_config(variant: str = ""):
@@ -26,4 +27,4 @@ def get_config(variant: str = ""):
   config.model = "vit_s"
   config.stem = "small"
   config.rules = ({"pattern": ".*", "products": True},)
-  return config_lib.apply_variant(config, variant)
+  return variants.apply_variant(config, variant)

@@ -12,9 +12,9 @@ import sys
 import process
 from absl import app, flags, logging
 
-from asga_jax import result as result_lib
 from asga_jax.deploy import formats as export_formats
 from asga_jax.runs import command, export, measure
+from asga_jax.training import search_settings
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -66,7 +66,10 @@ _LATENCY_TABLE = flags.DEFINE_string(
   "Of a search: a table for latency budgets, by default its own.",
 )
 _SCORE = flags.DEFINE_enum(
-  "score", None, result_lib.SCORES, "Of a search: another score to choose by."
+  "score",
+  None,
+  search_settings.SCORES,
+  "Of a search: another score to choose by.",
 )
 _PARETO = flags.DEFINE_bool(
   "pareto", False, "Of a search: write the exact curve of score against cost."

@@ -15,6 +15,7 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table
+from asga_jax.training import search_settings
 
 LATENCY = {
   (path, bw, ba): 0.1 * index + 0.02 * bw + 0.01 * ba
@@ -54,7 +55,7 @@ def random_result(tiny_searchable):
       sizes[choice.activation_group] = len(choice.activation_bits)
     scores = {
       name: {g: random.normal(size=n) * 3 for g, n in sizes.items()}
-      for name in result_lib.SCORES
+      for name in search_settings.SCORES
     }
     return result_lib.SearchResult(
       model=tiny_searchable,
@@ -98,7 +99,7 @@ def test_policies_stay_within_every_budget_and_are_the_best(
 ):
   """Twenty random scores a budget form, 200 in all, against brute force."""
   for seed in range(10):
-    for score in result_lib.SCORES:
+    for score in search_settings.SCORES:
       result = random_result(seed)
       policy = asga_jax.allocate(result, budget=text, score=score)
       limits = budget_lib.resolve(

@@ -7,12 +7,13 @@ from typing import Any
 
 import ml_collections
 
-from asga_jax import finetune, models, search
+from asga_jax import finetune, models
 from asga_jax.data import normalisations
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
 from asga_jax.runs import config_checks
 from asga_jax.training import losses, steps
+from asga_jax.training import search_settings as searching
 from asga_jax.training import settings as setup
 
 # What only a fine-tuning reads: keys, or groups of them.
@@ -94,7 +95,7 @@ def default_config() -> ml_collections.ConfigDict:
       "report_batches": 0,
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
-      "search": setup.settings_group(search.SearchSettings()),
+      "search": setup.settings_group(searching.SearchSettings()),
       "checkpoint_every": 100,
       "flush_every": 10,
     }
@@ -264,9 +265,11 @@ def check_flag_names(
     config_checks.check_keys(given, defaults.to_dict())
 
 
-def search_settings(config: ml_collections.ConfigDict) -> search.SearchSettings:
+def search_settings(
+  config: ml_collections.ConfigDict,
+) -> searching.SearchSettings:
   """Make the settings of the search; raises ValueError for a bad value."""
-  return setup.read_settings(search.SearchSettings, config.search)
+  return setup.read_settings(searching.SearchSettings, config.search)
 
 
 def is_float(config: ml_collections.ConfigDict) -> bool:
@@ -308,43 +311,3 @@ def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
     }
     rules.append(rules_lib.Rule(**values))
   return tuple(rules)
-
-
-def apply_variant(
-  config: ml_collections.ConfigDict, variant: str
-) -> ml_collections.ConfigDict:
-  """Set the proxy, the schedule and the deployed network of a variant.
-
-  Args:
-    config: to change; with the model and the stem.
-    variant: words joined by commas: 'cifar10' for the paper's proxy with the
-      schedule of GMPQ's release, else the embedded proxy; 'small' for costs of
-      the network as it is searched, on 32x32 images of 10 classes, else those
-      that the configuration has, of ImageNet.
-
-  Returns:
-    The same configuration.
-
-  Raises:
-    ValueError: unknown variant.
-  """
-  words = [word for word in variant.split(",") if word]
-  unknown = [word for word in words if word not in ("cifar10", "small")]
-  if unknown:
-    raise config_checks.ConfigError(
-      f"variant {variant!r} is unknown; accepted: 'cifar10', 'small', both "
-      "joined by a comma, or none"
-    )
-  if "cifar10" in words:
-    config.data.name = "cifar10"
-    config.batch_size = 256
-    config.search.steps = 25 * 50_000 // 256
-    config.pretrain.steps = 25 * 50_000 // 256
-    config.search.learning_rate = 0.1
-    config.finetune.steps = 25 * 50_000 // 256
-    config.checkpoint_every = 200
-  if "small" in words:
-    config.deployed.image_size = config.data.image_size
-    config.deployed.num_classes = 10
-    config.deployed.stem = config.stem
-  return config

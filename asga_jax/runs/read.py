@@ -133,7 +133,17 @@ def read_search(path: str | os.PathLike[str]) -> result_lib.SearchResult:
     settings=config_lib.search_settings(config),
     costs=build.make_costs(config, workdir.kept_table(config, directory)),
   )
-  restored = checkpoints.restore_latest(folder, made.state)
+  try:
+    restored = checkpoints.restore_latest(folder, made.state)
+  except checkpoints.CheckpointError:
+    # One from before the task's part of the logits was kept apart.
+    whole = made.state._replace(task=())
+    try:
+      restored = checkpoints.restore_latest(folder, whole)
+    except checkpoints.CheckpointError:
+      restored = None
+    if restored is None:
+      raise
   assert restored is not None
   step, state = restored
   if step < config.search.steps:

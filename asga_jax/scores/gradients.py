@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from asga_jax.allocation import space as search_space
@@ -14,6 +15,7 @@ from asga_jax.network import examples
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import bit_choice, layers, remembered
 from asga_jax.training import progress as progress_lib
+from asga_jax.xla import lowering
 
 SCORES = ("output_gradient", "loss_gradient", "hessian")
 
@@ -60,6 +62,7 @@ def measure(
   _, method = remembered.recall(model, "example")
   copy = nnx.clone(model)
   copy.eval()
+  lowering.use_lax_convolutions(copy)
   graphdef, state = nnx.split(copy)
   of_batch = jax.jit(functools.partial(_of_batch, graphdef, method, space))
   passes = [(batch, draw) for batch in given for draw in range(draws)]
@@ -122,7 +125,10 @@ def _of_batch(
       _keys(signs, zeros["operands"]),
     ),
   }
-  _, curved = jax.jvp(jax.grad(divergence), (zeros,), (random,))
+  # Not forward over reverse, which functions with a backward pass of their own
+  # refuse.
+  slope = jax.grad(divergence)
+  curved = jax.grad(lambda at: optax.tree.vdot(slope(at), random))(zeros)
   return _scores(
     nnx.merge(graphdef, state, copy=True),
     space,

@@ -15,6 +15,7 @@ from asga_jax.quantization import (
   layers,
   logit_layout,
 )
+from asga_jax.training import task_logits
 from asga_jax.xla import lowering
 
 
@@ -46,6 +47,8 @@ class TrainState(NamedTuple):
   multiplier: jax.Array  # shape=(budgets,), dtype=float32
   # Sum over the steps of dL/dp of each candidate, centred; as the logits.
   slope_sum: logit_layout.StackedLogits
+  # The task's part of the logits; () where there is no budget.
+  task: Any = ()
 
 
 _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
@@ -167,4 +170,5 @@ def initial_state(
     logit_optimizer=logit_optimizer.init(params.logits),
     multiplier=jnp.zeros(budgets),
     slope_sum=jax.tree.map(jnp.zeros_like, params.logits),
+    task=task_logits.start(params.logits) if budgets else (),
   )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout, promotion
-from asga_jax.training import changed_codes, checks, sharding
+from asga_jax.training import changed_codes, checks, sharding, task_logits
 from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
 from asga_jax.xla import lowering, outline
@@ -39,6 +39,7 @@ class StepParts(NamedTuple):
   logit_optimizer: optax.GradientTransformation
   # From stacked probabilities to expected cost over budget, shape=(budgets,).
   expected_use: Callable[[logit_layout.StackedLogits], jax.Array] | None = None
+  logit_learning_rate: float = 0.0
   temperature: Schedule = optax.constant_schedule(1.0)
   multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
@@ -85,6 +86,7 @@ class Choosing(NamedTuple):
   optimizer: optax.OptState
   multiplier: jax.Array  # shape=(budgets,), dtype=float32
   slope_sum: logit_layout.StackedLogits
+  task: Any  # `TaskLogits`, or () where there is no budget
 
 
 # Of (params, rest, batch) to ((loss, (figures, rest)), gradients).
@@ -128,7 +130,11 @@ def train_step(
   )
   params, optimizer = move_weights(parts, state, gradients)
   before = Choosing(
-    params.logits, state.logit_optimizer, state.multiplier, state.slope_sum
+    params.logits,
+    state.logit_optimizer,
+    state.multiplier,
+    state.slope_sum,
+    state.task,
   )
   if heldout is None:
     chosen = move_logits(parts, before, gradients.logits, temperature)
@@ -158,6 +164,7 @@ def train_step(
     logit_optimizer=chosen.optimizer,
     multiplier=chosen.multiplier,
     slope_sum=chosen.slope_sum,
+    task=chosen.task,
   )
   figures |= figures_lib.of_state(new_state, temperature, parts.expected_use)
   return new_state, figures
@@ -261,6 +268,8 @@ def move_logits(
 ) -> Choosing:
   """Move the logits by the loss and the budget's penalty, then the multiplier.
 
+  What the loss alone moves them by is kept in `task`.
+
   Args:
     parts: the constants.
     before: the logits and what goes with them.
@@ -280,7 +289,8 @@ def move_logits(
     slopes,
     mixed,
   )
-  multiplier = before.multiplier
+  multiplier, task = before.multiplier, before.task
+  of_task = slopes
   if parts.expected_use is not None:
     use, pull_use = jax.vjp(parts.expected_use, mixed)
     # The gradient of budget_lib.penalty in the expected use.
@@ -294,7 +304,12 @@ def move_logits(
     gradients, before.optimizer, before.logits
   )
   logits = optax.apply_updates(before.logits, updates)
-  return Choosing(logits, optimizer, multiplier, slope_sum)
+  if task:
+    (gradients,) = pull_back(of_task)
+    task = task_logits.update(
+      task, gradients, optimizer, parts.logit_learning_rate
+    )
+  return Choosing(logits, optimizer, multiplier, slope_sum, task)
 
 
 def compile_step(

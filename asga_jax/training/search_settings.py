@@ -1,0 +1,85 @@
+"""How a search is run: its settings and its temperature."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from asga_jax.training import settings as setup
+from asga_jax.training import steps
+
+MODES = ("joint", "bilevel")
+# What a search can choose its policy by.
+SCORES = ("log_prob", "first_order")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings(setup.TrainingSettings):
+  """How to search. The paper's values are not public: these are ours."""
+
+  steps: int = 200
+  preset: str = "asga"
+  sharpness: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"gap_ema": 0.9}
+  )
+  # 'joint': weights and logits on one batch; 'bilevel': logits on held-out
+  # batches.
+  mode: str = "joint"
+  # In a bilevel search, steps from one update of the logits to the next.
+  logits_every: int = 1
+  logit_learning_rate: float = 0.03
+  # What a prior's scores are multiplied by where logits start from them.
+  prior_strength: float = 30.0
+  # The softmax temperature falls from the first to the second, by a constant
+  # factor a step.
+  temperature: tuple[float, float] = (1.0, 0.3)
+  # How fast the budget's multiplier answers.
+  multiplier_rate: float = 0.02
+  # Whether batch norm uses the running statistics that the network comes with,
+  # which then stay, instead of those of each batch.
+  freeze_batch_norm: bool = False
+  # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
+  score: str = "first_order"
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check(
+      {
+        "mode": (self.mode in MODES, f"one of {MODES}"),
+        "logits_every": (
+          self.logits_every >= 1
+          and (self.logits_every == 1 or self.mode == "bilevel"),
+          "at least 1, and 1 in a joint search",
+        ),
+        "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
+        "temperature": (
+          len(self.temperature) == 2 and min(self.temperature) > 0,
+          "two numbers above 0",
+        ),
+        "prior_strength": (
+          0 < self.prior_strength < math.inf,
+          "a number above 0",
+        ),
+        "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
+        "score": (
+          self.score in SCORES,
+          f"one of {SCORES}",
+        ),
+      }
+    )
+
+
+def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
+  """Make the geometric fall of the temperature over a search's steps."""
+  first, last = settings.temperature
+  rate = math.log(last / first) / max(settings.steps - 1, 1)
+
+  def temperature(step: jax.Array) -> jax.Array:
+    share = jnp.minimum(step, settings.steps - 1)
+    share = share.astype(jnp.float32)
+    return jnp.float32(first) * jnp.exp(jnp.float32(rate) * share)
+
+  return temperature
