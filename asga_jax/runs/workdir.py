@@ -99,7 +99,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 # What runs did before there was a setting for it.
 _BEFORE_SETTINGS = {
   "data": {"crop": 1.0, "normalisation": ""},
-  "search": {"freeze_batch_norm": False},
+  "search": {"freeze_batch_norm": False, "prior_strength": 30.0},
   "pretrain": {"steps": 0, "learning_rate": 0.05},
 }
 
