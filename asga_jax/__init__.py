@@ -44,6 +44,8 @@ if TYPE_CHECKING:
   from asga_jax.scores.post_training import (
     quantize_post_training as quantize_post_training,
   )
+  from asga_jax.scores.within import PolicyWithin as PolicyWithin
+  from asga_jax.scores.within import policy_within as policy_within
   from asga_jax.search import finish_search as finish_search
   from asga_jax.search import search_policy as search_policy
   from asga_jax.search import start_search as start_search
@@ -66,6 +68,7 @@ _PLACES = {
   "FinetuneSettings": "finetune",
   "ParetoCurve": "allocation.curve",
   "Policy": "policy",
+  "PolicyWithin": "scores.within",
   "PostTraining": "scores.post_training",
   "Rule": "quantization.rules",
   "SearchResult": "result",
@@ -96,6 +99,7 @@ _PLACES = {
   "not_searched": "quantization.remembered",
   "pareto": "every_budget",
   "policy_at": "every_budget",
+  "policy_within": "scores.within",
   "quantize": "conversion",
   "quantize_post_training": "scores.post_training",
   "reestimate_batch_norm": "quantization.batch_norm:reestimated",
@@ -117,6 +121,7 @@ __all__ = [
   "FinetuneSettings",
   "ParetoCurve",
   "Policy",
+  "PolicyWithin",
   "PostTraining",
   "Rule",
   "SearchResult",
@@ -147,6 +152,7 @@ __all__ = [
   "not_searched",
   "pareto",
   "policy_at",
+  "policy_within",
   "quantize",
   "quantize_post_training",
   "reestimate_batch_norm",

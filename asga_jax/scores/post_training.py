@@ -35,6 +35,11 @@ def quantize_post_training(
   bits: tuple[int, ...] = surgery.DEFAULT_BITS,
   end_bits: int = surgery.END_BITS,
   rules: Sequence[rules_lib.Rule] = (),
+  deployed: tuple[nnx.Module, Any] | None = None,
+  weight_quantizer: str = "lsq",
+  activation_quantizer: str = "lsq_plus",
+  per_channel: bool = True,
+  tie_shared_inputs: bool = False,
   scored: int = 1,
   evaluations: int = 0,
   divergence: probe.Divergence = measured.kl_divergence,
@@ -59,6 +64,11 @@ def quantize_post_training(
     bits: the candidates of every tensor, see `searchable`.
     end_bits: the bits of the first and the last layer.
     rules: exceptions, see `asga_jax.Rule`.
+    deployed: what costs are counted on, see `searchable`.
+    weight_quantizer: see `searchable`.
+    activation_quantizer: see `searchable`.
+    per_channel: see `searchable`.
+    tie_shared_inputs: see `searchable`.
     scored: how many of the batches scores are measured on.
     evaluations: the largest number of policies that are measured after that, on
       the same batches; 0 for none.
@@ -90,6 +100,11 @@ def quantize_post_training(
     bits=bits,
     end_bits=end_bits,
     rules=rules,
+    deployed=deployed,
+    weight_quantizer=weight_quantizer,
+    activation_quantizer=activation_quantizer,
+    per_channel=per_channel,
+    tie_shared_inputs=tie_shared_inputs,
     batches=raw[1:],
     method=method,
   )
@@ -114,6 +129,30 @@ def quantize_post_training(
       progress=progress,
     )
   logging.info("correcting biases and batch norm on %d batches", len(raw))
+  fixed = apply_policy(searchable, policy, raw, reference=model)
+  return PostTraining(fixed, policy, result)
+
+
+def apply_policy(
+  searchable: nnx.Module,
+  policy: policy_lib.Policy,
+  batches: Iterable[Any],
+  *,
+  reference: nnx.Module,
+) -> nnx.Module:
+  """Fix a calibrated network at a policy, biases and batch norm corrected.
+
+  Policies of one network share the compilation.
+
+  Args:
+    searchable: the network with its ranges; it is not changed.
+    policy: of its candidates.
+    batches: see `correct_bias`.
+    reference: the float network.
+
+  Returns:
+    A copy in evaluation mode.
+  """
   fixed = fixing.fix_bits(
     searchable,
     {
@@ -121,5 +160,4 @@ def quantize_post_training(
       for path, layer in policy.layers.items()
     },
   )
-  fixed = correction.correct_bias(fixed, raw, reference=model)
-  return PostTraining(fixed, policy, result)
+  return correction.correct_bias(fixed, batches, reference=reference)
