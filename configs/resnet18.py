@@ -11,7 +11,9 @@ Variants, behind a colon:
            at batch 256, for an accelerator; needs --config.data.dir or
            ASGA_DATA_DIR;
   small    costs of the network on 32x32 images of 10 classes, as it is
-           searched; also cifar10,small.
+           searched; also cifar10,small;
+  imagenet the network itself, for launch/quantize.py with published weights:
+           images at 224x224, 7/8 of their short side, as torchvision has them.
 """
 
 from asga_jax.runs import config as config_lib
@@ -23,4 +25,8 @@ def get_config(variant: str = ""):
   config.model = "resnet18"
   # On two cores the resolution of the small stem would take too long.
   config.stem = "small" if variant else "imagenet"
-  return variants.apply_variant(config, variant)
+  variants.apply_variant(config, variant)
+  if variant == "imagenet":
+    config.data.crop = 0.875
+    config.data.normalisation = "torchvision"
+  return config

@@ -47,7 +47,7 @@ def commands(
   Raises:
     ValueError: a key that no command reads.
   """
-  config_lib.check_flag_names(keys)
+  command.check_flag_names(keys)
   of_search = _without(keys, config_lib.OF_FINETUNE)
   of_finetune = _without(keys, config_lib.OF_SEARCH)
   searched, trained = f"{output}/search", f"{output}/finetune"

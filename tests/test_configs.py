@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from asga_jax.cost import macs
-from asga_jax.runs import build
+from asga_jax.runs import build, quantize_config
 from asga_jax.runs import config as config_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -39,6 +39,17 @@ def test_configuration_is_accepted(path):
   assert macs.network_stats(network, shape) == macs.network_stats(
     searched, shape
   )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_network_itself_on_imagenet(path):
+  config = quantize_config.of_quantize(_load(path).get_config("imagenet"))
+  config.weights.path = "trained.safetensors"
+  config.post_training.source = "images"
+  config.data.normalisation = config.data.normalisation or "torchvision"
+  quantize_config.check(config)
+  assert build.make_deployed(config)[1] == tuple(build.example_shape(config))
+  assert config.stem == config.deployed.stem
 
 
 def test_unknown_variant():

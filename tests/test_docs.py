@@ -9,7 +9,7 @@ import types
 import pytest
 
 import asga_jax
-from asga_jax.runs import config as config_lib
+from asga_jax.runs import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Keys of an ONNX file's metadata, after "asga_jax.".
@@ -86,12 +86,12 @@ def test_flags_are_known():
   }
   flags.discard("--config.KEY")
   assert len(flags) > 5
-  config_lib.check_flag_names(sorted(flags))
+  command.check_flag_names(sorted(flags))
 
 
 def test_an_unknown_flag_would_be_found():
   with pytest.raises(ValueError, match="stepz"):
-    config_lib.check_flag_names(["--config.search.stepz=3"])
+    command.check_flag_names(["--config.search.stepz=3"])
 
 
 def test_public_names_are_sorted_and_there():

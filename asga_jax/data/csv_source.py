@@ -1,9 +1,9 @@
-"""Image files that a CSV file lists with their labels."""
+"""Image files that a CSV file lists with their labels, or a folder holds."""
 
 import csv
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import PIL.Image
 from asga_jax.data import dataset as dataset_lib
 
 _COLUMNS = ("path", "label")
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _RESAMPLING = {
   "bilinear": PIL.Image.Resampling.BILINEAR,
   "bicubic": PIL.Image.Resampling.BICUBIC,
@@ -42,54 +43,92 @@ def read_list(path: str | os.PathLike[str], *, within: str = "") -> list[Row]:
       row without an existing file and a label, with its line.
   """
   path = pathlib.Path(path)
-  folder = path.parent
-  rows = []
-  try:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-      lines = csv.DictReader(file, strict=True)
-      missing = [c for c in _COLUMNS if c not in (lines.fieldnames or ())]
-      if missing:
-        raise dataset_lib.DataError(
-          f"{path} has the columns {lines.fieldnames or []}; expected "
-          f"{' and '.join(_COLUMNS)}"
-        )
-      for fields in lines:
-        row = _row(fields["path"], fields["label"], folder, path, lines)
-        if (folder / within) in row.path.parents:
-          rows.append(row)
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise dataset_lib.DataError(
-      f"{path} cannot be read as a list of images: {error}; expected a CSV "
-      "file with the columns path and label"
-    ) from error
+  rows = [
+    Row(_file(name, path, where), _label(label, where))
+    for where, name, label in _lines(path, _COLUMNS)
+  ]
+  folder = path.parent / within
+  rows = [row for row in rows if folder in row.path.parents]
   if not rows:
-    told = f" in {folder / within}" if within else ""
     raise dataset_lib.DataError(
-      f"{path} lists no images{told}; expected one or more"
+      f"{path} lists no images{f' in {folder}' if within else ''}; expected one"
+      " or more"
     )
   return rows
 
 
-def _row(
-  name: str | None,
-  label: str | None,
-  folder: pathlib.Path,
-  source: pathlib.Path,
-  lines: csv.DictReader,
-) -> Row:
-  where = f"{source}, line {lines.line_num}"
+def find_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """Find images without labels, without opening these.
+
+  Args:
+    path: a folder, with image files in it or below it, or a CSV file with the
+      column `path`, relative to its folder; others are not read.
+
+  Returns:
+    The files, of a folder in the order of their names.
+
+  Raises:
+    DataError: there are none, a list that cannot be read, or a row without an
+      existing file, with its line.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    found = sorted(
+      file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES
+    )
+    expected = f"image files in it or below it ({', '.join(_SUFFIXES)})"
+  else:
+    found = [
+      _file(name, path, where) for where, name, _ in _lines(path, _COLUMNS[:1])
+    ]
+    expected = "the paths of image files"
+  if not found:
+    raise dataset_lib.DataError(f"{path} has no images; expected {expected}")
+  return found
+
+
+def _lines(
+  path: pathlib.Path, columns: Sequence[str]
+) -> Iterator[tuple[str, str | None, str | None]]:
+  """Yield where each row stands, its path and its label."""
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+      lines = csv.DictReader(file, strict=True)
+      missing = [c for c in columns if c not in (lines.fieldnames or ())]
+      if missing:
+        raise dataset_lib.DataError(
+          f"{path} has the columns {lines.fieldnames or []}; expected "
+          f"{' and '.join(columns)}"
+        )
+      for fields in lines:
+        where = f"{path}, line {lines.line_num}"
+        yield where, fields["path"], fields.get("label")
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    plural = "s" * (len(columns) > 1)
+    raise dataset_lib.DataError(
+      f"{path} cannot be read as a list of images: {error}; expected a CSV "
+      f"file with the column{plural} {' and '.join(columns)}"
+    ) from error
+
+
+def _file(name: str | None, source: pathlib.Path, where: str) -> pathlib.Path:
   if not name:
     raise dataset_lib.DataError(f"{where}: path is empty; expected a file")
+  found = source.parent / name
+  if not found.is_file():
+    raise dataset_lib.DataError(
+      f"{where}: there is no file {found}; expected paths relative to "
+      f"{source.parent}"
+    )
+  return found
+
+
+def _label(label: str | None, where: str) -> int:
   if not (label and label.isascii() and label.isdigit()):
     raise dataset_lib.DataError(
       f"{where}: label is {label!r}; expected an integer from 0"
     )
-  if not (folder / name).is_file():
-    raise dataset_lib.DataError(
-      f"{where}: there is no file {folder / name}; expected paths relative to "
-      f"{folder}"
-    )
-  return Row(folder / name, int(label))
+  return int(label)
 
 
 def decode(

@@ -64,7 +64,7 @@ def parse(
   try:
     if unread is not None:
       check_file(arguments)
-      config_lib.check_flag_names(arguments, unread)
+      check_flag_names(arguments, unread)
     rest = flags.FLAGS(arguments, known_only=handed_on)
   except Exception as error:  # a file of a configuration may raise anything
     sys.exit(_sentence(error, arguments if unread is not None else ()))
@@ -80,6 +80,37 @@ def parse(
   if missing:
     sys.exit(f"--{missing[0]} is missing; expected {_EXPECTED[missing[0]]}")
   return rest
+
+
+def check_flag_names(
+  arguments: Sequence[str], unread: Sequence[str] = ()
+) -> None:
+  """Check that flags --config.KEY name keys that there are, and are read.
+
+  Args:
+    arguments: of the command line.
+    unread: keys, or groups of them, that the command does not read.
+
+  Raises:
+    ConfigError: an unknown key; it names the closest ones. Or an unread one.
+  """
+  defaults = config_lib.default_config()
+  for argument in arguments:
+    match = re.match(r"--?config\.([\w.]+)", argument)
+    if not match:
+      continue
+    if any(f"{match[1]}.".startswith(f"{key}.") for key in unread):
+      raise config_checks.ConfigError(
+        f"config.{match[1]} is not read by this command; it does not read "
+        + ", ".join(f"config.{key}" for key in unread)
+      )
+    given = defaults.to_dict()
+    *groups, last = match[1].split(".")
+    group = given
+    for name in groups:
+      group = group.setdefault(name, {})
+    group.setdefault(last, None)
+    config_checks.check_keys(given, defaults.to_dict())
 
 
 def _is_given(name: str) -> bool:

@@ -1,8 +1,6 @@
-"""The configuration of a search and of a fine-tuning from the command line."""
+"""The configuration of all commands: its keys, and what each command reads."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -16,9 +14,9 @@ from asga_jax.training import losses, steps
 from asga_jax.training import search_settings as searching
 from asga_jax.training import settings as setup
 
-# What only a fine-tuning reads: keys, or groups of them.
-OF_FINETUNE = ("finetune",)
-# What only a search reads.
+# What a search does not read: keys, or groups of them.
+OF_FINETUNE = ("finetune", "post_training")
+# What a fine-tuning does not read.
 OF_SEARCH = (
   "budget",
   "latency_table",
@@ -27,6 +25,7 @@ OF_SEARCH = (
   "data.heldout_fraction",
   "pretrain",
   "search",
+  "post_training",
 )
 
 
@@ -96,6 +95,23 @@ def default_config() -> ml_collections.ConfigDict:
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
       "search": setup.settings_group(searching.SearchSettings()),
+      # Of launch/quantize.py, see scores.post_training.
+      "post_training": {
+        # Images without labels that ranges, scores and corrections come from, a
+        # folder or a CSV file; empty for training images of `data`.
+        "source": "",
+        "images": 320,
+        "batch_size": 32,
+        # Batches that scores are measured on.
+        "scored_batches": 1,
+        # The most policies that are measured to improve on the scores' optimum.
+        "evaluations": 0,
+        # What a budget by accuracy is measured on: 'test', or 'train' for other
+        # training images than those above.
+        "split": "test",
+        # A file to take scores from and keep them in; empty for the run's own.
+        "scores": "",
+      },
       "checkpoint_every": 100,
       "flush_every": 10,
     }
@@ -200,7 +216,7 @@ def check_finetune_config(config: ml_collections.ConfigDict) -> None:
 
 
 def check_common(config: ml_collections.ConfigDict) -> None:
-  """Check the values that a search and a fine-tuning share.
+  """Check the values that commands share; one may lack some of them.
 
   Raises:
     ValueError: names the key, its value and what is accepted.
@@ -232,37 +248,6 @@ def check_common(config: ml_collections.ConfigDict) -> None:
       raise config_checks.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
-
-
-def check_flag_names(
-  arguments: Sequence[str], unread: Sequence[str] = ()
-) -> None:
-  """Check that flags --config.KEY name keys that there are, and are read.
-
-  Args:
-    arguments: of the command line.
-    unread: keys, or groups of them, that the command does not read.
-
-  Raises:
-    ConfigError: an unknown key; it names the closest ones. Or an unread one.
-  """
-  defaults = default_config()
-  for argument in arguments:
-    match = re.match(r"--?config\.([\w.]+)", argument)
-    if not match:
-      continue
-    if any(f"{match[1]}.".startswith(f"{key}.") for key in unread):
-      raise config_checks.ConfigError(
-        f"config.{match[1]} is not read by this command; it does not read "
-        + ", ".join(f"config.{key}" for key in unread)
-      )
-    given = defaults.to_dict()
-    *groups, last = match[1].split(".")
-    group = given
-    for name in groups:
-      group = group.setdefault(name, {})
-    group.setdefault(last, None)
-    config_checks.check_keys(given, defaults.to_dict())
 
 
 def search_settings(

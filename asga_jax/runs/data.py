@@ -1,5 +1,6 @@
 """The data of a run in a work directory, as that run saw it."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -30,13 +31,20 @@ def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
   """Load and part the data as a run did.
 
   Args:
-    config: of a search or a fine-tuning.
+    config: of a run.
     seed: of that run.
 
   Raises:
     ValueError: there are no such data.
   """
+  if not config.data.name:
+    raise data_lib.DataError(
+      "config.data.name is empty: the run has no images with labels to be"
+      " evaluated on; expected a run that has, or --report=false of an export"
+    )
   dataset = build.load_data(config)
+  if "post_training" in config:
+    dataset = with_classes(dataset, config.deployed.num_classes)
   bilevel = "search" in config and config.search.mode == "bilevel"
   splits = data_lib.split_proxy(
     dataset,
@@ -57,9 +65,19 @@ def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
   )
 
 
+def with_classes(dataset: data_lib.Dataset, classes: int) -> data_lib.Dataset:
+  """Name the classes of a network of which data show but the first."""
+  more = range(dataset.num_classes, classes)
+  return dataclasses.replace(
+    dataset, class_names=(*dataset.class_names, *map(str, more))
+  )
+
+
 def of_run(path: str | os.PathLike[str]) -> RunData:
   """Load the data of the run in a work directory; see `load`."""
   config = ml_collections.ConfigDict(workdir.read_config(path))
+  if "post_training" in config:
+    return load(config, 0)
   group = config.search if "search" in config else config.finetune
   return load(config, group.seed)
 
@@ -75,6 +93,10 @@ def settle(model: nnx.Module, data: RunData) -> int:
   Returns:
     How many images were seen; 0 where no norm has statistics.
   """
+  if "post_training" in data.config:
+    # Corrected by what differs from the float network, on other images.
+    model.eval()
+    return 0
   size: int = data.config.eval_batch_size
   return size * batch_norm.reestimate_batch_norm(model, norm_inputs(data))
 

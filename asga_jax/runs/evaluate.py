@@ -108,7 +108,9 @@ def _networks(
     found[f"{own}, averaged"] = trained.averaged
   for given in compare:
     if given == OWN_FLOAT:
-      if trained.policy is not None:
+      if "post_training" in trained.config:
+        found["float"] = build.make_network(trained.config, dataset.num_classes)
+      elif trained.policy is not None:
         found["its weights in float"] = _in_float(trained.model)
     elif pathlib.Path(given).is_dir():
       found[given] = _read_other(trained.config, given)

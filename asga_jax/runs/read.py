@@ -13,7 +13,7 @@ from asga_jax import conversion, files, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.quantization import fixing
-from asga_jax.runs import build, checkpoints, workdir
+from asga_jax.runs import build, checkpoints, quantize_config, workdir
 from asga_jax.runs import config as config_lib
 from asga_jax.training import state as state_lib
 from asga_jax.weights import load
@@ -36,8 +36,15 @@ class FinishedFinetuning(NamedTuple):
   summary: dict[str, Any]
 
 
+class FinishedQuantization(NamedTuple):
+  """What a quantization without training leaves, on disk and in memory."""
+
+  policy: policy_lib.Policy
+  summary: dict[str, Any]
+
+
 class TrainedRun(NamedTuple):
-  """A search or a fine-tuning that has ended, without its data."""
+  """A run that has ended, of whatever command, without its data."""
 
   config: ml_collections.ConfigDict
   # Of the data, the batch norm and the initial weights.
@@ -55,13 +62,13 @@ class TrainedRun(NamedTuple):
 
 
 def is_search(path: str | os.PathLike[str]) -> bool:
-  """Tell a search's work directory from that of a fine-tuning.
+  """Tell a search's work directory from that of another command.
 
   Raises:
-    ValueError: it is neither.
+    ValueError: it is of none.
   """
   found = workdir.read_config(path)
-  if "search" not in found and "finetune" not in found:
+  if not {"search", "finetune", "post_training"} & {*found}:
     raise workdir.WorkdirError(
       f"{pathlib.Path(path) / workdir.CONFIG_NAME} is neither of a search nor "
       "of a fine-tuning"
@@ -87,6 +94,13 @@ def read_finished_finetuning(
   return FinishedFinetuning(policy, read_summary(directory))
 
 
+def read_finished_quantization(directory: pathlib.Path) -> FinishedQuantization:
+  """Read the policy and the summary of a quantization that has ended."""
+  logging.info("the run in %s has ended; this is its result", directory)
+  policy = policy_lib.load(directory / "policy.json")
+  return FinishedQuantization(policy, read_summary(directory))
+
+
 def read_summary(directory: pathlib.Path) -> dict[str, Any]:
   """Read the summary of a run that has ended.
 
@@ -101,7 +115,7 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
   except ValueError as error:
     raise workdir.WorkdirError(
       f"{file} is damaged ({error}); remove it, and the command of the run "
-      "makes it again from the last checkpoint"
+      "makes it again from what it kept"
     ) from error
   return found
 
@@ -175,7 +189,7 @@ def end_search(
 
 
 def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
-  """Read the network of a search or a fine-tuning from its work directory.
+  """Read the network of a run from its work directory.
 
   Args:
     path: the directory.
@@ -191,7 +205,9 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
       "its own command again, which goes on with it"
     )
   if not is_search(directory):
-    return _read_finetuned(directory, config)
+    quantized = "post_training" in config
+    read = _read_quantized if quantized else _read_finetuned
+    return read(directory, config)
   source = read_search(directory).model
   policy = policy_lib.load(directory / "policy.json")
   model = at_policy(source, policy)
@@ -209,7 +225,7 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
 
 
 def load_run(path: str | os.PathLike[str]) -> nnx.Module:
-  """Load the network of a search or a fine-tuning that has ended.
+  """Load the network of a run that has ended, of a search or any other.
 
   Args:
     path: the work directory of the command.
@@ -268,15 +284,7 @@ def _read_finetuned(
   policy = None
   if not config_lib.is_float(config):
     policy = policy_lib.load(directory / "policy.json")
-    # Steps and signedness come from the file.
-    network = conversion.quantize(
-      network,
-      build.blank_images(config),
-      policy,
-      weight_quantizer=config.weight_quantizer,
-      activation_quantizer=config.activation_quantizer,
-      per_channel=config.per_channel,
-    )
+    network = _quantized(config, network, policy)
   model = load.load_weights(network, directory / WEIGHTS)
   averaged = None
   if config.finetune.ema_decay:
@@ -288,4 +296,35 @@ def _read_finetuned(
     model=model,
     source=model,
     averaged=averaged,
+  )
+
+
+def _read_quantized(
+  directory: pathlib.Path, config: ml_collections.ConfigDict
+) -> TrainedRun:
+  quantize_config.check(config)
+  policy = policy_lib.load(directory / "policy.json")
+  network = build.make_network(
+    config, config.deployed.num_classes, trained=False
+  )
+  network = _quantized(config, network, policy)
+  model = load.load_weights(network, directory / WEIGHTS)
+  return TrainedRun(
+    config=config, seed=0, policy=policy, model=model, source=model
+  )
+
+
+def _quantized(
+  config: ml_collections.ConfigDict,
+  network: nnx.Module,
+  policy: policy_lib.Policy,
+) -> nnx.Module:
+  """Quantize a network whose steps and signedness come from a file."""
+  return conversion.quantize(
+    network,
+    build.blank_images(config),
+    policy,
+    weight_quantizer=config.weight_quantizer,
+    activation_quantizer=config.activation_quantizer,
+    per_channel=config.per_channel,
   )

@@ -15,7 +15,8 @@ def apply_variant(
     variant: words joined by commas: 'cifar10' for the paper's proxy with the
       schedule of GMPQ's release, else the embedded proxy; 'small' for costs of
       the network as it is searched, on 32x32 images of 10 classes, else those
-      that the configuration has, of ImageNet.
+      that the configuration has, of ImageNet; 'imagenet' for the deployed
+      network itself on images of its size, which `data.name` is to name.
 
   Returns:
     The same configuration.
@@ -24,12 +25,16 @@ def apply_variant(
     ValueError: unknown variant.
   """
   words = [word for word in variant.split(",") if word]
-  unknown = [word for word in words if word not in ("cifar10", "small")]
-  if unknown:
+  if words != ["imagenet"] and not {*words} <= {"cifar10", "small"}:
     raise config_checks.ConfigError(
       f"variant {variant!r} is unknown; accepted: 'cifar10', 'small', both "
-      "joined by a comma, or none"
+      "joined by a comma, 'imagenet', or none"
     )
+  if "imagenet" in words:
+    config.stem = config.deployed.stem
+    config.data.name = ""
+    config.data.image_size = config.deployed.image_size
+    config.eval_batch_size = 50
   if "cifar10" in words:
     config.data.name = "cifar10"
     config.batch_size = 256

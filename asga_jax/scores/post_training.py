@@ -10,9 +10,12 @@ from flax import nnx
 from asga_jax import conversion
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import choose
+from asga_jax.allocation import space as search_space
+from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
-from asga_jax.quantization import correction, fixing, surgery
+from asga_jax.quantization import correction, fixing, remembered, surgery
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.scores import choice, measured, probe
 
@@ -108,6 +111,7 @@ def quantize_post_training(
     batches=raw[1:],
     method=method,
   )
+  _check_budget(searchable, budget, costs)
   result = measured.measure_scores(
     searchable,
     raw[:scored],
@@ -161,3 +165,16 @@ def apply_policy(
     },
   )
   return correction.correct_bias(fixed, batches, reference=reference)
+
+
+def _check_budget(
+  searchable: nnx.Module, budget: str, costs: Sequence[costs_lib.Cost]
+) -> None:
+  """Check before long work that some policy meets a budget."""
+  network, _ = remembered.recall(searchable, "deployed_network")
+  choices = search_space.build(searchable, network).choices
+  known = search_space.known_costs(costs)
+  limits = budget_lib.resolve(
+    budget_lib.parse_budget(budget), network, choices, known
+  )
+  choose.check_feasible(network, choices, known, limits)

@@ -167,3 +167,38 @@ def test_an_unknown_resampling_is_told(folder):
 def test_a_folder_without_images_is_told(folder):
   with pytest.raises(data.DataError, match=r"lists no images in .*c; expected"):
     csv_source.read_list(folder / "train.csv", within="c")
+
+
+def test_files_without_labels(folder):
+  (folder / "a" / "notes.txt").write_text("no image")
+  found = csv_source.find_files(folder)
+  names = [str(file.relative_to(folder)) for file in found]
+  assert names == ["a/0.png", "a/1.png", "b/2.png", "b/3.png"]
+  (folder / "some.csv").write_text("size,path\n3,b/3.png\n4,a/0.png\n")
+  found = csv_source.find_files(folder / "some.csv")
+  assert found == [folder / "b" / "3.png", folder / "a" / "0.png"]
+  # Labels are no matter.
+  assert len(csv_source.find_files(folder / "train.csv")) == 3
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("image\na/0.png\n", r"has the columns \['image'\]; expected path"),
+    ("path\n", "has no images; expected the paths"),
+    ("path\na/9.png\n", r"line 2: there is no file .*a/9\.png"),
+    ("path,x\n,3\n", "line 2: path is empty"),
+  ],
+)
+def test_bad_lists_without_labels(folder, text, message):
+  (folder / "some.csv").write_text(text)
+  with pytest.raises(data.DataError, match=message):
+    csv_source.find_files(folder / "some.csv")
+
+
+def test_a_folder_of_no_images_and_no_folder_are_told(folder):
+  (folder / "empty").mkdir()
+  with pytest.raises(data.DataError, match=r"has no images; expected .*\.png"):
+    csv_source.find_files(folder / "empty")
+  with pytest.raises(data.DataError, match="cannot be read as a list"):
+    csv_source.find_files(folder / "nowhere")

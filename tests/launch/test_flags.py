@@ -8,11 +8,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from asga_jax.runs import command, config_checks
+from asga_jax.runs import command, config_checks, quantize_config
 from asga_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-OF_CONFIG = ("search", "finetune", "deploy", "latency")
+OF_CONFIG = ("search", "finetune", "quantize", "deploy", "latency")
 OF_WORKDIR = ("evaluate", "export", "report")
 
 
@@ -66,6 +66,7 @@ def test_a_positional_directory_is_told_its_flag(parse, name):
   [
     ("search", [], "--config"),
     ("finetune", ["--policy=4bit"], "--config"),
+    ("quantize", ["--images=there"], "--config"),
     ("latency", ["--config=configs/resnet8.py"], "--output"),
     *((name, [], "--workdir") for name in OF_WORKDIR),
   ],
@@ -106,6 +107,7 @@ def test_a_file_that_fails_is_told_in_a_line(parse, tmp_path, text, named):
   [
     ("search", config_lib.OF_FINETUNE),
     ("finetune", config_lib.OF_SEARCH),
+    ("quantize", quantize_config.UNREAD),
     ("deploy", ()),
   ],
 )

@@ -17,7 +17,13 @@ from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
 from asga_jax.quantization import layers
-from asga_jax.runs import checkpoints, finetune_start, read, summary
+from asga_jax.runs import (
+  checkpoints,
+  command,
+  finetune_start,
+  read,
+  summary,
+)
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import evaluate as evaluate_run
 from asga_jax.runs import finetune as finetune_run
@@ -465,8 +471,8 @@ def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
 )
 def test_flags_that_a_command_does_not_read_are_named(flag, unread, named):
   with pytest.raises(ValueError, match=named):
-    config_lib.check_flag_names([flag], unread)
-  config_lib.check_flag_names(["--config.data.name=digits"], unread)
+    command.check_flag_names([flag], unread)
+  command.check_flag_names(["--config.data.name=digits"], unread)
 
 
 def test_evaluations_set_float_beside_quantized(config, whole, float_run):

@@ -76,13 +76,13 @@ def test_the_cheapest_that_agrees(net, found, compilations):
   assert 3 < len(at.measured) < 14
   told = at.policy.provenance
   assert told["accuracy_budget"] == "agree=97%"
-  assert (told["split"], told["images"]) == ("noise", 4000)
+  assert (told["split"], told["images_measured"]) == ("noise", 4000)
   assert told["fall"] == at.fall.value
 
 
 def test_the_cheapest_that_drops_little(net, found, labels):
   at = find(
-    net, found, "drop=1%", inputs=[TESTED[:2000], TESTED[2000:]], labels=labels
+    net, found, "drop=1%", inputs=[TESTED[:2500], TESTED[2500:]], labels=labels
   )
   truth = [
     np.mean(np.argmax(np.asarray(model(TESTED)), -1) == labels)
