@@ -43,7 +43,7 @@ def load(config: ml_collections.ConfigDict, seed: int) -> RunData:
       " evaluated on; expected a run that has, or --report=false of an export"
     )
   dataset = build.load_data(config)
-  if "post_training" in config:
+  if workdir.is_quantization(config):
     dataset = with_classes(dataset, config.deployed.num_classes)
   bilevel = "search" in config and config.search.mode == "bilevel"
   splits = data_lib.split_proxy(
@@ -76,7 +76,7 @@ def with_classes(dataset: data_lib.Dataset, classes: int) -> data_lib.Dataset:
 def of_run(path: str | os.PathLike[str]) -> RunData:
   """Load the data of the run in a work directory; see `load`."""
   config = ml_collections.ConfigDict(workdir.read_config(path))
-  if "post_training" in config:
+  if workdir.is_quantization(config):
     return load(config, 0)
   group = config.search if "search" in config else config.finetune
   return load(config, group.seed)
@@ -93,7 +93,7 @@ def settle(model: nnx.Module, data: RunData) -> int:
   Returns:
     How many images were seen; 0 where no norm has statistics.
   """
-  if "post_training" in data.config:
+  if workdir.is_quantization(data.config):
     # Corrected by what differs from the float network, on other images.
     model.eval()
     return 0

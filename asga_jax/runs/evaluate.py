@@ -14,7 +14,7 @@ from asga_jax import data as data_lib
 from asga_jax import evaluate, files
 from asga_jax.quantization import layers
 from asga_jax.report import confusion
-from asga_jax.runs import build, read, waits
+from asga_jax.runs import build, read, waits, workdir
 from asga_jax.runs import data as run_data
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
@@ -108,7 +108,7 @@ def _networks(
     found[f"{own}, averaged"] = trained.averaged
   for given in compare:
     if given == OWN_FLOAT:
-      if "post_training" in trained.config:
+      if workdir.is_quantization(trained.config):
         found["float"] = build.make_network(trained.config, dataset.num_classes)
       elif trained.policy is not None:
         found["its weights in float"] = _in_float(trained.model)

@@ -205,7 +205,7 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedRun:
       "its own command again, which goes on with it"
     )
   if not is_search(directory):
-    quantized = "post_training" in config
+    quantized = workdir.is_quantization(config)
     read = _read_quantized if quantized else _read_finetuned
     return read(directory, config)
   source = read_search(directory).model

@@ -58,7 +58,7 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
       f"{directory} is no directory; expected the work directory of a run"
     )
   config = workdir.read_config(directory)
-  if "post_training" in config:
+  if workdir.is_quantization(config):
     raise RunFilesError(
       f"{directory} is of a quantization without training, of which there is no"
       " page; its result is in summary.json and policy.png"

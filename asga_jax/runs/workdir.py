@@ -143,6 +143,15 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def is_quantization(config: config_checks.Config) -> bool:
+  """Tell whether a run is a quantization without training."""
+  return (
+    "post_training" in config
+    and "search" not in config
+    and "finetune" not in config
+  )
+
+
 def open_workdir(
   path: str | os.PathLike[str],
   config: config_checks.Config,
