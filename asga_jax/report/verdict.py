@@ -17,11 +17,12 @@ def beats_uniform(summary: Mapping[str, Any]) -> bool | None:
   return None if interval is None else interval[0] > 0
 
 
-def sentence(summary: Mapping[str, Any]) -> str | None:
+def sentence(summary: Mapping[str, Any], *, unit: str = "points") -> str | None:
   """Say how a policy compares with uniform bits of the same cost.
 
   Args:
     summary: of `summary.json`; empty for a search that has not ended.
+    unit: what the gain is counted in.
 
   Returns:
     One sentence; None where there was nothing to compare with.
@@ -33,17 +34,17 @@ def sentence(summary: Mapping[str, Any]) -> str | None:
   low, high = (100 * end for end in summary["gain_interval"])
   if beats:
     claim = (
-      f"The policy beats uniform bits of the same cost by {gain:.1f} points"
+      f"The policy beats uniform bits of the same cost by {gain:.1f} {unit}"
     )
   elif high < 0:
     claim = (
-      f"The policy is {-gain:.1f} points worse than uniform bits of the same"
+      f"The policy is {-gain:.1f} {unit} worse than uniform bits of the same"
       " cost"
     )
   else:
     claim = (
       f"The policy does not beat uniform bits of the same cost: the difference"
-      f" is {gain:+.1f} points"
+      f" is {gain:+.1f} {unit}"
     )
   found = (
     f"{claim} (95 % interval {low:+.1f} to {high:+.1f}, on"

@@ -102,7 +102,8 @@ def default_config() -> ml_collections.ConfigDict:
         "source": "",
         "images": 320,
         "batch_size": 32,
-        # Batches that scores are measured on.
+        # One of scores.measured.SCORES, and how many batches it is measured on.
+        "score": "kl",
         "scored_batches": 1,
         # The most policies that are measured to improve on the scores' optimum.
         "evaluations": 0,

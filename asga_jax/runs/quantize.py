@@ -42,9 +42,9 @@ def run_quantization(
   """Quantize a trained network without training, or go on with that.
 
   The directory holds `config.json`, `scores.json` (kept while they are
-  measured) and, at the end, `policy.json`, `policy.png`,
-  `weights.safetensors`, `network.onnx` and `summary.json`. A run that has ended
-  is read, not repeated.
+  measured; those of gradients are not) and, at the end, `policy.json`,
+  `policy.png`, `weights.safetensors`, `network.onnx` and `summary.json`. A run
+  that has ended is read, not repeated.
 
   Args:
     config: see `config_lib.default_config`.
@@ -100,13 +100,15 @@ def _quantize(
     activation_quantizer=config.activation_quantizer,
     per_channel=config.per_channel,
     tie_shared_inputs=config.tie_shared_inputs,
+    score=config.post_training.score,
     scored=config.post_training.scored_batches,
     evaluations=config.post_training.evaluations,
     costs=costs,
     model_name=config.model,
     cache=scores,
   )
-  if scores != directory / SCORES:
+  # Those of gradients are not kept.
+  if scores != directory / SCORES and scores.exists():
     files.write_bytes_atomic(directory / SCORES, scores.read_bytes())
   policy, model = made.policy, made.model
   if bounded:
@@ -160,6 +162,8 @@ def _within(
       split=images.bounded.name,
     )
   except ValueError as error:
+    if not scores.exists():
+      raise
     raise type(error)(
       f"{error} The scores are kept: --config.post_training.scores={scores}"
       " beside another budget and --workdir goes on from them."

@@ -4,12 +4,13 @@ import ml_collections
 
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import config_checks
-from asga_jax.scores import within
+from asga_jax.scores import measured, within
 
 # What it does not read: keys, or groups of them.
 UNREAD = (
   "search",
   "finetune",
+  "pretrain",
   "batch_size",
   "batch_norm_batches",
   "checkpoint_every",
@@ -50,11 +51,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.post_training.{name} is {given[name]}; expected at least"
         f" {least}"
       )
-  if given.split not in SPLITS:
-    raise config_checks.ConfigError(
-      f"config.post_training.split is {given.split!r}; expected one of"
-      f" {', '.join(SPLITS)}"
-    )
+  for name, accepted in {"split": SPLITS, "score": measured.SCORES}.items():
+    if given[name] not in accepted:
+      raise config_checks.ConfigError(
+        f"config.post_training.{name} is {given[name]!r}; expected one of"
+        f" {', '.join(accepted)}"
+      )
   if not (config.data.name or given.source):
     raise config_checks.ConfigError(
       "config.data.name and config.post_training.source are both empty;"

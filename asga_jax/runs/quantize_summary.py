@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asga_jax import policy as policy_lib
-from asga_jax.report import policy_table
+from asga_jax.report import policy_table, verdict
 from asga_jax.runs import quantize_images, read
 from asga_jax.scores import intervals, measured, within
 
@@ -96,19 +96,24 @@ def _divergence(of_float: np.ndarray, found: np.ndarray) -> float | None:
   return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _compared(summary: Mapping[str, Any]) -> tuple[str, str, str]:
-  """Name what a policy is compared by, its figure and its gain."""
+def _as_accuracy(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Let agreement with the float network stand where accuracy is not known."""
   if "float_accuracy" in summary:
-    return "top-1", "policy_accuracy", "gain"
-  return "agreement with the float network", "agreement", "agreement_gain"
+    return summary
+  return {
+    **summary,
+    "policy_accuracy": summary["agreement"],
+    "uniform_accuracy": summary["uniform_agreement"],
+    "gain_over_uniform": summary["agreement_gain_over_uniform"],
+    "gain_interval": summary["agreement_gain_interval"],
+  }
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
-  _, _, gain = _compared(summary)
-  interval = summary[f"{gain}_interval"]
-  if interval is None or interval[0] > 0:
+  shown = _as_accuracy(summary)
+  if verdict.beats_uniform(shown) is not False:
     return []
-  low, high = (100 * end for end in interval)
+  low, high = (100 * end for end in shown["gain_interval"])
   return [
     "The policy is not shown to be better than uniform bits of the same cost:"
     f" the interval of its gain, {low:+.1f} to {high:+.1f} points, is not above"
@@ -124,36 +129,14 @@ def sentence(summary: Mapping[str, Any]) -> str:
   Args:
     summary: from `summarise`.
   """
-  what, own, gain = _compared(summary)
-  images = f"{summary['report_images']} images of {summary['split']}"
-  ours = f"{100 * summary[own]:.1f} %"
-  if summary[f"{gain}_interval"] is None:
-    return (
-      f"The policy has {ours} {what} on {images}; no uniform bits meet the"
-      " budget."
-    )
-  points = 100 * summary[f"{gain}_over_uniform"]
-  low, high = (100 * end for end in summary[f"{gain}_interval"])
-  rival = "uniform bits within the same budget"
-  if low > 0:
-    claim = f"The policy beats {rival} by {points:.1f} points of {what}"
-  elif high < 0:
-    claim = f"The policy is {-points:.1f} points of {what} worse than {rival}"
-  else:
-    claim = (
-      f"The policy does not beat {rival}: the difference is {points:+.1f}"
-      f" points of {what}"
-    )
-  theirs = summary[f"uniform_{own.removeprefix('policy_')}"]
-  told = (
-    f"{claim} (95 % interval {low:+.1f} to {high:+.1f}, on {images}): {ours}"
-    f" against {100 * theirs:.1f} %"
+  labelled = "float_accuracy" in summary
+  what = "accuracy" if labelled else "agreement with the float network"
+  shown = _as_accuracy(summary)
+  unit = "points" if labelled else f"points of {what}"
+  return verdict.sentence(shown, unit=unit) or (
+    f"The policy has {100 * shown['policy_accuracy']:.1f} % {what} on"
+    f" {summary['report_images']} images; no uniform bits meet the budget."
   )
-  if "float_accuracy" in summary:
-    told += (
-      f", where the float network has {100 * summary['float_accuracy']:.1f} %"
-    )
-  return f"{told}."
 
 
 def format_quantization(finished: read.FinishedQuantization) -> str:

@@ -43,6 +43,7 @@ def quantize_post_training(
   activation_quantizer: str = "lsq_plus",
   per_channel: bool = True,
   tie_shared_inputs: bool = False,
+  score: str = "kl",
   scored: int = 1,
   evaluations: int = 0,
   divergence: probe.Divergence = measured.kl_divergence,
@@ -72,6 +73,7 @@ def quantize_post_training(
     activation_quantizer: see `searchable`.
     per_channel: see `searchable`.
     tie_shared_inputs: see `searchable`.
+    score: see `measure_scores`.
     scored: how many of the batches scores are measured on.
     evaluations: the largest number of policies that are measured after that, on
       the same batches; 0 for none.
@@ -116,6 +118,7 @@ def quantize_post_training(
     searchable,
     raw[:scored],
     budget=budget,
+    score=score,
     divergence=divergence,
     costs=costs,
     model_name=model_name,
