@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 
 import asga_jax
+from asga_jax import search as search_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build, checkpoints, read, summary
+from asga_jax.runs import build, checkpoints, read, summary, workdir
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
@@ -300,3 +301,32 @@ def test_prepared_images_are_normalised_and_augmented_only_in_training(
   assert trained["image"].shape == (4, 8, 8, 3)
   assert not jnp.allclose(trained["image"], plain["image"])
   np.testing.assert_array_equal(trained["label"], raw["label"])
+
+
+def test_a_checkpoint_from_before_the_parts_were_kept_apart_is_read(
+  whole, tmp_path
+):
+  directory = tmp_path / "old"
+  shutil.copytree(whole, directory)
+  config = ml_collections.ConfigDict(workdir.read_config(directory))
+  folder = directory / "checkpoints"
+  metadata = checkpoints.latest_metadata(folder)
+  model = build.make_searchable(
+    config, metadata["num_classes"], None, trained=False
+  )
+  made = search_lib.start_search(
+    model, budget=config.budget, settings=config_lib.search_settings(config)
+  )
+  step, state = checkpoints.restore_latest(folder, made.state)
+  shutil.rmtree(folder)
+  with checkpoints.Checkpoints(folder) as kept:
+    kept.save(step, state._replace(task=()), metadata=metadata)
+  found = read.read_search(directory)
+  for group, values in found.scores["log_prob"].items():
+    logits = found.space.by_group(
+      made.parts.layout.unstack(state.params.logits)
+    )[group]
+    last = config.search.temperature[1]
+    np.testing.assert_allclose(
+      values, jax.nn.log_softmax(np.asarray(logits) / last), atol=1e-5
+    )
