@@ -16,6 +16,9 @@ from asga_jax.training import settings as setup
 
 # What a search does not read: keys, or groups of them.
 OF_FINETUNE = ("finetune", "post_training")
+# Scores of a searched network that a policy may be chosen by: those measured
+# tensor by tensor, so that a killed run goes on.
+MEASURED = ("", "kl", "sharp_kl")
 # What a fine-tuning does not read.
 OF_SEARCH = (
   "budget",
@@ -25,6 +28,7 @@ OF_SEARCH = (
   "data.heldout_fraction",
   "pretrain",
   "search",
+  "choice",
   "post_training",
 )
 
@@ -95,6 +99,10 @@ def default_config() -> ml_collections.ConfigDict:
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
       "search": setup.settings_group(searching.SearchSettings()),
+      # How a policy is chosen once a search has ended: by search.score, or by
+      # 'kl' or 'sharp_kl' (see scores.measured) of the searched network on so
+      # many training images; then by measuring so many whole policies.
+      "choice": {"score": "", "images": 128, "evaluations": 0},
       # Of launch/quantize.py, see scores.post_training.
       "post_training": {
         # Images without labels that ranges, scores and corrections come from, a
@@ -176,6 +184,17 @@ def check_search_config(config: ml_collections.ConfigDict) -> None:
       f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
       " above 0 and below 1"
     )
+  choice = config.choice
+  if choice.score not in MEASURED:
+    raise config_checks.ConfigError(
+      f"config.choice.score is {choice.score!r}; expected one of {MEASURED},"
+      " the first for config.search.score"
+    )
+  for name, least in (("images", 1), ("evaluations", 0)):
+    if choice[name] < least:
+      raise config_checks.ConfigError(
+        f"config.choice.{name} is {choice[name]}; expected at least {least}"
+      )
 
 
 def check_finetune_config(config: ml_collections.ConfigDict) -> None:

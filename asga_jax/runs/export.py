@@ -86,7 +86,13 @@ def export_run(
   policy: policy_lib.Policy | None
   if searched:
     found = _read_search(path, latency_table)
-    policy = chosen = result_lib.allocate(found, budget=budget, score=score)
+    own = pathlib.Path(path, "policy.json")
+    if budget or score or not own.exists():
+      chosen = result_lib.allocate(found, budget=budget, score=score)
+    else:
+      # As it was chosen, which may be more than the optimum for the scores.
+      chosen = policy_lib.load(own)
+    policy = chosen
   else:
     trained = read.read_trained(path)
     policy = trained.policy

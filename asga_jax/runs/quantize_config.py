@@ -9,6 +9,7 @@ from asga_jax.scores import measured, within
 # What it does not read: keys, or groups of them.
 UNREAD = (
   "search",
+  "choice",
   "finetune",
   "pretrain",
   "batch_size",

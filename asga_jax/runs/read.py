@@ -13,7 +13,13 @@ from asga_jax import conversion, files, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.quantization import fixing
-from asga_jax.runs import build, checkpoints, quantize_config, workdir
+from asga_jax.runs import (
+  build,
+  checkpoints,
+  choice,
+  quantize_config,
+  workdir,
+)
 from asga_jax.runs import config as config_lib
 from asga_jax.training import state as state_lib
 from asga_jax.weights import load
@@ -167,7 +173,8 @@ def read_search(path: str | os.PathLike[str]) -> result_lib.SearchResult:
       step,
       config.search.steps,
     )
-  return end_search(config, made, state, metadata["proxy"])
+  found = end_search(config, made, state, metadata["proxy"])
+  return choice.read(config, found, directory)
 
 
 def end_search(

@@ -22,6 +22,7 @@ from asga_jax.data import batches as batches_lib
 from asga_jax.runs import (
   build,
   checkpoints,
+  choice,
   config_checks,
   lock,
   metrics,
@@ -170,7 +171,7 @@ def _conclude(
   directory: pathlib.Path,
 ) -> read.FinishedSearch:
   """Choose the policy, and write all that a search leaves."""
-  policy = result_lib.allocate(found)
+  found, policy = choice.measure(config, found, dataset, splits, directory)
   policy_lib.save(policy, directory / "policy.json")
   records = metrics.read_metrics(directory / "metrics.jsonl")
   if not records:

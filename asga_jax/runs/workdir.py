@@ -101,6 +101,7 @@ _BEFORE_SETTINGS = {
   "data": {"crop": 1.0, "normalisation": ""},
   "search": {"freeze_batch_norm": False, "prior_strength": 30.0},
   "pretrain": {"steps": 0, "learning_rate": 0.05},
+  "choice": {"score": "", "images": 128, "evaluations": 0},
 }
 
 
@@ -137,7 +138,8 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get(name), dict) and known in found[name]
   }
   if "search" in groups:
-    groups["pretrain"] = found.get("pretrain", {})
+    for name in ("pretrain", "choice"):
+      groups[name] = found.get(name, {})
   return found | {
     name: _BEFORE_SETTINGS[name] | group for name, group in groups.items()
   }

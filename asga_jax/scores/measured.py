@@ -123,14 +123,7 @@ def measure_scores(
     )
     known = _Cache(cache, model, given, (score, corrected, radius))
     measured = {score: _one_by_one(probe, known, progress)}
-  widths = {
-    group: bits
-    for choice in space.choices.values()
-    for group, bits in (
-      (choice.weight_group, choice.weight_bits),
-      (choice.activation_group, choice.activation_bits),
-    )
-  }
+  widths = _widths(space)
   for groups in measured.values():
     for group, values in groups.items():
       if not np.isfinite(values).all():
@@ -155,6 +148,56 @@ def measure_scores(
     model_name=model_name,
     provenance={"method": score, "versions": result_lib.versions()},
   )
+
+
+def read_scores(
+  path: str | os.PathLike[str], space: search_space.SearchSpace
+) -> dict[str, np.ndarray]:
+  """Read the scores that `measure_scores` has kept in a file.
+
+  Args:
+    path: its `cache`.
+    space: of the network that they are of.
+
+  Returns:
+    Group -> scores of its candidates.
+
+  Raises:
+    ValueError: no such file, or scores of another network.
+  """
+  _, values = _read(pathlib.Path(path))
+  widths = _widths(space)
+  if {g: len(v) for g, v in values.items()} != {
+    g: len(w) for g, w in widths.items()
+  }:
+    raise ValueError(
+      f"{path} holds scores of {len(values)} tensors that are not those of this"
+      f" network, which has {len(widths)}; expected a file of its own."
+    )
+  return {group: -monotone(widths[group], v) for group, v in values.items()}
+
+
+def _widths(space: search_space.SearchSpace) -> dict[str, tuple[int, ...]]:
+  """List the candidates of each group."""
+  return {
+    group: bits
+    for choice in space.choices.values()
+    for group, bits in (
+      (choice.weight_group, choice.weight_bits),
+      (choice.activation_group, choice.activation_bits),
+    )
+  }
+
+
+def _read(path: pathlib.Path) -> tuple[str, dict[str, Any]]:
+  try:
+    stored = json.loads(path.read_text())
+    return stored["hash"], dict(stored["values"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} holds no scores: {error}; expected a file that measure_scores"
+      " wrote."
+    ) from error
 
 
 def _one_by_one(
@@ -228,14 +271,7 @@ class _Cache:
     if not self._path.exists():
       files.check_writable(self._path)
       return
-    try:
-      stored = json.loads(self._path.read_text())
-      known, self._values = stored["hash"], dict(stored["values"])
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{self._path} holds no scores: {error}; expected a file that"
-        " measure_scores wrote."
-      ) from error
+    known, self._values = _read(self._path)
     if known != self._hash:
       raise ValueError(
         f"{self._path} holds scores of another network, of other inputs or"
