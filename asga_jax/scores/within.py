@@ -115,7 +115,8 @@ def policy_within(
 
   By bisection over budgets of BOPs: at each, the exact optimum for the scores
   is treated by `correct_bias` and measured on the inputs against the float
-  network. All policies share one compilation.
+  network. All policies share one compilation. One counts if it loses no more
+  than is asked and half its interval's width is no more than that, either.
 
   Args:
     result: its scores choose the policies: of `quantize_post_training` or
@@ -136,8 +137,8 @@ def policy_within(
   Raises:
     InfeasibleBudgetError: no policy loses so little; it says what was reached.
     ValueError: a malformed budget, no labels where a drop is asked, or too few
-      inputs: half the interval's width exceeds what is asked. It says how many
-      would do.
+      inputs: for the most accurate policy too half the interval's width exceeds
+      what is asked. It says how many would do.
   """
   asked = parse(budget)
   raw = [examples.as_example(batch).given for batch in batches]
@@ -182,12 +183,19 @@ def policy_within(
   while high > low * _CLOSE:
     middle = math.isqrt(low * high)
     tried = measure(f"bops={middle}")
-    if tried[2].value <= asked.fall:
+    lost = tried[2]
+    if lost.value <= asked.fall and lost.half_width <= asked.fall:
       best, model, fall = tried
       high = int(best.cost["bops"])
-    else:
-      low = middle
-  _check_width(asked, fall, split)
+      continue
+    low = middle
+    if lost.value <= asked.fall:
+      logging.warning(
+        "%s: passed over, since %d images do not tell it; about %d would",
+        asked,
+        count,
+        lost.images_for(asked.fall),
+      )
   provenance = {
     "accuracy_budget": str(asked),
     "treatment": "correct_bias",

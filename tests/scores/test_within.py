@@ -109,6 +109,20 @@ def test_what_no_policy_reaches_is_told(net):
   assert find(net, coarse, text).fall.value <= within.parse(text).fall
 
 
+def test_what_the_images_cannot_tell_does_not_count(net, found, labels, caplog):
+  few = {"inputs": [TESTED[:1200]], "labels": labels[:1200]}
+  at = find(net, found, "drop=1%", **few)
+  assert at.fall.half_width <= 0.01
+  assert at.fall.value <= 0.01
+  wide = [
+    cost
+    for cost, fall in at.measured
+    if fall.value <= 0.01 and fall.half_width > 0.01
+  ]
+  assert all(cost < at.policy.cost["bops"] for cost in wide)
+  assert bool(wide) == ("images do not tell it" in caplog.text)
+
+
 def test_too_few_images_are_told_with_how_many_would_do(net, found, labels):
   with pytest.raises(
     ValueError, match=r"100 images of few .* about 370 images"
