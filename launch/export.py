@@ -34,8 +34,8 @@ _OUTPUT = flags.DEFINE_string(
   "Where to; with several formats the directory. By default, in the work "
   "directory, policy.json, or policy-BUDGET-SCORE.json where these are given; "
   "network.onnx, .stablehlo, .safetensors (packed) or the directory "
-  "network.orbax; with --pareto pareto.json, or pareto-COST-BUDGET-SCORE.json, "
-  "and beside it the picture, .png.",
+  "network.orbax; with --pareto pareto-bops.json, or "
+  "pareto-COST-BUDGET-SCORE.json, and beside it the picture, .png.",
 )
 _REPORT = flags.DEFINE_bool(
   "report",

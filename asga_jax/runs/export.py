@@ -152,15 +152,17 @@ def export_curve(
     OSError: the file cannot be written; found before the search is read.
   """
   _check_kind(path, {"pareto": True}, {})
-  files.check_writable(output or f"{path}/pareto.json")
+  cost = cost or "bops"
+  files.check_writable(output or f"{path}/pareto-{cost}.json")
   more = {} if points is None else {"points": points}
   curve = every_budget.pareto(
     _read_search(path, latency_table),
-    cost=cost or "bops",
+    cost=cost,
     score=score,
     budget=budget,
     **more,
   )
+  # Not pareto.png, in which the run has accuracies.
   name = "-".join(
     filter(None, ("pareto", cost, budget and curve.budget, score))
   )

@@ -47,13 +47,13 @@ def start(export, tmp_path, monkeypatch):
 
 def test_the_curve_and_its_picture(start, tmp_path, capsys):
   result = start("--pareto")
-  curve = asga_jax.load_pareto(tmp_path / "pareto.json")
+  curve = asga_jax.load_pareto(tmp_path / "pareto-bops.json")
   assert curve == asga_jax.pareto(result)
-  assert (tmp_path / "pareto.png").stat().st_size > 10_000
+  assert (tmp_path / "pareto-bops.png").stat().st_size > 10_000
   printed = capsys.readouterr().out
   assert f"{len(curve.points)} points (the whole curve)" in printed
   assert "uniform" in printed
-  assert "pareto.png" in printed
+  assert "pareto-bops.png" in printed
 
 
 def test_another_cost_score_and_budget_are_in_the_name(start, tmp_path):
