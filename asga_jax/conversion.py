@@ -207,13 +207,22 @@ def with_policy(
   fixed.eval()
   if batches is not None:
     batch_norm.reestimate_batch_norm(fixed, batches)
-  elif batch_norm.has_batch_norm(fixed):
+  elif batch_norm.has_batch_norm(fixed) and _has_choice(model):
     logging.warning(
       "batch norm keeps the statistics that it had before the policy; those of"
       " a search are of mixed bits: with_policy(model, policy, batches=...) or"
       " reestimate_batch_norm replaces them"
     )
   return fixed
+
+
+def _has_choice(model: nnx.Module) -> bool:
+  """Tell whether some tensor has several candidates."""
+  return any(
+    len(choice.candidates()) > 1
+    for layer in layers.quantized_layers(model).values()
+    for choice in (layer.weight, layer.activation)
+  )
 
 
 def check_policy(
