@@ -108,6 +108,9 @@ def default_config() -> ml_collections.ConfigDict:
         # Images without labels that ranges, scores and corrections come from, a
         # folder or a CSV file; empty for training images of `data`.
         "source": "",
+        # Of the images of `source`, the share of the short side that is kept;
+        # 0 for data.crop.
+        "crop": 0.0,
         "images": 320,
         "batch_size": 32,
         # One of scores.measured.SCORES, and how many batches it is measured on.

@@ -52,6 +52,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.post_training.{name} is {given[name]}; expected at least"
         f" {least}"
       )
+  if not 0 <= given.crop <= 1:
+    raise config_checks.ConfigError(
+      f"config.post_training.crop is {given.crop}; expected a share up to 1, or"
+      " 0 for that of config.data.crop"
+    )
   for name, accepted in {"split": SPLITS, "score": measured.SCORES}.items():
     if given[name] not in accepted:
       raise config_checks.ConfigError(

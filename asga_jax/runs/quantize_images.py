@@ -147,7 +147,9 @@ def _evenly(count: int, wanted: int) -> np.ndarray:
 
 def _decode(config: ml_collections.ConfigDict, files: Sequence) -> np.ndarray:
   images = csv_source.decode(
-    files, size=config.data.image_size, crop=config.data.crop
+    files,
+    size=config.data.image_size,
+    crop=config.post_training.crop or config.data.crop,
   )
   known = normalisations.find(config.data.normalisation)
   return images if known is None else known.turn(images)

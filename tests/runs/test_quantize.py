@@ -293,6 +293,7 @@ def _more_classes(config, folder):
     (_set(budget="latency=2ms"), "latency table"),
     (_set(post_training__images=0), "post_training.images is 0"),
     (_set(post_training__score="first_order"), "score is 'first_order'"),
+    (_set(post_training__crop=1.5), "post_training.crop is 1.5"),
     (_set(post_training__split="half"), "post_training.split is 'half'"),
     (_set(post_training__split="train"), "expected 'test'"),
     (_set(post_training__scored_batches=9), "scored=9 of 2 batches"),
