@@ -152,7 +152,7 @@ def _check_deployed(
       "one input), such as (network, (224, 224, 3)), or (network, example)."
     )
   network, given = deployed
-  if not remembered.is_shape(given):
+  if not (remembered.is_shape(given) or isinstance(given, int)):
     return network, examples.as_example(given).shapes(batch=1)
   if example.is_structured:
     raise ValueError(
@@ -160,7 +160,7 @@ def _check_deployed(
       " inputs; expected an example of the inputs that it takes."
     )
   rank = len(example.shape)
-  if len(given) != rank:
+  if isinstance(given, int) or len(given) != rank:
     raise ValueError(
       f"deployed has the input shape {given!r}; expected that of one input "
       f"without the batch, {rank} sizes as in the example input."

@@ -215,7 +215,8 @@ MAPS: Mapping[str, NameMap] = {
     (
       "params/(?:quantizers|logits)/.+",
       "rest/(?!.+/(?:mean|var)$).+",
-      "(?:step|key|multiplier|sharpness|optimizer|logit_optimizer|slope_sum)"
+      "(?:step|key|multiplier|sharpness|optimizer|logit_optimizer|slope_sum|"
+      "task)"
       "(?:/.+)?",
     ),
   ),

@@ -393,7 +393,7 @@ def test_labels_beyond_the_head(tiny_network):
   split = data_lib.Split(
     rng.normal(size=(9, 8, 8, 1)).astype(np.float32), np.arange(9) % 4
   )
-  with pytest.raises(ValueError, match="the label 3 and the network 3 classes"):
+  with pytest.raises(ValueError, match="labels from 0 to 3 and the network 3"):
     evaluate.evaluate(tiny_network, split, lambda _, batch: batch)
   batch = {"image": split.images, "label": split.labels}
   with pytest.raises(loop.DivergedError, match="labels below the number of"):
