@@ -25,6 +25,7 @@ def config(tiny_config):
   return tiny_config
 
 
+@pytest.mark.slow
 def test_killed_while_the_float_network_is_trained_it_goes_on(config, tmp_path):
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   search_run.run_search(config, whole)
@@ -68,6 +69,7 @@ def test_what_a_search_refuses_is_told_before_the_training(config, tmp_path):
   assert not run.exists()
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_told_in_a_sentence(config, tmp_path, caplog):
   config.pretrain.steps = 0
   config.search.steps = 1
@@ -92,6 +94,7 @@ def test_frozen_batch_norm_stays_and_the_rest_is_learned(config, tmp_path):
   assert np.abs(found.norm.scale[...] - trained.norm.scale[...]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_directory_of_before_opens_and_reads_as_it_was(config, tmp_path):
   config.pretrain.steps = 0
   config.search.steps = 2

@@ -315,6 +315,7 @@ def test_bad_input_is_told_before_anything_is_measured(
   assert not (tmp_path / "run" / "scores.json").exists()
 
 
+@pytest.mark.slow
 def test_other_scores(config, tmp_path):
   config.post_training.score = "output_gradient"
   found = quantize.run_quantization(config, tmp_path / "run")

@@ -93,6 +93,7 @@ def test_the_fisher_estimate_is_the_divergence_where_it_is_small(searchable):
     )
 
 
+@pytest.mark.slow
 def test_attention_and_layers_called_twice_have_scores():
   class Net(nnx.Module):
     def __init__(self, rngs):
