@@ -98,6 +98,23 @@ def _train(model, batches=BATCHES):
   )
 
 
+def _measure(model, batches=(X,), **settings):
+  settings = {"budget": "bops=6bit", "score": "kl", **settings}
+  return asga_jax.measure_scores(model, batches, progress=False, **settings)
+
+
+def _post_training(model, batches=(X,), budget="bops=6bit"):
+  return asga_jax.quantize_post_training(
+    model, batches, budget=budget, progress=False
+  )
+
+
+def _improve(result, policy, batches=(X,)):
+  return asga_jax.improve_policy(
+    result, policy, batches, evaluations=1, progress=False
+  )
+
+
 # Of what was made, and a wrong value in the place of one of it.
 CALLS = {
   "searchable model": lambda m, x: asga_jax.searchable(x, X),
@@ -126,11 +143,35 @@ CALLS = {
   "policy path": lambda m, x: asga_jax.load_policy(x),
   "weights path": lambda m, x: asga_jax.load_weights(m[0], x),
   "weights model": lambda m, x: asga_jax.load_weights(x, m[5]),
+  "correct model": lambda m, x: asga_jax.correct_bias(x, [X], reference=m[0]),
+  "correct batches": lambda m, x: asga_jax.correct_bias(
+    m[4], x, reference=m[0]
+  ),
+  "correct reference": lambda m, x: asga_jax.correct_bias(
+    m[4], [X], reference=x
+  ),
+  "measure model": lambda m, x: _measure(x),
+  "measure batches": lambda m, x: _measure(m[1], x),
+  "measure budget": lambda m, x: asga_jax.allocate(_measure(m[1], budget=x)),
+  "measure score": lambda m, x: _measure(m[1], score=x),
+  "improve result": lambda m, x: _improve(x, m[3]),
+  "improve policy": lambda m, x: _improve(m[2], x),
+  "improve batches": lambda m, x: _improve(m[2], m[3], x),
+  "post-training model": lambda m, x: _post_training(x),
+  "post-training batches": lambda m, x: _post_training(m[0], x),
+  "post-training budget": lambda m, x: _post_training(m[0], budget=x),
   "not_searched": lambda m, x: asga_jax.not_searched(x),
   "layer_stats": lambda m, x: asga_jax.layer_stats(x),
 }
-# How many are right for these: three bits, an empty list of rules.
-HARMLESS = {"searchable bits": 1, "searchable rules": 2}
+# How many are right for these: three bits, an empty list of rules, batches.
+HARMLESS = {
+  "searchable bits": 1,
+  "searchable rules": 2,
+  "correct batches": 3,
+  "measure batches": 3,
+  "improve batches": 3,
+  "post-training batches": 3,
+}
 
 
 @pytest.mark.parametrize("call", CALLS)

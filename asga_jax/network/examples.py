@@ -1,7 +1,7 @@
 """What a network is called with: an array, several in order, or named ones."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -212,6 +212,26 @@ def as_example(given: Any) -> Example:
       f"the example input has the shape {np.shape(leaves[0])}; {ACCEPTED}"
     )
   return example
+
+
+def each_of(batches: Any) -> Iterator[Example]:
+  """Check batches one by one; see `as_example`.
+
+  Raises:
+    ValueError: what holds no batches, such as one batch alone, or an empty one.
+  """
+  one = isinstance(batches, str | bytes | dict | np.ndarray | jax.Array)
+  if one or not isinstance(batches, Iterable):
+    raise ValueError(
+      f"batches is {_named(batches)}; expected a list of batches of inputs, or"
+      " another iterable of them."
+    )
+  empty = True
+  for batch in batches:
+    empty = False
+    yield as_example(batch)
+  if empty:
+    raise ValueError("batches is empty; expected at least one batch of inputs.")
 
 
 def _named(given: Any) -> str:

@@ -69,14 +69,12 @@ def correct_bias(
   split = nnx.split(copy), nnx.split(origin)
   graphdefs, states = zip(*split, strict=True)
   counted, total = 0, None
-  for inputs in batches:
-    example = examples.as_example(inputs)
+  for example in examples.each_of(batches):
     new = _of_batch(graphdefs, tuple(taps), states, example)
     counted += example.batch()
     share = np.float32(example.batch() / counted)
     total = new if total is None else _averaged(total, new, share)
-  if total is None:
-    raise ValueError("batches is empty; expected at least one batch of inputs.")
+  assert total is not None
   apply(copy, total)
   return copy
 

@@ -55,9 +55,12 @@ def improve_policy(
   Raises:
     ValueError: no batches, or a policy of other layers.
   """
-  given = [examples.as_example(batch) for batch in batches]
-  if not given:
-    raise ValueError("batches is empty; expected at least one batch of inputs.")
+  if not isinstance(result, result_lib.SearchResult):
+    raise ValueError(
+      f"result is a {type(result).__name__}; expected what"
+      " asga_jax.measure_scores returns."
+    )
+  given = list(examples.each_of(batches))
   policy_lib.check(policy)
   search = _Measured(result, given, divergence, corrected)
   kept, best = policy, search.bits_of(policy)

@@ -106,9 +106,7 @@ def measure_scores(
     raise ValueError(f"score={score!r}; expected one of {', '.join(SCORES)}.")
   if score == "sharp_kl" and not 0 < radius < np.inf:
     raise ValueError(f"radius={radius}; expected a number above 0.")
-  given = [examples.as_example(batch) for batch in batches]
-  if not given:
-    raise ValueError("batches is empty; expected at least one batch of inputs.")
+  given = list(examples.each_of(batches))
   measured: dict[str, Any]
   if score in gradients.SCORES:
     measured = gradients.measure(model, space, given, progress=progress)

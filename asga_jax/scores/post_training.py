@@ -92,7 +92,7 @@ def quantize_post_training(
     InfeasibleBudgetError: no policy is cheap enough.
     ValueError: no batches, or see `searchable` and `measure_scores`.
   """
-  given = [examples.as_example(batch) for batch in batches]
+  given = list(examples.each_of(batches))
   if not 0 < scored <= len(given):
     raise ValueError(
       f"scored={scored} of {len(given)} batches; expected at least one of them,"

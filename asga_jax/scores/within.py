@@ -141,7 +141,7 @@ def policy_within(
       what is asked. It says how many would do.
   """
   asked = parse(budget)
-  raw = [examples.as_example(batch).given for batch in batches]
+  raw = [example.given for example in examples.each_of(batches)]
   tested = list(inputs)
   known = None if labels is None else np.asarray(labels)
   count = sum(examples.as_example(each).batch() for each in tested)
