@@ -138,7 +138,11 @@ def _choose(
   used = min(given.images, most)
   if used > given.batch_size:
     used -= used % given.batch_size
-  return _evenly(count, used)
+  chosen = _evenly(count, used)
+  if used % given.batch_size:
+    return chosen
+  # Each batch goes over the whole order, which may be by class.
+  return chosen.reshape(given.batch_size, -1).T.reshape(-1)
 
 
 def _evenly(count: int, wanted: int) -> np.ndarray:
