@@ -5,7 +5,7 @@ widened before it is squared or moved.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -128,37 +128,48 @@ def inner_product(left: PyTree, right: PyTree) -> jax.Array:
   return reductions.total(products) if products else jnp.zeros((), dtype)
 
 
+# Tries, the scale of the last one, and the sum of squares that it gave.
+_Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+
+
 def global_norm(tree: PyTree) -> jax.Array:
   """Return the l2 norm over all leaves; shape=(), dtype as inner_product.
 
   Of any scale: where squares leave the range of their type, they are taken
-  again of shares of the largest element.
+  again of leaves that are moved towards its middle by a power of two.
   """
-  square = inner_product(tree, tree)
-  limits = jnp.finfo(square.dtype)
+  leaves = jax.tree.leaves(tree)
+  if not leaves:
+    return inner_product(tree, tree)
+  dtype = wide_dtype(*leaves)
+  limits = jnp.finfo(dtype)
+  # Its square is a number too: of constant leaves XLA takes it by itself.
+  middle = jnp.asarray(2.0 ** (limits.maxexp // 2 - 1), dtype)
 
-  def rescaled() -> jax.Array:
-    largest = jnp.stack(
-      [
-        jnp.max(jnp.abs(leaf), initial=0).astype(square.dtype)
-        for leaf in jax.tree.leaves(tree)
-      ]
-    ).max()
-    scale = jnp.where(largest > 0, largest, 1)
+  def is_left(carry: _Carry) -> jax.Array:
+    tries, _, square = carry
+    # Below, squares lose digits.
+    usual = (square > limits.tiny / limits.eps) & (square < jnp.inf)
+    return (tries == 0) | ((tries == 1) & ~usual)
 
-    def share(leaf: jax.Array) -> jax.Array:
-      wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(square.dtype)
-      return wide / scale.astype(wide.dtype)
+  # A loop, since a second branch would compile all squares twice.
+  def take(carry: _Carry) -> _Carry:
+    tries, scale, square = carry
+    again = jnp.where(square > 1, 1 / middle, middle)
+    scale = jnp.where(tries == 0, scale, again)
+    kinds = [x.dtype if jnp.iscomplexobj(x) else dtype for x in leaves]
+    scaled = [
+      leaf.astype(kind) * scale.astype(kind)
+      for leaf, kind in zip(leaves, kinds, strict=True)
+    ]
+    return tries + 1, scale, inner_product(scaled, scaled)
 
-    shares = jax.tree.map(share, tree)
-    norm = largest * jnp.sqrt(inner_product(shares, shares))
-    return jnp.where(largest < jnp.inf, norm, largest)
-
-  # Below, squares lose digits; of no leaves there is nothing to scale.
-  if not jax.tree.leaves(tree):
-    return square
-  usual = (square > limits.tiny / limits.eps) & (square < jnp.inf)
-  return jax.lax.cond(usual, lambda: jnp.sqrt(square), rescaled)
+  # Of no elements: zero, and different on each shard where a leaf is.
+  none = [leaf.reshape(-1)[:0] for leaf in leaves]
+  zero = inner_product(none, none)
+  start = zero.astype(jnp.int32), 1 + zero, zero
+  _, scale, square = jax.lax.while_loop(is_left, take, start)
+  return jnp.sqrt(square) / scale
 
 
 def safe_divide(numerator: jax.Array, divisor: jax.Array) -> jax.Array:
