@@ -33,6 +33,7 @@ if TYPE_CHECKING:
   from asga_jax.quantization.remembered import format_rules as format_rules
   from asga_jax.quantization.remembered import layer_stats as layer_stats
   from asga_jax.quantization.remembered import not_searched as not_searched
+  from asga_jax.quantization.rounding import round_weights as round_weights
   from asga_jax.quantization.rules import Rule as Rule
   from asga_jax.result import SearchResult as SearchResult
   from asga_jax.result import allocate as allocate
@@ -78,6 +79,7 @@ _PLACES = {
   "asga_transform": "sharpness",
   "container_cost": "cost.costs",
   "correct_bias": "quantization.correction",
+  "round_weights": "quantization.rounding",
   "cross_entropy": "training.steps",
   "diagnostics": "sharpness",
   "export_onnx": "deploy.formats",
@@ -156,6 +158,7 @@ __all__ = [
   "quantize",
   "quantize_post_training",
   "reestimate_batch_norm",
+  "round_weights",
   "sagm",
   "sam",
   "save_packed",

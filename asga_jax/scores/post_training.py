@@ -15,7 +15,13 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
-from asga_jax.quantization import correction, fixing, remembered, surgery
+from asga_jax.quantization import (
+  correction,
+  fixing,
+  remembered,
+  rounding,
+  surgery,
+)
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.scores import choice, measured, probe
 
@@ -167,7 +173,9 @@ def apply_policy(
       for path, layer in policy.layers.items()
     },
   )
-  return correction.correct_bias(fixed, batches, reference=reference)
+  given = list(batches)
+  rounded = rounding.round_weights(fixed, given)
+  return correction.correct_bias(rounded, given, reference=reference)
 
 
 def _check_budget(

@@ -1,0 +1,266 @@
+"""Kernels rounded so that what a layer gives stays what it was."""
+
+import collections
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from asga_jax.network import arguments, examples, kinds, patches
+from asga_jax.quantization import layers, promotion, quantizers, remembered
+
+# Of the mean square of a layer's inputs: how far a kernel is held to what it
+# is where few inputs say more.
+DAMPING = 0.01
+# Rows of a layer's input, at least; and for each weight of a feature.
+_ROWS, _ROWS_EACH = 8192, 8
+# Weights of a feature; a matrix of their squares is inverted.
+MOST = 8192
+# Columns whose errors are passed on at once.
+_BLOCK = 64
+
+
+class _Moments(NamedTuple):
+  """Sums over the rows that a layer multiplies, for each group."""
+
+  count: Any  # shape ()
+  quantized: Any  # (groups, summed)
+  given: Any  # (groups, summed)
+  gram: Any  # (groups, summed, summed), of the quantized rows
+  cross: Any  # the same, of quantized rows and rows as they are given
+
+
+@promotion.usual()
+def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
+  """Round the kernels of a fixed network by what they do to its outputs.
+
+  Each layer's float kernel becomes the one that gives, from the layer's
+  quantized input, what the float kernel gives from the float input (least
+  squares), and its weights are then rounded one after the other, each error
+  made good by the weights that are still to come. Means are left to
+  `correct_bias`, which is called after this. No step changes; no label and no
+  gradient is used. All moments are held at once: twice the sum of the squares
+  of the weights of a feature, over layers, in float32.
+
+  Left to be rounded to the nearest: kernels that layers share, that are changed
+  before they are multiplied, or of more than 8192 weights a feature; transposed
+  convolutions, einsums, and quantizers that transform weights.
+
+  Args:
+    model: fixed by a policy, float weights in it; it is not changed.
+    batches: inputs of the network, without labels, as `searchable` takes them;
+      a few hundred images do.
+
+  Returns:
+    A copy in evaluation mode, whose kernels lie on their grids.
+
+  Raises:
+    ValueError: no batches, a model that has more than one candidate left or was
+      not made by `searchable`, or inputs that are not finite.
+
+  Source: Frantar et al., "GPTQ" (2022), algorithm 1, with features in the order
+  of their mean squares; the target from quantized inputs as in Li et al.,
+  "GPTAQ" (2025), each layer by itself.
+  """
+  arguments.check_module(model)
+  _, method = remembered.recall(model, "example")
+  _check_fixed(model)
+  given = list(examples.each_of(batches))
+  copy = nnx.clone(model)
+  copy.eval()
+  found = _roundable(copy)
+  graphdef, state = nnx.split(copy)
+  images = sum(example.batch() for example in given)
+  total: dict[str, _Moments] = {}
+  try:
+    for example in given:
+      new = _of_batch(graphdef, tuple(found), method, images, state, example)
+      for path, moments in jax.tree.map(np.asarray, new).items():
+        known = total.get(path)
+        total[path] = moments if known is None else _sum(known, moments)
+  except jax.errors.UnexpectedTracerError:
+    logging.warning(
+      "layers are called within other transformations of JAX: kernels are"
+      " rounded to the nearest"
+    )
+    return copy
+  for path, moments in total.items():
+    _round_layer(path, found[path], moments)
+  return copy
+
+
+def _check_fixed(model: nnx.Module) -> None:
+  for path, product in layers.quantized_layers(model).items():
+    for choice in (product.weight, product.activation):
+      if len(choice.candidates()) > 1:
+        raise ValueError(
+          f"layer {path!r} has the candidates {choice.candidates()}; expected a"
+          " network that is fixed by a policy, see with_policy."
+        )
+
+
+def _roundable(model: nnx.Module) -> dict[str, layers.KernelLayer]:
+  """Find the kernels that are rounded step by step, each of one layer."""
+  # Layers that share a kernel share its choice.
+  uses = collections.Counter(
+    id(product.weight) for product in layers.quantized_layers(model).values()
+  )
+  found = {}
+  for path, layer in layers.kernel_layers(model).items():
+    choice, matrix = layer.product.weight, layer.kernel_matrix()
+    if (
+      uses[id(choice)] == 1
+      and layer.product.attribute in patches.ATTRIBUTES
+      and choice.candidates() != (quantizers.FLOAT_BITS,)
+      and choice.quantizer.transform(matrix) is matrix
+      and len(matrix) <= MOST
+    ):
+      found[path] = layer
+  return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _of_batch(graphdef, paths, method, images, state, example):
+  """Run the float network, and sum up what its layers would read."""
+  model = nnx.merge(graphdef, state, copy=True)
+  found: dict[str, _Moments] = {}
+  for path, product in layers.quantized_layers(model).items():
+
+    def call(self, *args, path=path, **settings):
+      if path in paths:
+        given = kinds.read_call(self.attribute, args, settings)
+        summed = math.prod(given.second.shape) // math.prod(
+          given.second.shape[axis] for axis in self.outputs
+        )
+        share = max(_ROWS, _ROWS_EACH * summed) / images
+        most = math.ceil(share * example.batch())
+        moments = _moments(self, given, most)
+        known = found.get(path)
+        found[path] = moments if known is None else _sum(known, moments)
+      return self.float_product(*args, **settings)
+
+    kind = type(product)
+    product.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+  example.call(getattr(model, method))
+  return found
+
+
+def _moments(
+  product: layers.QuantizedProduct, call: kinds.Call, most: int
+) -> _Moments:
+  quantized, given = (
+    patches.rows(product.attribute, call._replace(first=x), most).astype(
+      jnp.float32
+    )
+    for x in (product.activation(call.first), call.first)
+  )
+  turned = quantized.swapaxes(1, 2)
+  return _Moments(
+    jnp.float32(quantized.shape[1]),
+    quantized.sum(axis=1),
+    given.sum(axis=1),
+    turned @ quantized,
+    turned @ given,
+  )
+
+
+def _sum(known: _Moments, new: _Moments) -> _Moments:
+  return _Moments(*(a + b for a, b in zip(known, new, strict=True)))
+
+
+def _round_layer(path: str, layer: Any, moments: _Moments) -> None:
+  """Replace the kernel of a layer, in place."""
+  count, quantized, given, gram, cross = (
+    np.asarray(x, np.float64) for x in moments
+  )
+  gram = gram / count - _outer(quantized, quantized) / count**2
+  cross = cross / count - _outer(quantized, given) / count**2
+  if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
+    raise ValueError(
+      f"layer {path!r} reads values that are not finite; expected finite"
+      " weights and inputs."
+    )
+  choice = layer.product.weight
+  kernel = np.asarray(layer.kernel[...])
+  matrix = np.asarray(kinds.to_matrix(kernel, layer.product.outputs))
+  groups = len(gram)
+  # [groups, summed, features of a group].
+  columns = matrix.reshape(len(matrix), groups, -1).swapaxes(0, 1)
+  step = np.asarray(choice.steps(), np.float32)[0]
+  step = np.maximum(step, np.float32(quantizers.SMALLEST_STEP))
+  steps = np.broadcast_to(step, matrix.shape[1:]).reshape(groups, -1)
+  lower, upper = (np.asarray(x)[0] for x in choice.grids()[:2])
+  grid = _Grid(steps, float(lower), float(upper), choice.quantizer.offset)
+  rounded = round_columns(columns.astype(np.float64), gram, cross, grid)
+  matrix = rounded.swapaxes(0, 1).reshape(matrix.shape)
+  kernel = kinds.from_matrix(matrix, kernel.shape, layer.product.outputs)
+  layer.kernel[...] = jnp.asarray(kernel, layer.kernel[...].dtype)
+
+
+class _Grid(NamedTuple):
+  """The grid of each feature."""
+
+  steps: np.ndarray  # float32, shape (groups, features)
+  lower: float
+  upper: float
+  offset: float
+
+  def nearest(self, values: np.ndarray) -> np.ndarray:
+    """Round values, shape (groups, features)."""
+    codes = values / self.steps - self.offset
+    return self.steps * (
+      np.rint(np.clip(codes, self.lower, self.upper)) + self.offset
+    )
+
+
+def _outer(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+  return left[:, :, None] * right[:, None, :]
+
+
+def round_columns(
+  columns: np.ndarray, gram: np.ndarray, cross: np.ndarray, grid: _Grid
+) -> np.ndarray:
+  """Round kernels, each weight's error made good by those that follow.
+
+  Args:
+    columns: float kernels, shape (groups, summed, features).
+    gram: mean products of quantized inputs, shape (groups, summed, summed).
+    cross: mean products of quantized inputs and inputs.
+    grid: of each feature.
+
+  Returns:
+    What lies on the grid, of the shape of `columns`.
+  """
+  summed = columns.shape[1]
+  squares = np.diagonal(gram, axis1=1, axis2=2)
+  damping = DAMPING * squares.mean(axis=1)[:, None, None]
+  # Of inputs that are always the same there is nothing to make good.
+  damping = np.where(damping > 0, damping, 1)
+  held = gram + damping * np.eye(summed)
+  inverse = np.linalg.inv(held)
+  target = inverse @ (cross @ columns + damping * columns)
+  order = np.argsort(-squares, axis=1, kind="stable")
+  inverse = np.take_along_axis(inverse, order[:, :, None], axis=1)
+  inverse = np.take_along_axis(inverse, order[:, None, :], axis=2)
+  upper = np.linalg.cholesky(inverse).swapaxes(1, 2)
+  left = np.take_along_axis(target, order[:, :, None], axis=1)
+  rounded = np.empty_like(left)
+  for start in range(0, summed, _BLOCK):
+    end = min(start + _BLOCK, summed)
+    errors = np.empty_like(left[:, start:end])
+    for i in range(start, end):
+      rounded[:, i] = grid.nearest(left[:, i])
+      errors[:, i - start] = (left[:, i] - rounded[:, i]) / upper[:, i, i, None]
+      left[:, i + 1 : end] -= _outer(
+        upper[:, i, i + 1 : end], errors[:, i - start]
+      )
+    left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
+  found = np.empty_like(rounded)
+  np.put_along_axis(found, order[:, :, None], rounded, axis=1)
+  return found
