@@ -26,7 +26,7 @@ MOST = 8192
 _BLOCK = 64
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
   """Sums over the rows that a layer multiplies, for each group."""
 
   count: Any  # shape ()
@@ -69,18 +69,43 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
   "GPTAQ" (2025), each layer by itself.
   """
   arguments.check_module(model)
-  _, method = remembered.recall(model, "example")
   _check_fixed(model)
-  given = list(examples.each_of(batches))
   copy = nnx.clone(model)
   copy.eval()
-  found = _roundable(copy)
-  graphdef, state = nnx.split(copy)
+  for path, moments in gather_moments(copy, batches).items():
+    layer = layers.kernel_layers(copy)[path]
+    if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
+      layer.kernel[...] = rounded_kernel(layer, moments)
+  return copy
+
+
+@promotion.usual()
+def gather_moments(
+  model: nnx.Module, batches: Iterable[Any]
+) -> dict[str, Moments]:
+  """Sum up what the layers of a float network read, and its quantized values.
+
+  Args:
+    model: in evaluation mode, with one candidate left of each input; its float
+      weights are used.
+    batches: see `round_weights`.
+
+  Returns:
+    Path -> sums, of each layer whose kernel can be rounded by them; none, and a
+    warning, where layers are called within other transformations of JAX.
+
+  Raises:
+    ValueError: see `round_weights`.
+  """
+  _, method = remembered.recall(model, "example")
+  given = list(examples.each_of(batches))
+  paths = tuple(_roundable(model))
+  graphdef, state = nnx.split(model)
   images = sum(example.batch() for example in given)
-  total: dict[str, _Moments] = {}
+  total: dict[str, Moments] = {}
   try:
     for example in given:
-      new = _of_batch(graphdef, tuple(found), method, images, state, example)
+      new = _of_batch(graphdef, paths, method, images, state, example)
       for path, moments in jax.tree.map(np.asarray, new).items():
         known = total.get(path)
         total[path] = moments if known is None else _sum(known, moments)
@@ -89,10 +114,14 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
       "layers are called within other transformations of JAX: kernels are"
       " rounded to the nearest"
     )
-    return copy
+    return {}
   for path, moments in total.items():
-    _round_layer(path, found[path], moments)
-  return copy
+    if not all(np.isfinite(x).all() for x in moments):
+      raise ValueError(
+        f"layer {path!r} reads values that are not finite; expected finite"
+        " weights and inputs."
+      )
+  return total
 
 
 def _check_fixed(model: nnx.Module) -> None:
@@ -105,23 +134,22 @@ def _check_fixed(model: nnx.Module) -> None:
         )
 
 
-def _roundable(model: nnx.Module) -> dict[str, layers.KernelLayer]:
-  """Find the kernels that are rounded step by step, each of one layer."""
+def _roundable(model: nnx.Module) -> list[str]:
+  """List the layers whose kernel is their own and is rounded step by step."""
   # Layers that share a kernel share its choice.
   uses = collections.Counter(
     id(product.weight) for product in layers.quantized_layers(model).values()
   )
-  found = {}
+  found = []
   for path, layer in layers.kernel_layers(model).items():
     choice, matrix = layer.product.weight, layer.kernel_matrix()
     if (
       uses[id(choice)] == 1
       and layer.product.attribute in patches.ATTRIBUTES
-      and choice.candidates() != (quantizers.FLOAT_BITS,)
       and choice.quantizer.transform(matrix) is matrix
       and len(matrix) <= MOST
     ):
-      found[path] = layer
+      found.append(path)
   return found
 
 
@@ -129,7 +157,7 @@ def _roundable(model: nnx.Module) -> dict[str, layers.KernelLayer]:
 def _of_batch(graphdef, paths, method, images, state, example):
   """Run the float network, and sum up what its layers would read."""
   model = nnx.merge(graphdef, state, copy=True)
-  found: dict[str, _Moments] = {}
+  found: dict[str, Moments] = {}
   for path, product in layers.quantized_layers(model).items():
 
     def call(self, *args, path=path, **settings):
@@ -153,7 +181,7 @@ def _of_batch(graphdef, paths, method, images, state, example):
 
 def _moments(
   product: layers.QuantizedProduct, call: kinds.Call, most: int
-) -> _Moments:
+) -> Moments:
   quantized, given = (
     patches.rows(product.attribute, call._replace(first=x), most).astype(
       jnp.float32
@@ -161,7 +189,7 @@ def _moments(
     for x in (product.activation(call.first), call.first)
   )
   turned = quantized.swapaxes(1, 2)
-  return _Moments(
+  return Moments(
     jnp.float32(quantized.shape[1]),
     quantized.sum(axis=1),
     given.sum(axis=1),
@@ -170,22 +198,25 @@ def _moments(
   )
 
 
-def _sum(known: _Moments, new: _Moments) -> _Moments:
-  return _Moments(*(a + b for a, b in zip(known, new, strict=True)))
+def _sum(known: Moments, new: Moments) -> Moments:
+  return Moments(*(a + b for a, b in zip(known, new, strict=True)))
 
 
-def _round_layer(path: str, layer: Any, moments: _Moments) -> None:
-  """Replace the kernel of a layer, in place."""
+def rounded_kernel(layer: layers.KernelLayer, moments: Moments) -> jax.Array:
+  """Round the kernel of a layer whose weights have one candidate left.
+
+  Args:
+    layer: with its float kernel; it is not changed.
+    moments: of the layer, from `gather_moments`.
+
+  Returns:
+    The kernel, of its shape and type.
+  """
   count, quantized, given, gram, cross = (
     np.asarray(x, np.float64) for x in moments
   )
   gram = gram / count - _outer(quantized, quantized) / count**2
   cross = cross / count - _outer(quantized, given) / count**2
-  if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
-    raise ValueError(
-      f"layer {path!r} reads values that are not finite; expected finite"
-      " weights and inputs."
-    )
   choice = layer.product.weight
   kernel = np.asarray(layer.kernel[...])
   matrix = np.asarray(kinds.to_matrix(kernel, layer.product.outputs))
@@ -200,7 +231,7 @@ def _round_layer(path: str, layer: Any, moments: _Moments) -> None:
   rounded = round_columns(columns.astype(np.float64), gram, cross, grid)
   matrix = rounded.swapaxes(0, 1).reshape(matrix.shape)
   kernel = kinds.from_matrix(matrix, kernel.shape, layer.product.outputs)
-  layer.kernel[...] = jnp.asarray(kernel, layer.kernel[...].dtype)
+  return jnp.asarray(kernel, layer.kernel[...].dtype)
 
 
 class _Grid(NamedTuple):

@@ -27,6 +27,7 @@ def improve_policy(
   evaluations: int = 400,
   divergence: probe_lib.Divergence = measured.kl_divergence,
   corrected: bool = True,
+  rounded_on: Iterable[Any] | None = None,
   progress: bool = True,
 ) -> policy_lib.Policy:
   """Choose among policies near one by their measured divergence.
@@ -46,6 +47,7 @@ def improve_policy(
     divergence: of the outputs; the default is for logits over classes.
     corrected: whether biases and batch norm are corrected at each policy, as
       `correct_bias` does.
+    rounded_on: see `measure_scores`.
     progress: whether to show evaluations and time left.
 
   Returns:
@@ -62,7 +64,8 @@ def improve_policy(
     )
   given = list(examples.each_of(batches))
   policy_lib.check(policy)
-  search = _Measured(result, given, divergence, corrected)
+  images = [] if rounded_on is None else list(examples.each_of(rounded_on))
+  search = _Measured(result, given, divergence, corrected, images)
   kept, best = policy, search.bits_of(policy)
   found = best
   first = lowest = search.measure(best)
@@ -154,6 +157,7 @@ class _Measured:
     given: Sequence[examples.Example],
     divergence: probe_lib.Divergence,
     corrected: bool,
+    rounded_on: Sequence[examples.Example],
   ):
     self._result = result
     self._probe = probe_lib.Probe(
@@ -162,6 +166,7 @@ class _Measured:
       given,
       divergence=divergence,
       corrected=corrected,
+      rounded_on=rounded_on,
     )
     self._known: dict[tuple[int, ...], float] = {}
     self.widths = self._probe.candidates

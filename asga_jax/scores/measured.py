@@ -52,6 +52,7 @@ def measure_scores(
   score: str = "kl",
   divergence: probe_lib.Divergence = kl_divergence,
   corrected: bool = True,
+  rounded_on: Iterable[Any] | None = None,
   radius: float = 0.05,
   costs: Sequence[costs_lib.Cost] = (),
   model_name: str = "model",
@@ -82,6 +83,9 @@ def measure_scores(
     corrected: whether biases and batch norm are corrected at each candidate,
       as `correct_bias` does; for a policy that gets this treatment. Not by
       gradients, which are of the float network.
+    rounded_on: inputs that the kernels of each candidate are rounded on, as
+      `round_weights` does, a few hundred; for a policy that gets this
+      treatment. None: to the nearest. Not by gradients.
     radius: of 'sharp_kl', in the units of the weights; above 0.
     costs: costs beyond BOPs and sizes.
     model_name: what policies call the network.
@@ -107,6 +111,7 @@ def measure_scores(
   if score == "sharp_kl" and not 0 < radius < np.inf:
     raise ValueError(f"radius={radius}; expected a number above 0.")
   given = list(examples.each_of(batches))
+  rounded_on = [] if rounded_on is None else list(examples.each_of(rounded_on))
   measured: dict[str, Any]
   if score in gradients.SCORES:
     measured = gradients.measure(model, space, given, progress=progress)
@@ -118,8 +123,10 @@ def measure_scores(
       divergence=divergence,
       corrected=corrected,
       radius=radius if score == "sharp_kl" else 0.0,
+      rounded_on=rounded_on,
     )
-    known = _Cache(cache, model, given, (score, corrected, radius))
+    settings = (score, corrected, radius)
+    known = _Cache(cache, model, [*given, *rounded_on], settings)
     measured = {score: _one_by_one(probe, known, progress)}
   widths = _widths(space)
   for groups in measured.values():

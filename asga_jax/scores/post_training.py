@@ -29,7 +29,7 @@ from asga_jax.scores import choice, measured, probe
 class PostTraining(NamedTuple):
   """A network that was quantized without training."""
 
-  # At the policy, in evaluation mode, biases and batch norm corrected.
+  # At the policy, in evaluation mode, rounded and corrected.
   model: nnx.Module
   policy: policy_lib.Policy
   # Serves any other budget, see `asga_jax.allocate`.
@@ -63,8 +63,10 @@ def quantize_post_training(
 
   Ranges come from all batches, scores from the first ones (`measure_scores`),
   the policy is the exact optimum for them, perhaps improved by measuring whole
-  policies (`improve_policy`), and biases and batch norm are corrected on all
-  batches (`correct_bias`). No labels, no gradients, no step of training.
+  policies (`improve_policy`). Its kernels are rounded by what they do to
+  outputs (`round_weights`), biases and batch norm corrected (`correct_bias`),
+  both on all batches and, tensor by tensor, in the scores as well. No labels,
+  no gradients, no step of training.
 
   Args:
     model: the trained float network; it is not changed.
@@ -126,6 +128,7 @@ def quantize_post_training(
     budget=budget,
     score=score,
     divergence=divergence,
+    rounded_on=raw,
     costs=costs,
     model_name=model_name,
     cache=cache,
@@ -139,6 +142,7 @@ def quantize_post_training(
       raw[:scored],
       evaluations=evaluations,
       divergence=divergence,
+      rounded_on=raw,
       progress=progress,
     )
   logging.info("correcting biases and batch norm on %d batches", len(raw))
@@ -153,14 +157,14 @@ def apply_policy(
   *,
   reference: nnx.Module,
 ) -> nnx.Module:
-  """Fix a calibrated network at a policy, biases and batch norm corrected.
+  """Fix a calibrated network at a policy; round and correct it.
 
   Policies of one network share the compilation.
 
   Args:
     searchable: the network with its ranges; it is not changed.
     policy: of its candidates.
-    batches: see `correct_bias`.
+    batches: see `round_weights` and `correct_bias`.
     reference: the float network.
 
   Returns:

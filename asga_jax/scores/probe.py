@@ -18,6 +18,7 @@ from asga_jax.quantization import (
   layers,
   quantizers,
   remembered,
+  rounding,
 )
 
 # Of (outputs of the float network, of the quantized one) to one number an
@@ -37,6 +38,7 @@ class Probe:
     divergence: Divergence,
     corrected: bool,
     radius: float = 0.0,
+    rounded_on: Sequence[Any] = (),
   ):
     """Copy a network, in evaluation mode; all of its tensors are float.
 
@@ -49,6 +51,8 @@ class Probe:
         batch by itself, see `correct_bias`.
       radius: how far weights are moved to where the divergence rises most,
         before it is measured.
+      rounded_on: inputs that kernels are rounded on, see `round_weights`; none
+        to round to the nearest.
     """
     _, self._method = remembered.recall(model, "example")
     self._batches = batches
@@ -68,15 +72,28 @@ class Probe:
           kept = choice, np.asarray(choice.grid[...]), choice.parameter[...]
           choice.keep(0)
           self._groups.setdefault(group, []).append(kept)
+    # Group -> its kernels with their float values and moments.
+    self._kernels: dict[str, list[tuple[Any, jax.Array, Any]]] = {}
+    # Group -> index of the candidate that is set, None for float.
+    self._chosen: dict[str, int | None] = {}
     for group in self._groups:
       self.set_float(group)
+    kernels = layers.kernel_layers(self._model)
+    moments = (
+      rounding.gather_moments(self._model, rounded_on) if rounded_on else {}
+    )
+    for path, found in moments.items():
+      each = kernels[path], kernels[path].kernel[...], found
+      self._kernels.setdefault(space.choices[path].weight_group, []).append(
+        each
+      )
     self._taps = tuple(correction.find_taps(self._model) if corrected else ())
     self._graphdef, state = nnx.split(self._model)
     noting = jax.jit(self._noting)
-    found = [noting(state, batch) for batch in batches]
+    noted = [noting(state, batch) for batch in batches]
     # What the float network gives for every batch.
-    self.references = [outputs for outputs, _ in found]
-    self._moments = [moments for _, moments in found]
+    self.references = [outputs for outputs, _ in noted]
+    self._moments = [each for _, each in noted]
     self._divergence, self._radius = divergence, radius
     self._run = jax.jit(self._apart)
 
@@ -90,15 +107,25 @@ class Probe:
 
   def set_float(self, group: str) -> None:
     """Leave the tensors of a group as they are."""
+    self._chosen[group] = None
     for choice, grids, parameter in self._groups[group]:
       _set(choice, grids[:, :1], parameter[:1])
       choice.grid[...] = choice.grid[...].at[0].set(quantizers.FLOAT_BITS)
+    for layer, kernel, _ in self._kernels.get(group, ()):
+      layer.kernel[...] = kernel
 
   def set_candidate(self, group: str, index: int) -> None:
     """Quantize the tensors of a group at one of its candidates."""
+    if self._chosen[group] == index:
+      return
+    self._chosen[group] = index
     for choice, grids, parameter in self._groups[group]:
       kept = slice(index, index + 1)
       _set(choice, grids[:, kept], parameter[kept])
+    for layer, kernel, moments in self._kernels.get(group, ()):
+      layer.kernel[...] = kernel
+      if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
+        layer.kernel[...] = rounding.rounded_kernel(layer, moments)
 
   def measure(self) -> float:
     """Give the mean divergence over all inputs of all batches."""

@@ -172,7 +172,7 @@ def policy_within(
   best, model, fall = measure("bops=100%")
   if fall.low <= asked.fall:
     _check_width(asked, fall, split)
-  if fall.value > asked.fall:
+  if not _meets(fall, asked):
     raise budget_lib.InfeasibleBudgetError(
       f"budget '{asked}': the most accurate policy, of {best.cost['bops']:.4g}"
       f" BOPs, loses {fall.percent()} on the {count} images of {split};"
@@ -184,12 +184,12 @@ def policy_within(
     middle = math.isqrt(low * high)
     tried = measure(f"bops={middle}")
     lost = tried[2]
-    if lost.value <= asked.fall and lost.half_width <= asked.fall:
+    if _meets(lost, asked) and lost.half_width <= asked.fall:
       best, model, fall = tried
       high = int(best.cost["bops"])
       continue
     low = middle
-    if lost.value <= asked.fall:
+    if _meets(lost, asked):
       logging.warning(
         "%s: passed over, since %d images do not tell it; about %d would",
         asked,
@@ -198,7 +198,7 @@ def policy_within(
       )
   provenance = {
     "accuracy_budget": str(asked),
-    "treatment": "correct_bias",
+    "treatment": "round_weights, correct_bias",
     "split": split,
     "images_measured": count,
     "fall": fall.value,
@@ -232,9 +232,14 @@ def _check_width(
     )
 
 
+def _meets(fall: intervals.Estimate, asked: AccuracyBudget) -> bool:
+  # A share of images and one of 100 %, neither of which floats hold exactly.
+  return fall.value <= asked.fall + 1e-9
+
+
 def _reachable(budget: AccuracyBudget, fall: intervals.Estimate) -> str:
   """Write the tightest budget that was met, rounded to what it allows."""
-  lost = math.ceil(1e4 * fall.value) / 1e4
+  lost = math.ceil(1e4 * fall.value - 1e-6) / 1e4
   return str(budget._replace(fall=lost))
 
 

@@ -227,3 +227,30 @@ def test_corrected_scores_are_those_of_a_corrected_network(kind):
   )
   np.testing.assert_allclose(-found[group][0], expected, rtol=2e-3)
   assert abs(plain[group][0] - found[group][0]) > 0.05 * expected
+
+
+def test_rounded_scores_are_those_of_rounded_kernels():
+  model = _searchable()
+  images = [X[:6], X[6:]]
+  found = asga_jax.measure_scores(
+    model,
+    [X],
+    budget="bops=4bit",
+    corrected=False,
+    rounded_on=images,
+    progress=False,
+  )
+  float_model = Net(nnx.Rngs(3))
+  float_model.eval()
+  rules = [
+    asga_jax.Rule("first", weight_bits=2, activation_bits=32),
+    asga_jax.Rule(".*", weight_bits=32, activation_bits=32),
+  ]
+  low = asga_jax.round_weights(
+    asga_jax.searchable(float_model, X, rules=rules), images
+  )
+  expected = _kl(
+    np.asarray(float_model(X), np.float64), np.asarray(low(X), np.float64)
+  )
+  group = found.space.choices["first"].weight_group
+  np.testing.assert_allclose(-found.scores["kl"][group][0], expected, rtol=2e-3)

@@ -36,10 +36,13 @@ def test_it_is_what_its_parts_give(net, tmp_path):
     net, batches, budget="bops=3bit", cache=tmp_path / "scores.json"
   )
   model = asga_jax.searchable(net, X[:32], batches=[X[32:]])
-  scores = asga_jax.measure_scores(model, [X[:32]], budget="bops=3bit")
+  scores = asga_jax.measure_scores(
+    model, [X[:32]], budget="bops=3bit", rounded_on=batches
+  )
   policy = asga_jax.allocate(scores)
   assert found.policy.layers == policy.layers
   fixed = asga_jax.with_policy(model, policy)
+  fixed = asga_jax.round_weights(fixed, batches)
   fixed = asga_jax.correct_bias(fixed, batches, reference=net)
   np.testing.assert_allclose(found.model(X), fixed(X), rtol=1e-5, atol=1e-5)
   # Another budget from the same scores.
