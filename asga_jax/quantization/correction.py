@@ -40,8 +40,9 @@ def correct_bias(
 
   Args:
     model: any network, best at its policy; it is not changed.
-    batches: inputs of the networks, without labels, as `searchable` takes them;
-      a few hundred images do. They need not be of the training set.
+    batches: inputs of the networks (of the method that `searchable` was given),
+      without labels, as it takes them; a few hundred images do. They need not
+      be of the training set.
     reference: the trained float network that the model was made from.
 
   Returns:
@@ -68,9 +69,11 @@ def correct_bias(
       )
   split = nnx.split(copy), nnx.split(origin)
   graphdefs, states = zip(*split, strict=True)
+  # Of a network that `searchable` made, the method that it was asked for.
+  _, method = getattr(model, "example", None) or (None, "__call__")
   counted, total = 0, None
   for example in examples.each_of(batches):
-    new = _of_batch(graphdefs, tuple(taps), states, example)
+    new = _of_batch(graphdefs, tuple(taps), method, states, example)
     counted += example.batch()
     share = np.float32(example.batch() / counted)
     total = new if total is None else _averaged(total, new, share)
@@ -168,13 +171,15 @@ def apply(model: nnx.Module, corrections: Mapping[str, Any]) -> None:
       module.bias[...] += shift.astype(module.bias[...].dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _of_batch(graphdefs, paths, states, example):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_batch(graphdefs, paths, method, states, example):
   model, origin = (
     nnx.merge(*each, copy=True) for each in zip(graphdefs, states, strict=True)
   )
-  _, moments = call_noting(origin, paths, lambda: example.call(origin))
-  _, corrections = call_corrected(model, moments, lambda: example.call(model))
+  call = functools.partial(example.call, getattr(origin, method))
+  _, moments = call_noting(origin, paths, call)
+  call = functools.partial(example.call, getattr(model, method))
+  _, corrections = call_corrected(model, moments, call)
   return corrections
 
 

@@ -145,3 +145,16 @@ def test_what_it_is_given_is_checked(pair):
     asga_jax.correct_bias(low, [], reference=net)
   with pytest.raises(ValueError, match="the example input is None"):
     asga_jax.correct_bias(low, [None], reference=net)
+
+
+def test_the_method_is_the_searched_one(pair):
+  net, _ = pair
+  rules = [asga_jax.Rule(".*", weight_bits=2, activation_bits=8)]
+  low = asga_jax.searchable(net, X, rules=rules, method="hidden")
+  found = asga_jax.correct_bias(low, [X], reference=net)
+  wanted = np.asarray(net.first(X)).mean(0), np.asarray(low.first(X)).mean(0)
+  np.testing.assert_allclose(
+    found.norm.mean[...], np.arange(8) / 8 + wanted[1] - wanted[0], atol=1e-5
+  )
+  # Not called by it, so that nothing is known of it.
+  np.testing.assert_array_equal(found.last.bias[...], net.last.bias[...])
