@@ -13,17 +13,22 @@ from absl import logging
 from flax import nnx
 
 from asga_jax.network import arguments, examples, kinds, patches
-from asga_jax.quantization import layers, promotion, quantizers, remembered
+from asga_jax.quantization import (
+  compensation,
+  layers,
+  promotion,
+  quantizers,
+  remembered,
+)
 
-# Of the mean square of a layer's inputs: how far a kernel is held to what it
-# is where few inputs say more.
-DAMPING = 0.01
 # Rows of a layer's input, at least; and for each weight of a feature.
 _ROWS, _ROWS_EACH = 8192, 8
 # Weights of a feature; a matrix of their squares is inverted.
 MOST = 8192
-# Columns whose errors are passed on at once.
-_BLOCK = 64
+
+
+# Of float32 sums, as a share of them.
+_NOISE = 1e-5
 
 
 class Moments(NamedTuple):
@@ -75,7 +80,7 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
   for path, moments in gather_moments(copy, batches).items():
     layer = layers.kernel_layers(copy)[path]
     if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
-      layer.kernel[...] = rounded_kernel(layer, moments)
+      layer.kernel[...] = rounded_kernel(layer, solve(layer, moments))
   return copy
 
 
@@ -202,96 +207,53 @@ def _sum(known: Moments, new: Moments) -> Moments:
   return Moments(*(a + b for a, b in zip(known, new, strict=True)))
 
 
-def rounded_kernel(layer: layers.KernelLayer, moments: Moments) -> jax.Array:
-  """Round the kernel of a layer whose weights have one candidate left.
+def solve(layer: layers.KernelLayer, moments: Moments) -> compensation.Solved:
+  """Find the kernel that gives the same of a layer's quantized inputs.
 
   Args:
-    layer: with its float kernel; it is not changed.
+    layer: with its float kernel.
     moments: of the layer, from `gather_moments`.
-
-  Returns:
-    The kernel, of its shape and type.
   """
   count, quantized, given, gram, cross = (
     np.asarray(x, np.float64) for x in moments
   )
-  gram = gram / count - _outer(quantized, quantized) / count**2
-  cross = cross / count - _outer(quantized, given) / count**2
-  choice = layer.product.weight
-  kernel = np.asarray(layer.kernel[...])
-  matrix = np.asarray(kinds.to_matrix(kernel, layer.product.outputs))
-  groups = len(gram)
-  # [groups, summed, features of a group].
-  columns = matrix.reshape(len(matrix), groups, -1).swapaxes(0, 1)
+  # What is left of a small deviation beside a large mean is noise.
+  squares = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1) / count
+  floor = _NOISE * squares[:, None, None] * np.eye(gram.shape[1])
+  gram = gram / count - _outer(quantized, quantized) / count**2 + floor
+  cross = cross / count - _outer(quantized, given) / count**2 + floor
+  matrix = np.asarray(layer.kernel_matrix(), np.float64)
+  columns = matrix.reshape(len(matrix), len(gram), -1).swapaxes(0, 1)
+  return compensation.solve_columns(columns, gram, cross)
+
+
+def rounded_kernel(
+  layer: layers.KernelLayer, solved: compensation.Solved
+) -> jax.Array:
+  """Round the kernel of a layer whose weights have one candidate left.
+
+  Args:
+    layer: it is not changed.
+    solved: of the layer.
+
+  Returns:
+    The kernel, of its shape and type.
+  """
+  choice, kernel = layer.product.weight, layer.kernel[...]
   step = np.asarray(choice.steps(), np.float32)[0]
   step = np.maximum(step, np.float32(quantizers.SMALLEST_STEP))
-  steps = np.broadcast_to(step, matrix.shape[1:]).reshape(groups, -1)
-  lower, upper = (np.asarray(x)[0] for x in choice.grids()[:2])
-  grid = _Grid(steps, float(lower), float(upper), choice.quantizer.offset)
-  rounded = round_columns(columns.astype(np.float64), gram, cross, grid)
-  matrix = rounded.swapaxes(0, 1).reshape(matrix.shape)
-  kernel = kinds.from_matrix(matrix, kernel.shape, layer.product.outputs)
-  return jnp.asarray(kernel, layer.kernel[...].dtype)
-
-
-class _Grid(NamedTuple):
-  """The grid of each feature."""
-
-  steps: np.ndarray  # float32, shape (groups, features)
-  lower: float
-  upper: float
-  offset: float
-
-  def nearest(self, values: np.ndarray) -> np.ndarray:
-    """Round values, shape (groups, features)."""
-    codes = values / self.steps - self.offset
-    return self.steps * (
-      np.rint(np.clip(codes, self.lower, self.upper)) + self.offset
-    )
+  groups, summed, features = solved.target.shape
+  steps = np.broadcast_to(step, groups * features).reshape(groups, -1)
+  lower, upper = (float(np.asarray(x)[0]) for x in choice.grids()[:2])
+  rounded = compensation.round_columns(
+    solved, compensation.Grid(steps, lower, upper, choice.quantizer.offset)
+  )
+  matrix = rounded.swapaxes(0, 1).reshape(summed, -1)
+  return jnp.asarray(
+    kinds.from_matrix(matrix, kernel.shape, layer.product.outputs),
+    kernel.dtype,
+  )
 
 
 def _outer(left: np.ndarray, right: np.ndarray) -> np.ndarray:
   return left[:, :, None] * right[:, None, :]
-
-
-def round_columns(
-  columns: np.ndarray, gram: np.ndarray, cross: np.ndarray, grid: _Grid
-) -> np.ndarray:
-  """Round kernels, each weight's error made good by those that follow.
-
-  Args:
-    columns: float kernels, shape (groups, summed, features).
-    gram: mean products of quantized inputs, shape (groups, summed, summed).
-    cross: mean products of quantized inputs and inputs.
-    grid: of each feature.
-
-  Returns:
-    What lies on the grid, of the shape of `columns`.
-  """
-  summed = columns.shape[1]
-  squares = np.diagonal(gram, axis1=1, axis2=2)
-  damping = DAMPING * squares.mean(axis=1)[:, None, None]
-  # Of inputs that are always the same there is nothing to make good.
-  damping = np.where(damping > 0, damping, 1)
-  held = gram + damping * np.eye(summed)
-  inverse = np.linalg.inv(held)
-  target = inverse @ (cross @ columns + damping * columns)
-  order = np.argsort(-squares, axis=1, kind="stable")
-  inverse = np.take_along_axis(inverse, order[:, :, None], axis=1)
-  inverse = np.take_along_axis(inverse, order[:, None, :], axis=2)
-  upper = np.linalg.cholesky(inverse).swapaxes(1, 2)
-  left = np.take_along_axis(target, order[:, :, None], axis=1)
-  rounded = np.empty_like(left)
-  for start in range(0, summed, _BLOCK):
-    end = min(start + _BLOCK, summed)
-    errors = np.empty_like(left[:, start:end])
-    for i in range(start, end):
-      rounded[:, i] = grid.nearest(left[:, i])
-      errors[:, i - start] = (left[:, i] - rounded[:, i]) / upper[:, i, i, None]
-      left[:, i + 1 : end] -= _outer(
-        upper[:, i, i + 1 : end], errors[:, i - start]
-      )
-    left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
-  found = np.empty_like(rounded)
-  np.put_along_axis(found, order[:, :, None], rounded, axis=1)
-  return found

@@ -14,6 +14,7 @@ from asga_jax.allocation import space as search_space
 from asga_jax.network import examples
 from asga_jax.quantization import (
   bit_choice,
+  compensation,
   correction,
   layers,
   quantizers,
@@ -72,8 +73,10 @@ class Probe:
           kept = choice, np.asarray(choice.grid[...]), choice.parameter[...]
           choice.keep(0)
           self._groups.setdefault(group, []).append(kept)
-    # Group -> its kernels with their float values and moments.
-    self._kernels: dict[str, list[tuple[Any, jax.Array, Any]]] = {}
+    # Group -> path -> its kernel with its float values and moments.
+    self._kernels: dict[str, dict[str, tuple[Any, jax.Array, Any]]] = {}
+    # Path -> what serves all candidates, until the kernel is float again.
+    self._solved: dict[str, compensation.Solved] = {}
     # Group -> index of the candidate that is set, None for float.
     self._chosen: dict[str, int | None] = {}
     for group in self._groups:
@@ -84,9 +87,8 @@ class Probe:
     )
     for path, found in moments.items():
       each = kernels[path], kernels[path].kernel[...], found
-      self._kernels.setdefault(space.choices[path].weight_group, []).append(
-        each
-      )
+      group = space.choices[path].weight_group
+      self._kernels.setdefault(group, {})[path] = each
     self._taps = tuple(correction.find_taps(self._model) if corrected else ())
     self._graphdef, state = nnx.split(self._model)
     noting = jax.jit(self._noting)
@@ -111,8 +113,9 @@ class Probe:
     for choice, grids, parameter in self._groups[group]:
       _set(choice, grids[:, :1], parameter[:1])
       choice.grid[...] = choice.grid[...].at[0].set(quantizers.FLOAT_BITS)
-    for layer, kernel, _ in self._kernels.get(group, ()):
+    for path, (layer, kernel, _) in self._kernels.get(group, {}).items():
       layer.kernel[...] = kernel
+      self._solved.pop(path, None)
 
   def set_candidate(self, group: str, index: int) -> None:
     """Quantize the tensors of a group at one of its candidates."""
@@ -122,10 +125,13 @@ class Probe:
     for choice, grids, parameter in self._groups[group]:
       kept = slice(index, index + 1)
       _set(choice, grids[:, kept], parameter[kept])
-    for layer, kernel, moments in self._kernels.get(group, ()):
+    for path, (layer, kernel, moments) in self._kernels.get(group, {}).items():
       layer.kernel[...] = kernel
-      if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
-        layer.kernel[...] = rounding.rounded_kernel(layer, moments)
+      if layer.product.weight.candidates() == (quantizers.FLOAT_BITS,):
+        continue
+      if path not in self._solved:
+        self._solved[path] = rounding.solve(layer, moments)
+      layer.kernel[...] = rounding.rounded_kernel(layer, self._solved[path])
 
   def measure(self) -> float:
     """Give the mean divergence over all inputs of all batches."""

@@ -1,0 +1,225 @@
+"""Policies without training against uniform bits, on published networks.
+
+For each network and budget: a policy by the divergence of one tensor at a time,
+and uniform bits within the budget, both rounded (`round_weights`) and corrected
+(`correct_bias`) on the same calibration images, none of which is evaluated.
+Top-1, agreement with the float network and divergence from it, on parts of
+ImageNet's validation images and on all of them, with paired differences and
+95 % intervals. Every network and budget is kept in --output as it is measured,
+and a run goes on from there.
+
+--data is what benchmarks/imagenet.py takes.
+
+python benchmarks/post_training.py --data=DIR
+"""
+
+import json
+import math
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import imagenet
+import jax
+import numpy as np
+import tabulate
+from absl import app, flags, logging
+from flax import nnx
+
+import asga_jax
+from asga_jax import files
+from asga_jax import result as result_lib
+from asga_jax.data import csv_source
+from asga_jax.deploy import formats
+from asga_jax.scores import intervals, measured, post_training
+
+# --data, --output, --network and --part are those of `imagenet`.
+_BUDGETS = flags.DEFINE_multi_string(
+  "budget", ["bops=4bit", "bops=5bit"], "Budgets of all policies."
+)
+_IMAGES = flags.DEFINE_integer("images", 480, "For calibration, unlabelled.")
+_SCORED = flags.DEFINE_integer("scored", 32, "Of these, for scores; a batch.")
+NAMES = ("EfficientNet-Lite0", "MobileNetV2", "ResNet-18")
+ALL = "all"
+
+
+def read_batches(name: str, root: pathlib.Path) -> list[np.ndarray]:
+  """Read calibration images, each batch over the whole list of classes."""
+  listed = csv_source.read_list(root / "imagenet" / "calibration.csv")
+  count = _IMAGES.value // _SCORED.value
+  chosen = np.linspace(0, len(listed) - 1, count * _SCORED.value).round()
+  images = csv_source.decode(
+    [listed[int(i)].path for i in chosen], size=imagenet.SIZE
+  )
+  prepare = imagenet.preparation(name)
+  return [prepare(images[start::count]) for start in range(count)]
+
+
+def measure(
+  name: str, root: pathlib.Path, output: pathlib.Path
+) -> dict[str, Any]:
+  """Measure a network at every budget.
+
+  Args:
+    name: of `imagenet.NETWORKS`.
+    root: of the data.
+    output: where cells and scores are kept.
+
+  Returns:
+    Budget -> part -> figures.
+  """
+  stem = imagenet.NETWORKS[name].model
+  cells = {
+    budget: output / f"{stem}_{budget.replace('=', '_')}.json"
+    for budget in _BUDGETS.value
+  }
+  missing = {b: path for b, path in cells.items() if not path.exists()}
+  if missing:
+    network = imagenet.load_network(name, root)
+    network.eval()
+    batches = read_batches(name, root)
+    splits = imagenet.read_parts(name, root)
+    plain = logits(name, network, splits)
+    made = asga_jax.searchable(network, batches[0], batches=batches[1:])
+    result = asga_jax.measure_scores(
+      made,
+      batches[:1],
+      budget=_BUDGETS.value[0],
+      rounded_on=batches,
+      cache=output / f"{stem}_scores.json",
+    )
+    for budget, path in missing.items():
+      found = {}
+      for kind, policy in (
+        ("policy", asga_jax.allocate(result, budget=budget)),
+        ("uniform", result_lib.uniform_policy(result, budget)),
+      ):
+        fixed = post_training.apply_policy(
+          made, policy, batches, reference=network
+        )
+        found[kind] = logits(name, fixed, splits)
+      labels = {part: split.labels for part, split in splits.items()}
+      cell = compare(labels, plain, found["uniform"], found["policy"])
+      files.write_text_atomic(path, json.dumps(cell, indent=2) + "\n")
+      logging.info("%s at %s: %s", name, budget, cell)
+  return {b: json.loads(path.read_text()) for b, path in cells.items()}
+
+
+def logits(
+  name: str, network: nnx.Module, splits: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Run a network on every part."""
+  run = formats.run_in_jax(network)
+  return {
+    part: np.concatenate(
+      [np.asarray(run(x)) for x in imagenet.batches(name, split.images)]
+    )
+    for part, split in splits.items()
+  }
+
+
+def compare(
+  labels: Mapping[str, np.ndarray],
+  plain: Mapping[str, np.ndarray],
+  uniform: Mapping[str, np.ndarray],
+  policy: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+  """Compare three networks on each part, and on all parts together."""
+  parts = {part: [part] for part in labels} | {ALL: list(labels)}
+  found = {}
+  for part, names in parts.items():
+    truth, *given = (
+      np.concatenate([each[name] for name in names])
+      for each in (labels, plain, uniform, policy)
+    )
+    hits = [each.argmax(1) == truth for each in given]
+    alike = [each.argmax(1) == given[0].argmax(1) for each in given]
+    apart = [
+      np.asarray(measured.kl_divergence(*map(jax.numpy.asarray, (given[0], x))))
+      for x in given
+    ]
+    less = apart[1] - apart[2]
+    reach = 1.96 * less.std(ddof=1) / math.sqrt(len(less))
+    found[part] = {
+      "images": len(truth),
+      "top1": [float(x.mean()) for x in hits],
+      "agreement": [float(x.mean()) for x in alike],
+      "divergence": [float(x.mean()) for x in apart],
+      "gain": intervals.difference(hits[2], hits[1])[:3],
+      "agreement_gain": intervals.difference(alike[2], alike[1])[:3],
+      "divergence_saved": [
+        float(x)
+        for x in (less.mean(), less.mean() - reach, less.mean() + reach)
+      ],
+    }
+  return found
+
+
+def format_rows(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """Lay out every network, budget and part."""
+  headers = (
+    "network",
+    "budget",
+    "images",
+    "float\ntop-1 %",
+    "uniform",
+    "policy",
+    "gain, points (95 %)",
+    "uniform\nas float %",
+    "policy",
+    "gain, points (95 %)",
+    "uniform\nnats",
+    "policy",
+    "saved (95 %)",
+  )
+  table = [
+    (
+      f"{name}, {part}",
+      budget.removeprefix("bops="),
+      row["images"],
+      *(f"{100 * x:.2f}" for x in row["top1"]),
+      _interval(row["gain"]),
+      *(f"{100 * x:.2f}" for x in row["agreement"][1:]),
+      _interval(row["agreement_gain"]),
+      *(f"{x:.4f}" for x in row["divergence"][1:]),
+      _interval(row["divergence_saved"], scale=1, digits=4),
+    )
+    for name, budgets in rows.items()
+    for budget, parts in budgets.items()
+    for part, row in parts.items()
+  ]
+  return tabulate.tabulate(
+    table, headers, tablefmt="plain", disable_numparse=True
+  )
+
+
+def _interval(
+  given: Sequence[float], scale: float = 100, digits: int = 2
+) -> str:
+  value, low, high = (f"{scale * x:.{digits}f}" for x in given)
+  return f"{value} ({low} to {high})"
+
+
+def main(_: list[str]) -> None:
+  """Measure each network."""
+  logging.set_verbosity(logging.INFO)
+  names = imagenet._NETWORKS.value or NAMES
+  if unknown := set(names) - set(NAMES):
+    sys.exit(f"--network={min(unknown)}: expected one of {', '.join(NAMES)}")
+  if not 0 < _SCORED.value <= _IMAGES.value:
+    sys.exit(f"--scored={_SCORED.value}: expected 1 to {_IMAGES.value}")
+  try:
+    root = imagenet.find_data(imagenet._DATA.value)
+  except ValueError as error:
+    sys.exit(str(error))
+  output = pathlib.Path(imagenet._OUTPUT.value)
+  output.mkdir(parents=True, exist_ok=True)
+  rows = {name: measure(name, root, output) for name in names}
+  print(f"{platform.machine()}, {jax.devices()[0].device_kind}")
+  print(format_rows(rows))
+
+
+if __name__ == "__main__":
+  app.run(main)
