@@ -150,6 +150,8 @@ CALLS = {
   "correct reference": lambda m, x: asga_jax.correct_bias(
     m[4], [X], reference=x
   ),
+  "round model": lambda m, x: asga_jax.round_weights(x, [X]),
+  "round batches": lambda m, x: asga_jax.round_weights(m[4], x),
   "measure model": lambda m, x: _measure(x),
   "measure batches": lambda m, x: _measure(m[1], x),
   "measure budget": lambda m, x: asga_jax.allocate(_measure(m[1], budget=x)),
@@ -168,6 +170,7 @@ HARMLESS = {
   "searchable bits": 1,
   "searchable rules": 2,
   "correct batches": 3,
+  "round batches": 2,
   "measure batches": 3,
   "improve batches": 3,
   "post-training batches": 3,

@@ -77,8 +77,9 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
   _check_fixed(model)
   copy = nnx.clone(model)
   copy.eval()
+  kernels = layers.kernel_layers(copy)
   for path, moments in gather_moments(copy, batches).items():
-    layer = layers.kernel_layers(copy)[path]
+    layer = kernels[path]
     if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
       layer.kernel[...] = rounded_kernel(layer, solve(layer, moments))
   return copy
