@@ -14,17 +14,16 @@ python benchmarks/post_training.py --data=DIR
 """
 
 import json
-import math
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import comparison
 import imagenet
 import jax
 import numpy as np
-import tabulate
 from absl import app, flags, logging
 from flax import nnx
 
@@ -33,7 +32,7 @@ from asga_jax import files
 from asga_jax import result as result_lib
 from asga_jax.data import csv_source
 from asga_jax.deploy import formats
-from asga_jax.scores import intervals, measured, post_training
+from asga_jax.scores import post_training
 
 # --data, --output, --network and --part are those of `imagenet`.
 _BUDGETS = flags.DEFINE_multi_string(
@@ -42,7 +41,6 @@ _BUDGETS = flags.DEFINE_multi_string(
 _IMAGES = flags.DEFINE_integer("images", 480, "For calibration, unlabelled.")
 _SCORED = flags.DEFINE_integer("scored", 32, "Of these, for scores; a batch.")
 NAMES = ("EfficientNet-Lite0", "MobileNetV2", "ResNet-18")
-ALL = "all"
 
 
 def read_batches(name: str, root: pathlib.Path) -> list[np.ndarray]:
@@ -101,7 +99,9 @@ def measure(
         )
         found[kind] = logits(name, fixed, splits)
       labels = {part: split.labels for part, split in splits.items()}
-      cell = compare(labels, plain, found["uniform"], found["policy"])
+      cell = comparison.compare(
+        labels, plain, found["uniform"], found["policy"]
+      )
       files.write_text_atomic(path, json.dumps(cell, indent=2) + "\n")
       logging.info("%s at %s: %s", name, budget, cell)
   return {b: json.loads(path.read_text()) for b, path in cells.items()}
@@ -120,88 +120,6 @@ def logits(
   }
 
 
-def compare(
-  labels: Mapping[str, np.ndarray],
-  plain: Mapping[str, np.ndarray],
-  uniform: Mapping[str, np.ndarray],
-  policy: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
-  """Compare three networks on each part, and on all parts together."""
-  parts = {part: [part] for part in labels} | {ALL: list(labels)}
-  found = {}
-  for part, names in parts.items():
-    truth, *given = (
-      np.concatenate([each[name] for name in names])
-      for each in (labels, plain, uniform, policy)
-    )
-    hits = [each.argmax(1) == truth for each in given]
-    alike = [each.argmax(1) == given[0].argmax(1) for each in given]
-    apart = [
-      np.asarray(measured.kl_divergence(*map(jax.numpy.asarray, (given[0], x))))
-      for x in given
-    ]
-    less = apart[1] - apart[2]
-    reach = 1.96 * less.std(ddof=1) / math.sqrt(len(less))
-    found[part] = {
-      "images": len(truth),
-      "top1": [float(x.mean()) for x in hits],
-      "agreement": [float(x.mean()) for x in alike],
-      "divergence": [float(x.mean()) for x in apart],
-      "gain": intervals.difference(hits[2], hits[1])[:3],
-      "agreement_gain": intervals.difference(alike[2], alike[1])[:3],
-      "divergence_saved": [
-        float(x)
-        for x in (less.mean(), less.mean() - reach, less.mean() + reach)
-      ],
-    }
-  return found
-
-
-def format_rows(rows: Mapping[str, Mapping[str, Any]]) -> str:
-  """Lay out every network, budget and part."""
-  headers = (
-    "network",
-    "budget",
-    "images",
-    "float\ntop-1 %",
-    "uniform",
-    "policy",
-    "gain, points (95 %)",
-    "uniform\nas float %",
-    "policy",
-    "gain, points (95 %)",
-    "uniform\nnats",
-    "policy",
-    "saved (95 %)",
-  )
-  table = [
-    (
-      f"{name}, {part}",
-      budget.removeprefix("bops="),
-      row["images"],
-      *(f"{100 * x:.2f}" for x in row["top1"]),
-      _interval(row["gain"]),
-      *(f"{100 * x:.2f}" for x in row["agreement"][1:]),
-      _interval(row["agreement_gain"]),
-      *(f"{x:.4f}" for x in row["divergence"][1:]),
-      _interval(row["divergence_saved"], scale=1, digits=4),
-    )
-    for name, budgets in rows.items()
-    for budget, parts in budgets.items()
-    for part, row in parts.items()
-  ]
-  return tabulate.tabulate(
-    table, headers, tablefmt="plain", disable_numparse=True
-  )
-
-
-def _interval(
-  given: Sequence[float], scale: float = 100, digits: int = 2
-) -> str:
-  value, low, high = (f"{scale * x:.{digits}f}" for x in given)
-  return f"{value} ({low} to {high})"
-
-
 def main(_: list[str]) -> None:
   """Measure each network."""
   logging.set_verbosity(logging.INFO)
@@ -218,7 +136,7 @@ def main(_: list[str]) -> None:
   output.mkdir(parents=True, exist_ok=True)
   rows = {name: measure(name, root, output) for name in names}
   print(f"{platform.machine()}, {jax.devices()[0].device_kind}")
-  print(format_rows(rows))
+  print(comparison.format_rows(rows))
 
 
 if __name__ == "__main__":

@@ -199,3 +199,37 @@ def test_imagenet(network, top1, most, tmp_path):
     # As close as JAX is to itself after a millionth: two images of 500 more.
     assert row["same"] >= row["same_after_a_millionth"] - 0.006
     assert in_onnx == pytest.approx(in_jax, abs=1.0)
+
+
+def test_networks_are_compared_on_the_same_images(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+  comparison = importlib.import_module("comparison")
+  labels = {"a": np.zeros(60, int), "b": np.zeros(40, int)}
+
+  def right(shares):
+    return {
+      part: np.where(
+        np.arange(len(truth))[:, None] < shares[part], [2.0, 0.0], [0.0, 2.0]
+      )
+      for part, truth in labels.items()
+    }
+
+  found = comparison.compare(
+    labels,
+    right({"a": 60, "b": 40}),
+    right({"a": 30, "b": 20}),
+    right({"a": 45, "b": 40}),
+  )
+  assert found["a"]["top1"] == [1.0, 0.5, 0.75]
+  assert found["a"]["agreement"] == found["a"]["top1"]
+  assert found["all"]["top1"] == pytest.approx([1.0, 0.5, 0.85])
+  value, low, high = found["all"]["gain"]
+  assert value == pytest.approx(0.35)
+  assert 0 < low < value < high
+  # Of images that are wrong: 2 nats apart times the difference of chances.
+  wrong = 2 * np.tanh(1)
+  assert found["b"]["divergence"] == pytest.approx([0, wrong / 2, 0])
+  assert found["b"]["divergence_saved"][0] == pytest.approx(wrong / 2)
+  table = comparison.format_rows({"Net": {"bops=4bit": found}})
+  assert "35.00 (" in table
+  assert table.count("\n") == 4
