@@ -76,7 +76,7 @@ NETWORKS = {
 }
 
 
-SLOW = ("cond", "jit", "scan")
+SLOW = ("cond", "jit", "scan", "recurrent")
 
 
 @pytest.mark.parametrize(

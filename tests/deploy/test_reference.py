@@ -138,7 +138,7 @@ def _by_hand(path, layer, x, w):
   ("name", "arithmetic"),
   [
     pytest.param("fixed", "int32", marks=pytest.mark.slow),
-    ("doubled", "halves"),
+    pytest.param("doubled", "halves", marks=pytest.mark.slow),
     pytest.param("doubled", "float32", marks=pytest.mark.slow),
   ],
 )
