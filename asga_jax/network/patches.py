@@ -34,6 +34,8 @@ def rows(attribute: str, call: kinds.Call, most: int) -> jax.Array:
 
 
 def _evenly(size: int, most: int) -> np.ndarray:
+  if most == 1:
+    return np.array([size // 2])
   return np.unique(
     np.linspace(0, size - 1, min(size, most)).round().astype(int)
   )

@@ -70,7 +70,8 @@ def correct_bias(
   split = nnx.split(copy), nnx.split(origin)
   graphdefs, states = zip(*split, strict=True)
   # Of a network that `searchable` made, the method that it was asked for.
-  _, method = getattr(model, "example", None) or (None, "__call__")
+  known = getattr(model, "example", None)
+  method = known[1] if isinstance(known, tuple) else "__call__"
   counted, total = 0, None
   for example in examples.each_of(batches):
     new = _of_batch(graphdefs, tuple(taps), method, states, example)

@@ -15,6 +15,7 @@ from flax import nnx
 from asga_jax.network import arguments, examples, kinds, patches
 from asga_jax.quantization import (
   compensation,
+  correction,
   layers,
   promotion,
   quantizers,
@@ -48,14 +49,15 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
   Each layer's float kernel becomes the one that gives, from the layer's
   quantized input, what the float kernel gives from the float input (least
   squares), and its weights are then rounded one after the other, each error
-  made good by the weights that are still to come. Means are left to
-  `correct_bias`, which is called after this. No step changes; no label and no
-  gradient is used. All moments are held at once: twice the sum of the squares
-  of the weights of a feature, over layers, in float32.
+  made good by the weights that are still to come. Means that `correct_bias`
+  corrects are left to it; it is called after this. No step changes; no label
+  and no gradient is used. All moments are held at once: for each layer and
+  group twice the square of the weights of a feature, in float32.
 
   Left to be rounded to the nearest: kernels that layers share, that are changed
   before they are multiplied, or of more than 8192 weights a feature; transposed
-  convolutions, einsums, and quantizers that transform weights.
+  convolutions, einsums, and quantizers that transform weights; and all kernels
+  of a network that calls a layer within another transformation of JAX.
 
   Args:
     model: fixed by a policy, float weights in it; it is not changed.
@@ -77,11 +79,12 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
   _check_fixed(model)
   copy = nnx.clone(model)
   copy.eval()
-  kernels = layers.kernel_layers(copy)
+  kernels, centred = layers.kernel_layers(copy), means_corrected(copy)
   for path, moments in gather_moments(copy, batches).items():
     layer = kernels[path]
     if layer.product.weight.candidates() != (quantizers.FLOAT_BITS,):
-      layer.kernel[...] = rounded_kernel(layer, solve(layer, moments))
+      solved = solve(layer, moments, centred=path in centred)
+      layer.kernel[...] = rounded_kernel(layer, solved)
   return copy
 
 
@@ -194,13 +197,17 @@ def _moments(
     )
     for x in (product.activation(call.first), call.first)
   )
-  turned = quantized.swapaxes(1, 2)
+  # The mean is taken out of these afterwards, which leaves of short products
+  # nothing.
+  times = functools.partial(
+    jnp.matmul, quantized.swapaxes(1, 2), precision="highest"
+  )
   return Moments(
     jnp.float32(quantized.shape[1]),
     quantized.sum(axis=1),
     given.sum(axis=1),
-    turned @ quantized,
-    turned @ given,
+    times(quantized),
+    times(given),
   )
 
 
@@ -208,12 +215,27 @@ def _sum(known: Moments, new: Moments) -> Moments:
   return Moments(*(a + b for a, b in zip(known, new, strict=True)))
 
 
-def solve(layer: layers.KernelLayer, moments: Moments) -> compensation.Solved:
+def means_corrected(model: nnx.Module) -> set[str]:
+  """List the layers of whose outputs `correct_bias` corrects the means.
+
+  Those with a bias; and all of a network that has batch norms, one of which is
+  taken to follow a layer without a bias.
+  """
+  taps = correction.find_taps(model)
+  if any(isinstance(tap, nnx.BatchNorm) for tap in taps.values()):
+    return set(layers.quantized_layers(model))
+  return set(taps)
+
+
+def solve(
+  layer: layers.KernelLayer, moments: Moments, *, centred: bool
+) -> compensation.Solved:
   """Find the kernel that gives the same of a layer's quantized inputs.
 
   Args:
     layer: with its float kernel.
     moments: of the layer, from `gather_moments`.
+    centred: whether another mean of the outputs does not matter.
   """
   count, quantized, given, gram, cross = (
     np.asarray(x, np.float64) for x in moments
@@ -221,8 +243,10 @@ def solve(layer: layers.KernelLayer, moments: Moments) -> compensation.Solved:
   # What is left of a small deviation beside a large mean is noise.
   squares = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1) / count
   floor = _NOISE * squares[:, None, None] * np.eye(gram.shape[1])
-  gram = gram / count - _outer(quantized, quantized) / count**2 + floor
-  cross = cross / count - _outer(quantized, given) / count**2 + floor
+  gram, cross = gram / count + floor, cross / count + floor
+  if centred:
+    gram -= _outer(quantized, quantized) / count**2
+    cross -= _outer(quantized, given) / count**2
   matrix = np.asarray(layer.kernel_matrix(), np.float64)
   columns = matrix.reshape(len(matrix), len(gram), -1).swapaxes(0, 1)
   return compensation.solve_columns(columns, gram, cross)

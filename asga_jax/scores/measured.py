@@ -84,8 +84,8 @@ def measure_scores(
       as `correct_bias` does; for a policy that gets this treatment. Not by
       gradients, which are of the float network.
     rounded_on: inputs that the kernels of each candidate are rounded on, as
-      `round_weights` does, a few hundred; for a policy that gets this
-      treatment. None: to the nearest. Not by gradients.
+      `round_weights` does where all else is float, a few hundred; for a
+      policy that gets this treatment. None: to the nearest. Not by gradients.
     radius: of 'sharp_kl', in the units of the weights; above 0.
     costs: costs beyond BOPs and sizes.
     model_name: what policies call the network.
@@ -125,7 +125,9 @@ def measure_scores(
       radius=radius if score == "sharp_kl" else 0.0,
       rounded_on=rounded_on,
     )
-    settings = (score, corrected, radius)
+    settings: tuple[Any, ...] = score, corrected, radius
+    if rounded_on:
+      settings += (len(given),)
     known = _Cache(cache, model, [*given, *rounded_on], settings)
     measured = {score: _one_by_one(probe, known, progress)}
   widths = _widths(space)
@@ -219,9 +221,7 @@ def _one_by_one(
 
   def measure(group: str, index: int) -> float:
     probe.set_candidate(group, index)
-    value = probe.measure()
-    probe.set_float(group)
-    return value
+    return probe.measure()
 
   found = {}
   groups = list(probe.candidates.items())
@@ -233,6 +233,7 @@ def _one_by_one(
         0.0 if bit == quantizers.FLOAT_BITS else measure(group, index)
         for index, bit in enumerate(bits)
       ]
+      probe.set_float(group)
       known.put(group, values)
     found[group] = values
   return found

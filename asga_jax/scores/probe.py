@@ -77,6 +77,7 @@ class Probe:
     self._kernels: dict[str, dict[str, tuple[Any, jax.Array, Any]]] = {}
     # Path -> what serves all candidates, until the kernel is float again.
     self._solved: dict[str, compensation.Solved] = {}
+    self._centred = rounding.means_corrected(self._model)
     # Group -> index of the candidate that is set, None for float.
     self._chosen: dict[str, int | None] = {}
     for group in self._groups:
@@ -130,7 +131,9 @@ class Probe:
       if layer.product.weight.candidates() == (quantizers.FLOAT_BITS,):
         continue
       if path not in self._solved:
-        self._solved[path] = rounding.solve(layer, moments)
+        self._solved[path] = rounding.solve(
+          layer, moments, centred=path in self._centred
+        )
       layer.kernel[...] = rounding.rounded_kernel(layer, self._solved[path])
 
   def measure(self) -> float:

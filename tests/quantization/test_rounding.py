@@ -26,6 +26,13 @@ class Net(nnx.Module):
     return self.only(x)
 
 
+class Biased(Net):
+  """The same with a bias, which corrects means."""
+
+  def __init__(self, rngs):
+    self.only = nnx.Linear(6, 4, rngs=rngs)
+
+
 def _fixed(net, x, weight_bits, activation_bits, **settings):
   rules = [
     asga_jax.Rule(
@@ -99,7 +106,7 @@ def test_the_target_is_that_of_least_squares():
   ids=str,
 )
 def test_outputs_are_nearer_and_kernels_lie_on_their_grids(settings):
-  net = Net(nnx.Rngs(0))
+  net = Biased(nnx.Rngs(0))
   low = _fixed(net, X, 3, 4, **settings)
   found = asga_jax.round_weights(low, [X[:256], X[256:]])
   assert _apart(found, net, X) < 0.8 * _apart(low, net, X)
@@ -199,7 +206,7 @@ def test_layers_within_a_transformation_are_left_alone(caplog):
 
 
 def test_inputs_without_variance_round_to_the_nearest():
-  low = _fixed(Net(nnx.Rngs(0)), X, 3, 8)
+  low = _fixed(Biased(nnx.Rngs(0)), X, 3, 8)
   for constant in (np.zeros((8, 6)), np.full((1, 6), 2.0)):
     found = asga_jax.round_weights(low, [constant.astype(np.float32)])
     np.testing.assert_allclose(found(X), low(X), rtol=1e-5, atol=1e-5)
@@ -207,11 +214,24 @@ def test_inputs_without_variance_round_to_the_nearest():
 
 def test_large_means_beside_small_deviations():
   x = (X / 100 + 1000).astype(np.float32)
-  net = Net(nnx.Rngs(0))
+  net = Biased(nnx.Rngs(0))
   low = _fixed(net, x, 3, 32)
   found = asga_jax.round_weights(low, [x])
   assert np.isfinite(found.only.kernel[...]).all()
   assert _apart(found, net, x) < 1.5 * _apart(low, net, x)
+
+
+def test_means_that_nothing_corrects_are_kept():
+  """A layer without a bias, and inputs whose means are most of them."""
+  means = 10 * np.abs(RANDOM.normal(size=6))
+  x = (0.3 * X @ MIXED[:, :6] / 10 + means).astype(np.float32)
+  net = Net(nnx.Rngs(0))
+  low = _fixed(net, x, 3, 8)
+  found = asga_jax.round_weights(low, [x])
+  error, before = (
+    np.square(np.asarray(each(x) - net(x))).mean() for each in (found, low)
+  )
+  assert error < 0.5 * before
 
 
 def test_errors():
