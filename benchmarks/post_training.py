@@ -68,9 +68,12 @@ def measure(
   Returns:
     Budget -> part -> figures.
   """
-  stem = imagenet.NETWORKS[name].model
+  # What the figures depend on is part of a file's name.
+  images = f"{_SCORED.value}_of_{_IMAGES.value}"
+  stem = f"{imagenet.NETWORKS[name].model}_{images}"
+  parts = "_".join(imagenet._PARTS.value)
   cells = {
-    budget: output / f"{stem}_{budget.replace('=', '_')}.json"
+    budget: output / f"{stem}_{parts}_{budget.replace('=', '_')}.json"
     for budget in _BUDGETS.value
   }
   missing = {b: path for b, path in cells.items() if not path.exists()}
@@ -126,8 +129,11 @@ def main(_: list[str]) -> None:
   names = imagenet._NETWORKS.value or NAMES
   if unknown := set(names) - set(NAMES):
     sys.exit(f"--network={min(unknown)}: expected one of {', '.join(NAMES)}")
-  if not 0 < _SCORED.value <= _IMAGES.value:
-    sys.exit(f"--scored={_SCORED.value}: expected 1 to {_IMAGES.value}")
+  if _SCORED.value < 1 or _IMAGES.value % _SCORED.value:
+    sys.exit(
+      f"--images={_IMAGES.value} in batches of --scored={_SCORED.value}:"
+      " expected a multiple of at least one"
+    )
   try:
     root = imagenet.find_data(imagenet._DATA.value)
   except ValueError as error:

@@ -214,8 +214,12 @@ def as_example(given: Any) -> Example:
   return example
 
 
-def each_of(batches: Any) -> Iterator[Example]:
+def each_of(batches: Any, name: str = "batches") -> Iterator[Example]:
   """Check batches one by one; see `as_example`.
+
+  Args:
+    batches: any iterable of them.
+    name: what to call them in an error.
 
   Raises:
     ValueError: what holds no batches, such as one batch alone, or an empty one.
@@ -223,7 +227,7 @@ def each_of(batches: Any) -> Iterator[Example]:
   one = isinstance(batches, str | bytes | dict | np.ndarray | jax.Array)
   if one or not isinstance(batches, Iterable):
     raise ValueError(
-      f"batches is {_named(batches)}; expected a list of batches of inputs, or"
+      f"{name} is {_named(batches)}; expected a list of batches of inputs, or"
       " another iterable of them."
     )
   empty = True
@@ -231,7 +235,7 @@ def each_of(batches: Any) -> Iterator[Example]:
     empty = False
     yield as_example(batch)
   if empty:
-    raise ValueError("batches is empty; expected at least one batch of inputs.")
+    raise ValueError(f"{name} is empty; expected at least one batch of inputs.")
 
 
 def _named(given: Any) -> str:

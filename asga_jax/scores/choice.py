@@ -64,7 +64,11 @@ def improve_policy(
     )
   given = list(examples.each_of(batches))
   policy_lib.check(policy)
-  images = [] if rounded_on is None else list(examples.each_of(rounded_on))
+  images = (
+    []
+    if rounded_on is None
+    else list(examples.each_of(rounded_on, "rounded_on"))
+  )
   search = _Measured(result, given, divergence, corrected, images)
   kept, best = policy, search.bits_of(policy)
   found = best

@@ -111,7 +111,11 @@ def measure_scores(
   if score == "sharp_kl" and not 0 < radius < np.inf:
     raise ValueError(f"radius={radius}; expected a number above 0.")
   given = list(examples.each_of(batches))
-  rounded_on = [] if rounded_on is None else list(examples.each_of(rounded_on))
+  rounded_on = (
+    []
+    if rounded_on is None
+    else list(examples.each_of(rounded_on, "rounded_on"))
+  )
   measured: dict[str, Any]
   if score in gradients.SCORES:
     measured = gradients.measure(model, space, given, progress=progress)

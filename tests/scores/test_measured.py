@@ -185,9 +185,23 @@ def test_bad_input():
     asga_jax.measure_scores(model, [], budget="bops=4bit")
   with pytest.raises(ValueError, match="is not searchable"):
     asga_jax.measure_scores(Net(nnx.Rngs(0)), [X], budget="bops=4bit")
+  with pytest.raises(ValueError, match="rounded_on is empty"):
+    asga_jax.measure_scores(model, [X], budget="bops=4bit", rounded_on=[])
   model.last.bias[...] *= jnp.nan
   with pytest.raises(ValueError, match="outputs that are not finite"):
     asga_jax.measure_scores(model, [X], budget="bops=4bit")
+
+
+def _first_at_2_bits(kind):
+  """Give the float network, and it with one operand of `first` at 2 bits."""
+  float_model = Net(nnx.Rngs(3))
+  float_model.eval()
+  bits = {"weight_bits": 32, "activation_bits": 32, f"{kind}_bits": 2}
+  rules = [
+    asga_jax.Rule("first", **bits),
+    asga_jax.Rule(".*", weight_bits=32, activation_bits=32),
+  ]
+  return float_model, asga_jax.searchable(float_model, X, rules=rules)
 
 
 @pytest.mark.parametrize("kind", ["weight", "activation"])
@@ -199,14 +213,7 @@ def test_corrected_scores_are_those_of_a_corrected_network(kind):
     ).scores["kl"]
     for corrected in (True, False)
   )
-  float_model = Net(nnx.Rngs(3))
-  float_model.eval()
-  bits = {"weight_bits": 32, "activation_bits": 32, f"{kind}_bits": 2}
-  rules = [
-    asga_jax.Rule("first", **bits),
-    asga_jax.Rule(".*", weight_bits=32, activation_bits=32),
-  ]
-  low = asga_jax.searchable(float_model, X, rules=rules)
+  float_model, low = _first_at_2_bits(kind)
   expected = np.mean(
     [
       _kl(
@@ -240,15 +247,8 @@ def test_rounded_scores_are_those_of_rounded_kernels():
     rounded_on=images,
     progress=False,
   )
-  float_model = Net(nnx.Rngs(3))
-  float_model.eval()
-  rules = [
-    asga_jax.Rule("first", weight_bits=2, activation_bits=32),
-    asga_jax.Rule(".*", weight_bits=32, activation_bits=32),
-  ]
-  low = asga_jax.round_weights(
-    asga_jax.searchable(float_model, X, rules=rules), images
-  )
+  float_model, low = _first_at_2_bits("weight")
+  low = asga_jax.round_weights(low, images)
   expected = _kl(
     np.asarray(float_model(X), np.float64), np.asarray(low(X), np.float64)
   )
