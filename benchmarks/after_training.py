@@ -1,0 +1,250 @@
+"""Does a searched policy beat uniform and random bits after a training?
+
+ResNet-20 from its published weights on CIFAR-10: for each seed policies of one
+cost, each trained alike (same weights, images, order of batches, schedule), or
+corrected without a training; top-1 on the whole test split, paired over seeds.
+Methods: `uniform`, `random` (scores drawn anew for each seed), `default` (a
+search as configs/resnet20.py has it), `prior` (measured divergences, no
+search), `search_N` (log p after N steps), `both_N` (the same from the prior).
+What has been computed is kept in --output, a file each, and not repeated.
+
+python benchmarks/after_training.py --weights=cifar10_resnet20.safetensors
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from scipy import special
+
+import asga_jax
+from asga_jax import data as data_lib
+from asga_jax import evaluate, files
+from asga_jax import result as result_lib
+from asga_jax.allocation import space as search_space
+from asga_jax.data import batches as batches_lib
+from asga_jax.quantization import batch_norm
+from asga_jax.runs import build
+from asga_jax.runs import config as config_lib
+from asga_jax.xla import compile_cache
+
+_OUTPUT = flags.DEFINE_string("output", "runs/after_training", "Results.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Trained weights.")
+# What 2.5 bits would cost: each searched layer 2.5^2 BOPs a MAC.
+_BUDGET = flags.DEFINE_string("budget", "bops=279027712", "The cost of all.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
+_STEPS = flags.DEFINE_integer("steps", 1000, "Of every training.")
+_BATCH = flags.DEFINE_integer("batch_size", 128, "Of trainings and searches.")
+_SEARCH = flags.DEFINE_integer("search_steps", 120, "Of the default search.")
+_TRAINED = flags.DEFINE_list("trained", "uniform,default,random", "Methods.")
+_ALL = "uniform,default,prior,search_40,both_40,search_120,both_120"
+_UNTRAINED = flags.DEFINE_list("untrained", _ALL, "Methods, only corrected.")
+_CORRECTED, _SCORED = 320, 128  # images
+_SCORES = ("log_prob", "first_order")
+
+Row = dict[str, Any]
+
+
+def make_config(seed: int) -> Any:
+  """Configure ResNet-20 on CIFAR-10, all else by default."""
+  config = config_lib.default_config()
+  config.model = "resnet20_a"
+  config.deployed.update(image_size=32, num_classes=10, stem="small")
+  config.data.update(name="cifar10", normalisation="torchvision")
+  config.weights.update(path=_WEIGHTS.value, name_map="resnet_cifar10")
+  config.search.seed = config.finetune.seed = seed
+  config.finetune.steps = _STEPS.value
+  return config
+
+
+class Bench:
+  """One seed: its network, its policies and their trainings."""
+
+  def __init__(self, seed: int, dataset: data_lib.Dataset, plain: Any):
+    """Build the calibrated network that everything starts from."""
+    self.seed, self.plain = seed, plain
+    self.folder = pathlib.Path(_OUTPUT.value) / f"seed{seed}"
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.config = make_config(seed)
+    self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
+    self.augment = build.make_prepare(self.config, dataset, train=True)
+    self.network = build.make_network(self.config, dataset.num_classes)
+    self.start: Any = build.make_searchable(
+      self.config, dataset.num_classes, next(self.inputs(_BATCH.value))
+    )
+
+  def inputs(self, size: int, count: int = 1) -> Iterator[jax.Array]:
+    """Yield training images as the network sees them, without augmentation."""
+    order = {"batch_size": size, "batches": count, "seed": self.seed}
+    return evaluate.norm_inputs(self.splits.train, self.plain, **order)
+
+  def batches(self, steps: int) -> Iterator[Any]:
+    """Yield training batches."""
+    for step in range(steps):
+      yield batches_lib.batch_at(
+        self.splits.train, step, batch_size=_BATCH.value, seed=self.seed
+      )
+
+  @functools.cached_property
+  def unscored(self) -> asga_jax.SearchResult:
+    """What all policies are chosen from, with scores drawn at random."""
+    network, shape = self.start.deployed_network
+    space = search_space.build(self.start, network)
+    draw = np.random.default_rng(self.seed).normal
+    scores = {}
+    for choice in space.choices.values():
+      scores[choice.weight_group] = draw(size=len(choice.weight_bits))
+      scores[choice.activation_group] = draw(size=len(choice.activation_bits))
+    return asga_jax.SearchResult(
+      self.start, space, {"random": scores}, _BUDGET.value, "random", (), shape
+    )
+
+  @functools.cached_property
+  def prior(self) -> asga_jax.SearchResult:
+    """Divergences of one tensor at a time, of the network to start from."""
+    return asga_jax.measure_scores(
+      self.start,
+      [np.asarray(next(self.inputs(_SCORED)))],
+      budget=_BUDGET.value,
+      cache=self.folder / "prior.json",
+      progress=False,
+    )
+
+  def search(self, kind: str, steps: int) -> None:
+    """Search, from the prior if it is `both`; keep the policy by each score."""
+    began = time.time()
+    settings = config_lib.search_settings(self.config)
+    found = asga_jax.search_policy(
+      self.start,
+      self.batches(steps),
+      budget=_BUDGET.value,
+      settings=dataclasses.replace(settings, steps=steps),
+      prior=self.prior if kind == "both" else None,
+      prepare=self.augment,
+      progress=False,
+    )
+    for score in _SCORES:
+      policy = asga_jax.allocate(found, score=score)
+      path = self.folder / f"policy-{kind}_{steps}-{score}.json"
+      asga_jax.save_policy(policy, path)
+    logging.info("%s_%d took %.0f s", kind, steps, time.time() - began)
+
+  def policy(self, method: str) -> asga_jax.Policy:
+    """Make a method's policy, or read it."""
+    if method == "uniform":
+      return result_lib.uniform_policy(self.unscored)
+    if method == "random":
+      use = float(self.policy("uniform").cost["budget_used"])
+      return asga_jax.allocate(self.unscored, min_use=use)
+    if method == "prior":
+      return asga_jax.allocate(self.prior)
+    score = "log_prob"
+    if method == "default":
+      method, score = f"search_{_SEARCH.value}", self.config.search.score
+    kind, length = method.split("_")
+    steps = int(length)
+    path = self.folder / f"policy-{kind}_{steps}-{score}.json"
+    if not path.exists():
+      self.search(kind, steps)
+    return asga_jax.load_policy(path)
+
+  def train(self, fixed: Any) -> Any:
+    """Train a network at its policy."""
+    trained = asga_jax.train_policy(
+      fixed,
+      self.batches(_STEPS.value),
+      settings=config_lib.finetune_settings(self.config),
+      prepare=self.augment,
+      progress=False,
+    )
+    batch_norm.reestimate_batch_norm(trained, self.inputs(250, 8))
+    return trained
+
+  def correct(self, fixed: Any) -> Any:
+    """Correct biases and batch norm of a network at its policy."""
+    images = list(self.inputs(_CORRECTED))
+    return asga_jax.correct_bias(fixed, images, reference=self.network)
+
+  def cell(self, kind: str, method: str) -> Row:
+    """Compute one figure, or read it."""
+    path = self.folder / f"{kind}-{method}.json"
+    given = (_BUDGET, _BATCH, _STEPS, _SEARCH)
+    settings = {flag.name: flag.value for flag in given}
+    if path.exists():
+      row: Row = json.loads(path.read_text())
+      if row["settings"] != settings:
+        raise ValueError(f"{path} is of {row['settings']}, not of {settings}")
+      return row
+    policy = self.policy(method)
+    began = time.time()
+    fixed = asga_jax.with_policy(self.start, policy)
+    model = self.train(fixed) if kind == "trained" else self.correct(fixed)
+    found = evaluate.accuracy(model, self.splits.report, self.plain)
+    layers = policy.layers.values()
+    row = {
+      "settings": settings,
+      "top1": 100 * found,
+      "budget_used": 100 * float(policy.cost["budget_used"]),
+      "bits": [[x.weight_bits, x.activation_bits] for x in layers],
+      "seconds": time.time() - began,
+    }
+    files.write_text_atomic(path, json.dumps(row) + "\n")
+    logging.info("seed %d, %s %s: %s", self.seed, kind, method, row)
+    return row
+
+
+def interval(values: Sequence[float]) -> str:
+  """Say a mean with its 95 % t-interval over two seeds or more."""
+  mean, count = statistics.mean(values), len(values)
+  spread = statistics.stdev(values) / count**0.5 if count > 1 else math.inf
+  reach = spread * float(special.stdtrit(max(count - 1, 1), 0.975))
+  return f"{mean:.2f} ({mean - reach:.2f} to {mean + reach:.2f})"
+
+
+def format_table(kind: str, rows: dict[str, list[Row]]) -> str:
+  """Lay out top-1 by method and seed, and its difference from others."""
+  title = f"{kind:12}{'top-1 %':>8}  {'above uniform':24}{'above random':24}"
+  lines = [f"{title}{'budget %':14}by seed"]
+  top1 = {name: [x["top1"] for x in cells] for name, cells in rows.items()}
+  for name, found in top1.items():
+    line = f"{name:12}{statistics.mean(found):>8.2f}  "
+    for other in ("uniform", "random"):
+      theirs = top1.get(other, found)
+      above = [x - y for x, y in zip(found, theirs, strict=True)]
+      line += f"{interval(above) if theirs is not found else '-':24}"
+    used = [x["budget_used"] for x in rows[name]]
+    line += f"{f'{min(used):.1f}-{max(used):.1f}':14}"
+    lines.append(line + "  ".join(f"{value:.2f}" for value in found))
+  return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+  """Compute what is missing, trained first, and print the tables."""
+  logging.set_verbosity(logging.INFO)
+  compile_cache.enable()
+  config = make_config(0)
+  dataset = build.load_data(config)
+  # One for all, so that evaluations share a compilation.
+  plain = build.make_prepare(config, dataset, train=False)
+  benches = [Bench(seed, dataset, plain) for seed in range(_SEEDS.value)]
+  for kind, flag in (("trained", _TRAINED), ("untrained", _UNTRAINED)):
+    rows: dict[str, list[Row]] = {name: [] for name in flag.value}
+    for bench in benches:
+      for name, cells in rows.items():
+        cells.append(bench.cell(kind, name))
+    if rows:
+      print(format_table(kind, rows), flush=True)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("weights")
+  app.run(main)
