@@ -2,10 +2,14 @@
 
 ResNet-20 from its published weights on CIFAR-10: for each seed policies of one
 cost, each trained alike (same weights, images, order of batches, schedule), or
-corrected without a training; top-1 on the whole test split, paired over seeds.
+corrected without a training; top-1 on the whole test split, paired over seeds,
+and without a training on the first 5,000 training images too, by which to
+choose.
 Methods: `uniform`, `random` (scores drawn anew for each seed), `default` (a
 search as configs/resnet20.py has it), `prior` (measured divergences, no
-search), `search_N` (log p after N steps), `both_N` (the same from the prior).
+search), `search_N` (log p after N steps), `both_N` (the same from the prior),
+`frozen_N`, `frozenboth_N` (the same with frozen batch norm and slower rates);
+each of the last four also as `search_N:first_order`.
 What has been computed is kept in --output, a file each, and not repeated.
 
 python benchmarks/after_training.py --weights=cifar10_resnet20.safetensors
@@ -44,11 +48,16 @@ _BUDGET = flags.DEFINE_string("budget", "bops=279027712", "The cost of all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of every training.")
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Of trainings and searches.")
-_SEARCH = flags.DEFINE_integer("search_steps", 120, "Of the default search.")
 _TRAINED = flags.DEFINE_list("trained", "uniform,default,random", "Methods.")
-_ALL = "uniform,default,prior,search_40,both_40,search_120,both_120"
+_ALL = "uniform,random,prior,search_50,both_50,search_200,both_200,default"
 _UNTRAINED = flags.DEFINE_list("untrained", _ALL, "Methods, only corrected.")
 _CORRECTED, _SCORED = 320, 128  # images
+# What frozen searches differ in; configs/mobilenetv2.py has these.
+_FROZEN = {
+  "freeze_batch_norm": True,
+  "learning_rate": 0.01,
+  "logit_learning_rate": 0.01,
+}
 _SCORES = ("log_prob", "first_order")
 
 Row = dict[str, Any]
@@ -120,15 +129,17 @@ class Bench:
     )
 
   def search(self, kind: str, steps: int) -> None:
-    """Search, from the prior if it is `both`; keep the policy by each score."""
+    """Search, from the prior if `both`; keep the policy by each score."""
     began = time.time()
-    settings = config_lib.search_settings(self.config)
+    config = make_config(self.seed)
+    config.search.update(_FROZEN if kind.startswith("frozen") else {})
+    settings = config_lib.search_settings(config)
     found = asga_jax.search_policy(
       self.start,
       self.batches(steps),
       budget=_BUDGET.value,
       settings=dataclasses.replace(settings, steps=steps),
-      prior=self.prior if kind == "both" else None,
+      prior=self.prior if kind.endswith("both") else None,
       prepare=self.augment,
       progress=False,
     )
@@ -147,9 +158,11 @@ class Bench:
       return asga_jax.allocate(self.unscored, min_use=use)
     if method == "prior":
       return asga_jax.allocate(self.prior)
-    score = "log_prob"
     if method == "default":
-      method, score = f"search_{_SEARCH.value}", self.config.search.score
+      settings = self.config.search
+      method = f"search_{settings.steps}:{settings.score}"
+    method, _, score = method.partition(":")
+    score = score or "log_prob"
     kind, length = method.split("_")
     steps = int(length)
     path = self.folder / f"policy-{kind}_{steps}-{score}.json"
@@ -177,7 +190,7 @@ class Bench:
   def cell(self, kind: str, method: str) -> Row:
     """Compute one figure, or read it."""
     path = self.folder / f"{kind}-{method}.json"
-    given = (_BUDGET, _BATCH, _STEPS, _SEARCH)
+    given = (_BUDGET, _BATCH, _STEPS)
     settings = {flag.name: flag.value for flag in given}
     if path.exists():
       row: Row = json.loads(path.read_text())
@@ -189,10 +202,12 @@ class Bench:
     fixed = asga_jax.with_policy(self.start, policy)
     model = self.train(fixed) if kind == "trained" else self.correct(fixed)
     found = evaluate.accuracy(model, self.splits.report, self.plain)
+    seen = evaluate.accuracy(model, self.splits.train, self.plain, batches=20)
     layers = policy.layers.values()
     row = {
       "settings": settings,
       "top1": 100 * found,
+      "train_top1": 100 * seen,
       "budget_used": 100 * float(policy.cost["budget_used"]),
       "bits": [[x.weight_bits, x.activation_bits] for x in layers],
       "seconds": time.time() - began,
@@ -212,15 +227,16 @@ def interval(values: Sequence[float]) -> str:
 
 def format_table(kind: str, rows: dict[str, list[Row]]) -> str:
   """Lay out top-1 by method and seed, and its difference from others."""
-  title = f"{kind:12}{'top-1 %':>8}  {'above uniform':24}{'above random':24}"
-  lines = [f"{title}{'budget %':14}by seed"]
+  title = f"{kind:24}{'top-1 %':>8}  {'above uniform':24}{'above random':24}"
+  lines = [f"{title}{'train %':9}{'budget %':14}by seed"]
   top1 = {name: [x["top1"] for x in cells] for name, cells in rows.items()}
   for name, found in top1.items():
-    line = f"{name:12}{statistics.mean(found):>8.2f}  "
+    line = f"{name:24}{statistics.mean(found):>8.2f}  "
     for other in ("uniform", "random"):
       theirs = top1.get(other, found)
       above = [x - y for x, y in zip(found, theirs, strict=True)]
       line += f"{interval(above) if theirs is not found else '-':24}"
+    line += f"{statistics.mean(x['train_top1'] for x in rows[name]):<9.2f}"
     used = [x["budget_used"] for x in rows[name]]
     line += f"{f'{min(used):.1f}-{max(used):.1f}':14}"
     lines.append(line + "  ".join(f"{value:.2f}" for value in found))
