@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen, nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 
 def check_module(model: Any) -> None:
-  """Check that a network is one of Flax NNX.
+  """Check that a network is one of Flax NNX, on devices as it is used here.
 
   Raises:
-    ValueError: it is not; one of Linen is told how it comes over.
+    ValueError: it is not; one of Linen is told how it comes over. Or axes of a
+      mesh are explicit.
   """
   if isinstance(model, nnx.Module):
+    _check_axes(model)
     return
   bridge = ""
   if isinstance(model, linen.Module):
@@ -24,6 +28,36 @@ def check_module(model: Any) -> None:
   raise ValueError(
     f"model is a {type(model).__name__}; expected a Flax nnx.Module{bridge}."
   )
+
+
+def on_usual_axes(leaf: Any) -> Any:
+  """Give an array where it lies, without its sharding as a part of its type."""
+  sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+  if not isinstance(sharding, NamedSharding):
+    return leaf
+  mesh = sharding.mesh
+  if not isinstance(mesh, Mesh) or AxisType.Explicit not in mesh.axis_types:
+    return leaf
+  mesh = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+  return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+
+def _check_axes(model: nnx.Module) -> None:
+  """Refuse axes whose shardings would be part of every type."""
+  advice = (
+    "; expected axis_types=(jax.sharding.AxisType.Auto,) * N in jax.make_mesh,"
+    " with which the compiler propagates shardings"
+  )
+  around = jax.sharding.get_abstract_mesh()
+  if AxisType.Explicit in around.axis_types:
+    raise ValueError(
+      f"jax.set_mesh has explicit axes {around.axis_names}{advice}."
+    )
+  for path, leaf in nnx.to_flat_state(nnx.state(model)):
+    value: Any = leaf[...] if isinstance(leaf, nnx.Variable) else leaf
+    if on_usual_axes(value) is not value:
+      name, axes = "/".join(map(str, path)), value.sharding.mesh.axis_names
+      raise ValueError(f"{name} lies on explicit axes {axes}{advice}.")
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:

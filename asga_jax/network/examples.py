@@ -197,7 +197,7 @@ def as_example(given: Any) -> Example:
   """
   if isinstance(given, Example):
     return given
-  example = Example(given)
+  example = Example(given).map(arguments.on_usual_axes)
   leaves = example.leaves()
   if isinstance(given, tuple | dict) and given and not leaves:
     raise ValueError(

@@ -196,7 +196,7 @@ def start(
     optimizer: of weights and step sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step; None
       hands the batch on.
-    mesh: of the axis `data`; None for all devices.
+    mesh: of the axis `data`, explicit or not; None for all devices.
     logit_optimizer: None where there is nothing to choose.
     budgets: how many.
     bilevel: whether the step takes a held-out batch too.
@@ -210,6 +210,7 @@ def start(
     raise ValueError(
       f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh."
     )
+  mesh = sharding.propagated(mesh)
   for name, given in {"loss_fn": loss_fn, "prepare": prepare}.items():
     if not (callable(given) or (name == "prepare" and given is None)):
       raise ValueError(

@@ -20,6 +20,11 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   )
 
 
+def propagated(mesh: Mesh) -> Mesh:
+  """Give the same devices with axes along which the compiler shards."""
+  return mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Give the sharding that holds a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
