@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from asga_jax.network import arguments, examples, kinds, patches
 from asga_jax.quantization import (
@@ -36,6 +37,7 @@ class Moments(NamedTuple):
   """Sums over the rows that a layer multiplies, for each group."""
 
   count: Any  # shape ()
+  unit: Any  # shape (), of what the rest are sums in
   quantized: Any  # (groups, summed)
   given: Any  # (groups, summed)
   gram: Any  # (groups, summed, summed), of the quantized rows
@@ -56,8 +58,8 @@ def round_weights(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
 
   Left to be rounded to the nearest: kernels that layers share, that are changed
   before they are multiplied, or of more than 8192 weights a feature; transposed
-  convolutions, einsums, and quantizers that transform weights; and all kernels
-  of a network that calls a layer within another transformation of JAX.
+  convolutions, einsums, and quantizers that transform weights; and layers that
+  are called within another transformation of JAX.
 
   Args:
     model: fixed by a policy, float weights in it; it is not changed.
@@ -101,7 +103,7 @@ def gather_moments(
 
   Returns:
     Path -> sums, of each layer whose kernel can be rounded by them; none, and a
-    warning, where layers are called within other transformations of JAX.
+    warning, of layers that are called within other transformations of JAX.
 
   Raises:
     ValueError: see `round_weights`.
@@ -112,18 +114,17 @@ def gather_moments(
   graphdef, state = nnx.split(model)
   images = sum(example.batch() for example in given)
   total: dict[str, Moments] = {}
-  try:
-    for example in given:
-      new = _of_batch(graphdef, paths, method, images, state, example)
-      for path, moments in jax.tree.map(np.asarray, new).items():
-        known = total.get(path)
-        total[path] = moments if known is None else _sum(known, moments)
-  except jax.errors.UnexpectedTracerError:
+  for example in given:
+    new = _of_batch(graphdef, paths, method, images, state, example)
+    for path, moments in jax.tree.map(np.asarray, new).items():
+      known = total.get(path)
+      total[path] = moments if known is None else _sum(known, moments)
+  if nested := [path for path in paths if path not in total]:
     logging.warning(
-      "layers are called within other transformations of JAX: kernels are"
-      " rounded to the nearest"
+      "not called, or within other transformations of JAX, so that their"
+      " kernels are rounded to the nearest: %s",
+      ", ".join(nested),
     )
-    return {}
   for path, moments in total.items():
     if not all(np.isfinite(x).all() for x in moments):
       raise ValueError(
@@ -167,10 +168,12 @@ def _of_batch(graphdef, paths, method, images, state, example):
   """Run the float network, and sum up what its layers would read."""
   model = nnx.merge(graphdef, state, copy=True)
   found: dict[str, Moments] = {}
+  # What is traced within something else is no value out here.
+  here = get_opaque_trace_state(convention="flax")
   for path, product in layers.quantized_layers(model).items():
 
     def call(self, *args, path=path, **settings):
-      if path in paths:
+      if path in paths and here == get_opaque_trace_state(convention="flax"):
         given = kinds.read_call(self.attribute, args, settings)
         summed = math.prod(given.second.shape) // math.prod(
           given.second.shape[axis] for axis in self.outputs
@@ -191,12 +194,15 @@ def _of_batch(graphdef, paths, method, images, state, example):
 def _moments(
   product: layers.QuantizedProduct, call: kinds.Call, most: int
 ) -> Moments:
-  quantized, given = (
+  both = [
     patches.rows(product.attribute, call._replace(first=x), most).astype(
       jnp.float32
     )
     for x in (product.activation(call.first), call.first)
-  )
+  ]
+  # In this unit squares neither overflow nor vanish.
+  unit = jnp.maximum(jnp.abs(jnp.stack(both)).max(), jnp.finfo("float32").tiny)
+  quantized, given = (x / unit for x in both)
   # The mean is taken out of these afterwards, which leaves of short products
   # nothing.
   times = functools.partial(
@@ -204,6 +210,7 @@ def _moments(
   )
   return Moments(
     jnp.float32(quantized.shape[1]),
+    unit,
     quantized.sum(axis=1),
     given.sum(axis=1),
     times(quantized),
@@ -212,7 +219,15 @@ def _moments(
 
 
 def _sum(known: Moments, new: Moments) -> Moments:
-  return Moments(*(a + b for a, b in zip(known, new, strict=True)))
+  traced = isinstance(known.unit, jax.Array)
+  unit = (jnp if traced else np).maximum(known.unit, new.unit)
+  shares = known.unit / unit, new.unit / unit
+  powers = Moments(count=0, unit=0, quantized=1, given=1, gram=2, cross=2)
+  sums = (
+    a * shares[0] ** power + b * shares[1] ** power
+    for a, b, power in zip(known, new, powers, strict=True)
+  )
+  return Moments(*sums)._replace(unit=unit)
 
 
 def means_corrected(model: nnx.Module) -> set[str]:
@@ -237,7 +252,7 @@ def solve(
     moments: of the layer, from `gather_moments`.
     centred: whether another mean of the outputs does not matter.
   """
-  count, quantized, given, gram, cross = (
+  count, _, quantized, given, gram, cross = (
     np.asarray(x, np.float64) for x in moments
   )
   # What is left of a small deviation beside a large mean is noise.

@@ -192,17 +192,36 @@ def test_a_quantizer_that_transforms_weights_is_left_alone():
 def test_layers_within_a_transformation_are_left_alone(caplog):
   class Mapped(nnx.Module):
     def __init__(self, rngs):
-      self.only = nnx.Linear(6, 4, rngs=rngs)
+      self.mapped = nnx.Linear(6, 6, rngs=rngs)
+      self.plain = nnx.Linear(6, 4, rngs=rngs)
 
     def __call__(self, x):
-      return nnx.vmap(lambda layer, row: layer(row), in_axes=(None, 0))(
-        self.only, x[:, None]
+      x = nnx.vmap(lambda layer, row: layer(row), in_axes=(None, 0))(
+        self.mapped, x[:, None]
       )[:, 0]
+      return self.plain(x)
 
-  low = _fixed(Mapped(nnx.Rngs(0)), X[:8], 3, 8)
-  found = asga_jax.round_weights(low, [X[:8]])
-  np.testing.assert_array_equal(found(X[:8]), low(X[:8]))
-  assert "rounded to the nearest" in caplog.text
+  x = (X @ MIXED[:, :6] / 10).astype(np.float32)
+  low = _fixed(Mapped(nnx.Rngs(0)), x, 3, 8)
+  found = asga_jax.round_weights(low, [x])
+  kernels, before = layers.kernel_layers(found), layers.kernel_layers(low)
+  np.testing.assert_array_equal(
+    kernels["mapped"].kernel[...], before["mapped"].kernel[...]
+  )
+  assert _apart(found.plain, low.plain, x) > 0
+  assert "rounded to the nearest: mapped" in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_inputs_of_any_scale(scale):
+  """The kernels do not depend on the unit that inputs are in."""
+  net = Net(nnx.Rngs(0))
+  kernels = []
+  for x in (X, (X * np.float32(scale))):
+    found = asga_jax.round_weights(_fixed(net, x, 3, 8), [x])
+    kernels.append(found.only.kernel[...])
+  np.testing.assert_allclose(*kernels, rtol=1e-5)
+  assert (kernels[0] != _fixed(net, X, 3, 8).only.kernel[...]).any()
 
 
 def test_inputs_without_variance_round_to_the_nearest():
