@@ -98,7 +98,13 @@ def check_split(
   if not images:
     raise ValueError(f"budget '{budget}': {split} is empty; expected images.")
   same = np.ones(images, bool)
-  _check_width(budget, _fall(budget, same, same), split)
+  fall = _fall(budget, same, same)
+  if fall.half_width > budget.fall:
+    raise ValueError(
+      f"budget '{budget}': the {images} images of {split} would tell what is"
+      f" lost only to within {100 * fall.half_width:.2f} points; expected about"
+      f" {fall.images_for(budget.fall)} images, or a budget that allows more."
+    )
 
 
 def policy_within(
@@ -114,9 +120,9 @@ def policy_within(
   """Find the cheapest policy that loses no more than is asked, by measurement.
 
   By bisection over budgets of BOPs: at each, the exact optimum for the scores
-  is treated by `correct_bias` and measured on the inputs against the float
-  network. All policies share one compilation. One counts if it loses no more
-  than is asked and half its interval's width is no more than that, either.
+  is treated by `round_weights` and `correct_bias`, and measured on the inputs
+  against the float network. All policies share one compilation. A warning says
+  where half the interval's width exceeds what is asked.
 
   Args:
     result: its scores choose the policies: of `quantize_post_training` or
@@ -136,9 +142,9 @@ def policy_within(
 
   Raises:
     InfeasibleBudgetError: no policy loses so little; it says what was reached.
-    ValueError: a malformed budget, no labels where a drop is asked, or too few
-      inputs: for the most accurate policy too half the interval's width exceeds
-      what is asked. It says how many would do.
+    ValueError: a malformed budget, no labels where a drop is asked, or inputs
+      too few for any policy: half the interval's width would exceed what is
+      asked if no input differed. It says how many would do.
   """
   asked = parse(budget)
   raw = [example.given for example in examples.each_of(batches)]
@@ -170,8 +176,6 @@ def policy_within(
     return policy, model, fall
 
   best, model, fall = measure("bops=100%")
-  if fall.low <= asked.fall:
-    _check_width(asked, fall, split)
   if not _meets(fall, asked):
     raise budget_lib.InfeasibleBudgetError(
       f"budget '{asked}': the most accurate policy, of {best.cost['bops']:.4g}"
@@ -183,19 +187,20 @@ def policy_within(
   while high > low * _CLOSE:
     middle = math.isqrt(low * high)
     tried = measure(f"bops={middle}")
-    lost = tried[2]
-    if _meets(lost, asked) and lost.half_width <= asked.fall:
+    if _meets(tried[2], asked):
       best, model, fall = tried
       high = int(best.cost["bops"])
-      continue
-    low = middle
-    if _meets(lost, asked):
-      logging.warning(
-        "%s: passed over, since %d images do not tell it; about %d would",
-        asked,
-        count,
-        lost.images_for(asked.fall),
-      )
+    else:
+      low = middle
+  if fall.half_width > asked.fall:
+    logging.warning(
+      "%s: %d images tell what is lost only to within %.2f points; about %d"
+      " would tell what is asked",
+      asked,
+      count,
+      100 * fall.half_width,
+      fall.images_for(asked.fall),
+    )
   provenance = {
     "accuracy_budget": str(asked),
     "treatment": "round_weights, correct_bias",
@@ -219,17 +224,6 @@ def _fall(
   if budget.kind == "drop":
     return intervals.difference(of_float, found)
   return intervals.share(~found)
-
-
-def _check_width(
-  budget: AccuracyBudget, fall: intervals.Estimate, split: str
-) -> None:
-  if fall.half_width > budget.fall:
-    raise ValueError(
-      f"budget '{budget}': the {fall.images} images of {split} tell what is"
-      f" lost only to within {100 * fall.half_width:.2f} points; expected about"
-      f" {fall.images_for(budget.fall)} images, or a budget that allows more."
-    )
 
 
 def _meets(fall: intervals.Estimate, asked: AccuracyBudget) -> bool:

@@ -298,7 +298,7 @@ def _more_classes(config, folder):
     (_set(post_training__split="train"), "expected 'test'"),
     (_set(post_training__scored_batches=9), "scored=9 of 2 batches"),
     (_set(bits=(1,)), "bits"),
-    (_too_few, r"images of test tell .* expected about \d+ images"),
+    (_too_few, r"images of test would tell .* expected about \d+ images"),
     (_other_classes, "the network has 9 classes, as config.deployed.num_cl"),
     (_more_classes, "has 10 classes and config.deployed.num_classes is 9"),
   ],

@@ -109,18 +109,17 @@ def test_what_no_policy_reaches_is_told(net):
   assert find(net, coarse, text).fall.value <= within.parse(text).fall + 1e-9
 
 
-def test_what_the_images_cannot_tell_does_not_count(net, found, labels, caplog):
-  few = {"inputs": [TESTED[:1200]], "labels": labels[:1200]}
+def test_a_wide_interval_is_told(net, found, labels, caplog):
+  few = {"inputs": [TESTED[:300]], "labels": labels[:300]}
   at = find(net, found, "drop=1%", **few)
-  assert at.fall.half_width <= 0.01
-  assert at.fall.value <= 0.01
-  wide = [
-    cost
+  assert at.fall.value <= 0.01 < at.fall.half_width
+  assert all(
+    fall.value > 0.01 or cost >= at.policy.cost["bops"]
     for cost, fall in at.measured
-    if fall.value <= 0.01 and fall.half_width > 0.01
-  ]
-  assert all(cost < at.policy.cost["bops"] for cost in wide)
-  assert bool(wide) == ("images do not tell it" in caplog.text)
+  )
+  within_points = f"only to within {100 * at.fall.half_width:.2f} points"
+  assert within_points in caplog.text
+  assert f"about {at.fall.images_for(0.01)} would" in caplog.text
 
 
 def test_too_few_images_are_told_with_how_many_would_do(net, found, labels):
@@ -135,9 +134,6 @@ def test_too_few_images_are_told_with_how_many_would_do(net, found, labels):
       labels=labels[:100],
       split="few",
     )
-  # Enough if no image differed, too few for those that do.
-  with pytest.raises(ValueError, match=r"200 images of inputs tell .* about"):
-    find(net, found, "drop=1%", inputs=[TESTED[:200]], labels=labels[:200])
 
 
 def test_bad_arguments(net, found, labels):
