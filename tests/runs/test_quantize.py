@@ -1,7 +1,6 @@
 """A trained network quantized by the command, without training."""
 
 import json
-import re
 from unittest import mock
 
 import numpy as np
@@ -335,27 +334,3 @@ def test_accuracy_and_evaluations_do_not_go_together(config, tmp_path):
   config.post_training.evaluations = 40
   with pytest.raises(ValueError, match=r"evaluations is 40 and config\.budget"):
     quantize.run_quantization(config, tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-  ("interval", "gain", "says"),
-  [
-    ([0.01, 0.05], 0.03, "beats uniform bits of the same cost by 3.0"),
-    ([-0.01, 0.05], 0.02, "does not beat .* the difference is \\+2.0 points"),
-    ([-0.05, -0.01], -0.03, "is 3.0 points worse than"),
-    (None, None, "no uniform bits meet the budget"),
-  ],
-)
-def test_the_sentence(interval, gain, says):
-  told = {
-    "report_images": 400,
-    "split": "test",
-    "float_accuracy": 0.75,
-    "policy_accuracy": 0.7,
-    "uniform_accuracy": None if gain is None else 0.7 - gain,
-    "gain_over_uniform": gain,
-    "gain_interval": interval,
-  }
-  sentence = quantize_summary.sentence(told)
-  assert "400 images" in sentence
-  assert re.search(says, sentence)

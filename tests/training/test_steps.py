@@ -1,6 +1,4 @@
-"""The compiled step: its passes, its arithmetic, and what recompiles it."""
-
-import re
+"""The compiled step: its arithmetic, its figures, and what recompiles it."""
 
 import jax
 import jax.numpy as jnp
@@ -74,86 +72,6 @@ def test_nothing_that_is_data_recompiles_the_step(
   assert multiplier["multiplier"] > 0.3 + plain["multiplier"]
   assert logits["loss"] != plain["loss"]
   assert bits["loss"] != plain["loss"]
-
-
-# What the passes over the program leave does not depend on how well machine
-# code is made of it, which takes most of the time.
-UNOPTIMIZED = {
-  "xla_backend_optimization_level": 0,
-  "xla_llvm_disable_expensive_passes": True,
-}
-
-
-def _products(compiled) -> tuple[int, int]:
-  """Counts convolutions, and products of two matrices, in the compiled HLO.
-
-  The expected cost is made of products of other ranks.
-  """
-  text = compiled.as_text()
-  convolutions = re.findall(r" convolution\(", text)
-  matrices = re.findall(r"f32\[\d+,\d+\]\S* dot\(", text)
-  return len(convolutions), len(matrices)
-
-
-@pytest.fixture(scope="module")
-def one_pass(tiny_searchable, tiny_batches):
-  """The products of the plain `value_and_grad` of the same network."""
-  graphdef, params, rest = state_lib.split_model(tiny_searchable)
-
-  def loss(params, rest, batch):
-    model = state_lib.merge_model(graphdef, params, rest)
-    return steps.cross_entropy(model, batch)[0]
-
-  step = jax.jit(jax.value_and_grad(loss))
-  lowered = step.lower(params, rest, tiny_batches[0])
-  return _products(lowered.compile(UNOPTIMIZED))
-
-
-def test_a_joint_step_compiles_to_exactly_two_passes(
-  tiny_search, tiny_batches, one_pass
-):
-  batch = sharding.place_batch(tiny_batches[0], tiny_search.mesh)
-  lowered = tiny_search.step.lower(tiny_search.state, batch)
-  # Forward, kernel gradient and input gradient of two layers each.
-  assert one_pass == (6, 6)
-  assert _products(lowered.compile()) == (12, 12)
-
-
-@pytest.mark.parametrize(
-  ("preset", "settings", "bilevel", "passes"),
-  [
-    ("sgd", {}, False, 1),
-    ("sam", {}, False, 2),
-    pytest.param("gsam", {}, False, 2, marks=pytest.mark.slow),
-    pytest.param("sagm", {}, False, 2, marks=pytest.mark.slow),
-    ("asga", {}, True, 4),
-    ("asga", {"ascent": "previous"}, False, 1),
-    ("asga", {"ascent": "momentum"}, True, 2),
-    ("asga", {"ascent_every": 2}, False, 2),
-  ],
-)
-def test_passes_of_the_other_forms(
-  tiny_search, tiny_batches, one_pass, preset, settings, bilevel, passes
-):
-  parts = tiny_search.parts._replace(
-    transform=sharpness.preset(preset, mask=state_lib.PERTURBED, **settings),
-    # It is made of products of matrices too.
-    expected_use=None,
-    logits_every=3,
-  )
-  step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
-  count = 2 if bilevel else 1
-  state = tiny_search.state._replace(
-    sharpness=parts.transform.init(tiny_search.state.params)
-  )
-  lowered = step.lower(state, *tiny_batches[:count])
-  assert one_pass == (6, 6)
-  convolutions, matrices = _products(lowered.compile(UNOPTIMIZED))
-  # These need no gradient of the first layer's input from their first pass:
-  # its quantizer's comes from the second.
-  spared = 1 if preset in ("sam", "gsam") else 0
-  assert convolutions == passes * one_pass[0] - spared
-  assert matrices == passes * one_pass[1]
 
 
 def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
