@@ -1,18 +1,15 @@
-"""The Pareto curve of a search: exact, whole, on file and as policies."""
+"""The Pareto curve of a search: exact, whole, and as policies."""
 
-import dataclasses
 import itertools
-import json
 import math
 
 import numpy as np
 import pytest
-from allocation import test_choose as cases
+from drawn_results import draw_case, make_result
 
 import asga_jax
 from asga_jax import every_budget
 from asga_jax import policy as policy_lib
-from asga_jax import result as result_lib
 from asga_jax.allocation import curve as pareto_curve
 from asga_jax.allocation import solver as pair_solver
 from asga_jax.allocation import space as search_space
@@ -20,42 +17,6 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
 COSTS = ("bops", "size", "latency", "energy")
-
-
-def make_result(network, choices, scores, costs=(), budget="bops=8bit"):
-  """A result without a model: the curve needs the scores alone."""
-  grouped = {
-    path: dataclasses.replace(
-      choice,
-      weight_group=choice.weight_group or f"{path}/weight",
-      activation_group=choice.activation_group or f"{path}/activation",
-    )
-    for path, choice in choices.items()
-  }
-  by_group = {}
-  for path, choice in grouped.items():
-    by_group[choice.weight_group] = scores[0][choices[path].weight_key(path)]
-    key = choices[path].activation_key(path)
-    by_group[choice.activation_group] = scores[1][key]
-  return result_lib.SearchResult(
-    model=None,
-    space=search_space.SearchSpace(network, grouped, {}),
-    scores={"first_order": by_group, "log_prob": by_group},
-    budget=budget,
-    costs=costs,
-    input_shape=(8, 8, 3),
-    model_name="drawn",
-    provenance={"seed": 0},
-  )
-
-
-def draw_case(seed):
-  network, choices, scores, costs, everything = cases.draw_case(seed)
-  result = make_result(network, choices, scores, costs[2:])
-  policies, amounts, totals = everything
-  # A curve's sizes are in bytes.
-  amounts = {**amounts, "size": np.asarray(amounts["size"]) / 8}
-  return result, (policies, amounts, totals)
 
 
 def brute_curve(costs, scores, allowed=None):
@@ -293,114 +254,3 @@ def test_a_latency_curve_needs_a_table():
   result = make_result(network, choices, equal_scores(network, (2, 4)))
   with pytest.raises(ValueError, match=r"'latency'.*asga_jax\.latency"):
     asga_jax.pareto(result, cost="latency")
-
-
-def test_sizes_are_in_bytes_and_older_files_still_read(tmp_path):
-  result, _ = draw_case(2)
-  space = result.space
-  curve = asga_jax.pareto(result, cost="size", points=5)
-  assert curve.unit == "bytes"
-  size = next(
-    cost for cost in search_space.known_costs(()) if cost.name == "size"
-  )
-  in_bits = [
-    costs_lib.total_cost(space.network, point.bits, size)
-    for point in curve.points
-  ]
-  assert [8 * point.cost for point in curve.points] == in_bits
-  assert 8 * curve.float_cost == costs_lib.float_cost(space.network, size)
-  raw = json.loads(pareto_curve.to_json(curve))
-  older = json.loads(json.dumps(raw))
-  older |= {"schema_version": 1, "unit": "bits"}
-  older["float_cost"] *= 8
-  for point in (*older["points"], *older["uniform"], older["chosen"]):
-    if point is not None:
-      point["cost"] *= 8
-  (tmp_path / "older.json").write_text(json.dumps(older))
-  assert asga_jax.load_pareto(tmp_path / "older.json") == curve
-
-
-@pytest.fixture
-def curve():
-  made = asga_jax.pareto(draw_case(2)[0], points=6)
-  assert len(made.points) > 2
-  return made
-
-
-def test_the_file_reads_as_what_was_written(curve, tmp_path):
-  path = tmp_path / "pareto.json"
-  asga_jax.save_pareto(curve, path)
-  assert asga_jax.load_pareto(path) == curve
-  raw = json.loads(path.read_text())
-  assert raw["schema_version"] == 2
-  assert (raw["cost"], raw["unit"], raw["score"]) == (
-    "bops",
-    "BOPs",
-    "first_order",
-  )
-  first = curve.points[0]
-  assert raw["points"][0] == {
-    "cost": first.cost,
-    "score": first.score,
-    "bits": {name: list(pair) for name, pair in first.bits.items()},
-  }
-  assert raw["uniform"][0].keys() == {"bits", "cost", "score"}
-
-
-@pytest.mark.parametrize(
-  ("change", "named"),
-  [
-    (lambda raw: raw.update(schema_version=3), "schema_version = 3"),
-    (lambda raw: raw.update(more=1), "more"),
-    (lambda raw: raw.pop("unit"), "unit"),
-    (lambda raw: raw.update(model=3), "model = 3"),
-    (lambda raw: raw.update(complete=1), "complete = 1"),
-    (lambda raw: raw.update(float_cost=-1), "float_cost = -1"),
-    (lambda raw: raw.update(points=[]), "points is empty"),
-    (lambda raw: raw.update(points={}), "points = {}"),
-    (lambda raw: raw["points"].reverse(), "expected both to rise"),
-    (lambda raw: raw["points"][1].pop("bits"), r"points\[1\]"),
-    (lambda raw: raw["points"][0].update(cost="x"), r"points\[0\].*cost = 'x'"),
-    (lambda raw: raw["points"][0].update(score=math.nan), "score = nan"),
-    (lambda raw: raw["points"][0]["bits"].update({"block/0": [9, 8]}), r"9, 8"),
-    (lambda raw: raw["points"][0]["bits"].update({"x": [8, 8]}), r"layers.*x"),
-    (lambda raw: raw["points"][0].update(bits={}), "bits = {}"),
-    (lambda raw: raw["uniform"][0].update(bits=1), r"uniform\[0\].*bits = 1"),
-    (lambda raw: raw["chosen"].update(bits=[]), "chosen"),
-  ],
-)
-def test_damaged_files_are_refused(curve, tmp_path, change, named):
-  raw = json.loads(pareto_curve.to_json(curve))
-  change(raw)
-  path = tmp_path / "pareto.json"
-  path.write_text(json.dumps(raw))
-  with pytest.raises(pareto_curve.ParetoError, match=named) as caught:
-    asga_jax.load_pareto(path)
-  assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  "text", ["", "[]", '{"points": [', "null", b"\xff\xfe"]
-)
-def test_what_is_not_a_curve_is_refused(tmp_path, text):
-  path = tmp_path / "pareto.json"
-  path.write_bytes(text if isinstance(text, bytes) else text.encode())
-  with pytest.raises(pareto_curve.ParetoError, match=r"pareto\.json"):
-    asga_jax.load_pareto(path)
-  with pytest.raises(pareto_curve.ParetoError, match="nowhere"):
-    asga_jax.load_pareto(tmp_path / "nowhere")
-
-
-def test_the_table_shows_ends_uniform_policies_and_the_search_s_own(curve):
-  lines = pareto_curve.format_table(curve).splitlines()
-  rows = len(curve.points) + len(curve.uniform) + 1
-  assert len(lines) == 1 + rows
-  first, last = curve.points[0], curve.points[-1]
-  table = "\n".join(lines)
-  for point in (first, last):
-    assert costs_lib.format_amount("bops", point.cost) in table
-    weights, inputs = zip(*point.bits.values(), strict=True)
-    assert f"{np.mean(weights):.2f} / {np.mean(inputs):.2f}" in table
-    assert f"{point.cost / curve.float_cost:.2%}" in table
-  assert sum("uniform" in line for line in lines) == len(curve.uniform)
-  assert sum("chosen" in line for line in lines) == 1

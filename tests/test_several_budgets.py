@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from allocation import test_choose as cases
+from allocation import cases
 from scipy import optimize
 
 import asga_jax
