@@ -6,6 +6,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from quantization.small_net import (
+  X,
+  draw_input,
+  forward,
+  init,
+  make_net,
+  same_bits,
+)
 from sklearn import datasets
 
 from asga_jax import models
@@ -19,61 +27,6 @@ from asga_jax.quantization import (
 from asga_jax.quantization import rules as rules_lib
 
 
-def _init(key, shape, dtype):
-  """Draws from numpy: the initializers of `jax` take seconds to compile."""
-  del key
-  rng = np.random.default_rng(shape)
-  return jnp.asarray(
-    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
-  )
-
-
-class Net(nnx.Module):
-  """Calls its layers in another order than their names have; shares one."""
-
-  def __init__(self):
-    rngs = nnx.Rngs(0)
-    self.z_stem = nnx.Conv(3, 8, (3, 3), kernel_init=_init, rngs=rngs)
-    self.norm = nnx.BatchNorm(8, rngs=rngs)
-    self.blocks = nnx.List(
-      [
-        nnx.Conv(
-          8,
-          8,
-          (3, 3),
-          strides=2,
-          feature_group_count=8,
-          use_bias=False,
-          kernel_init=_init,
-          rngs=rngs,
-        )
-      ]
-    )
-    self.shared = nnx.Linear(8, 8, kernel_init=_init, rngs=rngs)
-    self.again = self.shared
-    self.a_head = nnx.Linear(8, 10, kernel_init=_init, rngs=rngs)
-
-  def __call__(self, x):
-    x = nnx.relu(self.norm(self.z_stem(x)))
-    x = nnx.relu(self.blocks[0](x)).mean(axis=(1, 2))
-    return self.a_head(self.again(nnx.relu(self.shared(x))))
-
-
-def _net():
-  model = Net()
-  model.eval()
-  return model
-
-
-def _x(shape=(4, 8, 8, 3), seed=0):
-  rng = np.random.default_rng(seed)
-  return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-
-X = _x()
-forward = nnx.jit(lambda model, x: model(x))
-
-
 def _bytes(model):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model)]
 
@@ -82,13 +35,9 @@ def _same_bytes(first, second):
   return np.asarray(first).tobytes() == np.asarray(second).tobytes()
 
 
-def _policy(model, bits):
-  return {path: bits for path in layers.quantized_layers(model)}
-
-
 @pytest.mark.parametrize("weight_quantizer", ["lsq", "dorefa"])
 def test_32_bits_leave_the_output_bit_identical(weight_quantizer):
-  model = _net()
+  model = make_net()
   found = surgery.make_searchable(
     model, X, bits=(32,), end_bits=32, weight_quantizer=weight_quantizer
   )
@@ -101,7 +50,7 @@ def test_32_bits_leave_the_output_bit_identical(weight_quantizer):
   "name", ["resnet8", pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
 )
 def test_32_bits_leave_our_networks_bit_identical(name):
-  x = _x((2, 16, 16, 3))
+  x = draw_input((2, 16, 16, 3))
   settings = {"width": 0.25} if name == "mobilenet_v2" else {}
   model = nnx.eval_shape(
     lambda: models.constructor(name)(
@@ -109,7 +58,7 @@ def test_32_bits_leave_our_networks_bit_identical(name):
     )
   )
   state = jax.tree.map(
-    lambda leaf: _init(None, leaf.shape, leaf.dtype), nnx.state(model)
+    lambda leaf: init(None, leaf.shape, leaf.dtype), nnx.state(model)
   )
   nnx.update(model, state)
   # Variances are positive.
@@ -126,7 +75,7 @@ def test_32_bits_leave_our_networks_bit_identical(name):
 
 
 def test_the_model_is_not_changed():
-  model = _net()
+  model = make_net()
   state, types = _bytes(nnx.state(model)), _types(model)
   found = surgery.make_searchable(model, X)
   assert (_bytes(nnx.state(model)), _types(model)) == (state, types)
@@ -137,7 +86,7 @@ def test_the_model_is_not_changed():
   before = _bytes(nnx.state(found))
   for change in (fixing.fix_bits, fixing.select_bits):
     change(
-      found, {**_policy(found, (4, 4)), "z_stem": (8, 8), "a_head": (8, 8)}
+      found, {**same_bits(found, (4, 4)), "z_stem": (8, 8), "a_head": (8, 8)}
     )
     assert _bytes(nnx.state(found)) == before
 
@@ -147,7 +96,7 @@ def _types(model):
 
 
 def test_float_state_loads_into_the_searchable_network_and_back():
-  model, other = _net(), _net()
+  model, other = make_net(), make_net()
   found = surgery.make_searchable(model, X, bits=(32,), end_bits=32)
   trained = jax.tree.map(lambda leaf: leaf * 1.5 + 0.1, nnx.state(other))
   nnx.update(other, trained)
@@ -170,7 +119,7 @@ def _candidates(model):
 
 
 def test_the_first_and_the_last_layer_called_are_fixed():
-  found = _candidates(surgery.make_searchable(_net(), X, bits=(2, 4)))
+  found = _candidates(surgery.make_searchable(make_net(), X, bits=(2, 4)))
   assert len(found) == 4
   for path, candidates in found.items():
     fixed = path in ("z_stem", "a_head")
@@ -180,7 +129,7 @@ def test_the_first_and_the_last_layer_called_are_fixed():
 def test_rules_change_candidates():
   found = _candidates(
     surgery.make_searchable(
-      _net(),
+      make_net(),
       X,
       bits=(2, 4),
       end_bits=6,
@@ -196,17 +145,17 @@ def test_rules_change_candidates():
 
 
 def test_a_shared_layer_stays_shared():
-  model = surgery.make_searchable(_net(), X, bits=(4,), end_bits=4)
+  model = surgery.make_searchable(make_net(), X, bits=(4,), end_bits=4)
   assert model.again is model.shared
   assert isinstance(model.shared.dot_general, layers.QuantizedProduct)
-  assert fixing.fix_bits(model, _policy(model, (4, 4))).again is not None
-  fixed = fixing.fix_bits(model, _policy(model, (4, 4)))
+  assert fixing.fix_bits(model, same_bits(model, (4, 4))).again is not None
+  fixed = fixing.fix_bits(model, same_bits(model, (4, 4)))
   assert fixed.again is fixed.shared
 
 
 def test_a_layer_that_is_not_called_stays_as_it_is():
-  model = _net()
-  model.unused = nnx.Linear(3, 3, kernel_init=_init, rngs=nnx.Rngs(0))
+  model = make_net()
+  model.unused = nnx.Linear(3, 3, kernel_init=init, rngs=nnx.Rngs(0))
   found = surgery.make_searchable(model, X)
   assert type(found.unused) is nnx.Linear
 
@@ -224,7 +173,7 @@ def _by_hand(x, choice, signed, narrow):
 
 
 def test_agrees_with_quantizing_by_hand():
-  model = _net()
+  model = make_net()
   found = surgery.make_searchable(model, X, bits=(3,), end_bits=5)
 
   def operands(layer, x, signed):
@@ -256,7 +205,7 @@ def test_agrees_with_quantizing_by_hand():
 
 def test_ties_share_one_variable():
   rule = rules_lib.Rule("blocks/0|shared|again", tie="weights")
-  found = surgery.make_searchable(_net(), X, bits=(2, 4), rules=[rule])
+  found = surgery.make_searchable(make_net(), X, bits=(2, 4), rules=[rule])
   first, second = map(layers.product_of, (found.blocks[0], found.shared))
   assert first.weight.logits is second.weight.logits
   assert first.activation.logits is not second.activation.logits
@@ -280,72 +229,6 @@ def _path(model, layer):
   return next(path for path, other in found if other is layer)
 
 
-def _likeliest(model):
-  def best(choice):
-    return choice.candidates()[int(jnp.argmax(choice.logits[...]))]
-
-  return {
-    path: (best(layer.weight), best(layer.activation))
-    for path, layer in layers.quantized_layers(model).items()
-  }
-
-
-def test_fixed_and_selected_agree():
-  found = surgery.make_searchable(
-    _net(),
-    X,
-    bits=(2, 5, 32),
-    end_bits=(4, 8),
-    weight_quantizer="dorefa",
-    activation_quantizer="pact",
-  )
-  middle = [p for p in layers.quantized_layers(found) if "_" not in p]
-  for first, second, end in [(2, 32, 4), (32, 5, 8)]:
-    policy = {"z_stem": (end, 12 - end), "a_head": (8, 4)}
-    policy |= dict.fromkeys(middle, (first, second))
-    fixed = fixing.fix_bits(found, policy)
-    assert _likeliest(fixed) == policy
-    selected = fixing.select_bits(found, policy)
-    assert _likeliest(selected) == policy
-    np.testing.assert_allclose(
-      forward(fixed, X), forward(selected, X), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_bits_temperature_and_policy_do_not_recompile():
-  found = surgery.make_searchable(_net(), X, bits=(2, 4, 8))
-  traces = []
-
-  @jax.jit
-  def run(graphdef_and_state, x):
-    traces.append(None)
-    graphdef, state = graphdef_and_state
-    return nnx.merge(graphdef, state, copy=True)(x)
-
-  def evaluate(model):
-    return np.asarray(run(nnx.split(model), X))
-
-  ends = {"z_stem": (8, 8), "a_head": (8, 8)}
-  outputs = [evaluate(found)]
-  layers.product_of(found.blocks[0]).weight.temperature[...] = jnp.float32(0.1)
-  shared = layers.product_of(found.shared)
-  shared.weight.logits[...] = jnp.asarray([1.0, 0.0, 0.0])
-  outputs.append(evaluate(found))
-  for bits in [(2, 8), (8, 4)]:
-    policy = {**_policy(found, bits), **ends}
-    outputs.append(evaluate(fixing.select_bits(found, policy)))
-  # Of other candidates, in the same number.
-  outputs.append(evaluate(surgery.make_searchable(_net(), X, bits=(3, 5, 6))))
-  assert len(traces) == 1
-  fixed = []
-  for bits in [(2, 8), (8, 4)]:
-    policy = {**_policy(found, bits), **ends}
-    fixed.append(evaluate(fixing.fix_bits(found, policy)))
-  assert len(traces) == 2
-  np.testing.assert_allclose(fixed, outputs[2:4], rtol=1e-5, atol=1e-6)
-  assert len({output.tobytes() for output in outputs}) == len(outputs)
-
-
 @pytest.mark.parametrize(
   ("settings", "named"),
   [
@@ -364,7 +247,7 @@ def test_bits_temperature_and_policy_do_not_recompile():
 )
 def test_bad_settings(settings, named):
   with pytest.raises(ValueError, match=named):
-    surgery.make_searchable(_net(), X, **settings)
+    surgery.make_searchable(make_net(), X, **settings)
 
 
 def test_a_model_without_layers():
@@ -373,36 +256,21 @@ def test_a_model_without_layers():
 
 
 def test_a_model_that_is_searchable_already():
-  found = surgery.make_searchable(_net(), X)
+  found = surgery.make_searchable(make_net(), X)
   with pytest.raises(ValueError, match=r"Net.*already"):
     surgery.make_searchable(found, X)
-
-
-@pytest.mark.parametrize("change", [fixing.fix_bits, fixing.select_bits])
-def test_bad_policies(change):
-  found = surgery.make_searchable(_net(), X, bits=(2, 4))
-  good = {**_policy(found, (2, 4)), "z_stem": (8, 8), "a_head": (8, 8)}
-  missing = {path: bits for path, bits in good.items() if path != "blocks/0"}
-  with pytest.raises(ValueError, match=r"lacks layers \['blocks/0'\]"):
-    change(found, missing)
-  with pytest.raises(ValueError, match=r"unknown layers \['neck'\]"):
-    change(found, {**good, "neck": (4, 4)})
-  with pytest.raises(ValueError, match=r"'blocks/0'.*weight.* 8 .*\(2, 4\)"):
-    change(found, {**good, "blocks/0": (8, 4)})
-  with pytest.raises(ValueError, match=r"'a_head'.*activation.* 4 .*\(8,\)"):
-    change(found, {**good, "a_head": (8, 4)})
 
 
 class DigitsNet(nnx.Module):
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.conv1 = nnx.Conv(1, 16, (3, 3), kernel_init=_init, rngs=rngs)
+    self.conv1 = nnx.Conv(1, 16, (3, 3), kernel_init=init, rngs=rngs)
     self.norm1 = nnx.BatchNorm(16, rngs=rngs)
     self.conv2 = nnx.Conv(
-      16, 16, (3, 3), strides=2, kernel_init=_init, rngs=rngs
+      16, 16, (3, 3), strides=2, kernel_init=init, rngs=rngs
     )
     self.norm2 = nnx.BatchNorm(16, rngs=rngs)
-    self.head = nnx.Linear(256, 10, kernel_init=_init, rngs=rngs)
+    self.head = nnx.Linear(256, 10, kernel_init=init, rngs=rngs)
 
   def __call__(self, x):
     x = nnx.relu(self.norm1(self.conv1(x)))

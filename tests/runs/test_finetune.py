@@ -33,7 +33,6 @@ from asga_jax.training import loop
 from asga_jax.xla import ahead
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
-MIXED = {"first": (8, 8), "middle": (3, 4), "inner": (2, 5), "head": (8, 8)}
 
 
 class KilledError(BaseException):
@@ -64,19 +63,6 @@ def other_data():
 @pytest.fixture
 def config(tiny_config):
   return tiny_config
-
-
-def _policy(config, bits=MIXED, **changes):
-  made = finetune_start.uniform_policy(config, 4)
-  chosen = {
-    path: dataclasses.replace(
-      made.layers.get(path, made.layers["middle"]),
-      weight_bits=pair[0],
-      activation_bits=pair[1],
-    )
-    for path, pair in bits.items()
-  }
-  return dataclasses.replace(made, layers=chosen, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -225,17 +211,6 @@ def test_the_float_run_learns_and_its_weights_can_be_loaded(
   )
 
 
-def _start(config, directory=None):
-  """Makes the network that a training would start from."""
-  config = config_lib.of_finetune(config)
-  config_lib.check_finetune_config(config)
-  policy = finetune_start.read_policy(config)
-  dataset = data_lib.load(config.data.name)
-  split = data_lib.Split(dataset.train_images, dataset.train_labels)
-  made = finetune_run.build_finetuning(config, policy, dataset, split)
-  return finetune_run.finetune.trained_model(made, made.state)
-
-
 def test_float_weights_come_in_and_steps_are_calibrated(
   config, float_run, policy_file
 ):
@@ -261,31 +236,6 @@ def test_float_weights_come_in_and_steps_are_calibrated(
     # A least-squares step is better than much larger or smaller ones.
     for factor in (0.5, 2.0):
       assert (error(steps) <= error(factor * steps) + 1e-7).all()
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory, tiny_model, make_tiny):
-  directory = tmp_path_factory.mktemp("search")
-  config = make_tiny()
-  config.search.preset = "sgd"
-  search_run.run_search(config, directory)
-  return directory
-
-
-def test_a_search_gives_its_weights_and_step_sizes(config, searched):
-  config.finetune.policy = str(searched / "policy.json")
-  config.finetune.start_from = str(searched)
-  model = _start(config)
-  expected = conversion.with_policy(
-    read.read_search(searched).model,
-    asga_jax.load_policy(searched / "policy.json"),
-  )
-  images = np.random.default_rng(0).normal(size=(9, 8, 8, 3))
-  answers = []
-  for network in (model, expected):
-    network.eval()
-    answers.append(network(images.astype(np.float32)))
-  np.testing.assert_array_equal(*answers)
 
 
 def test_steps_for_other_bits_are_calibrated(
@@ -352,90 +302,6 @@ def test_a_uniform_policy_costs_its_own_budget(config):
   assert ruled.layers["inner"].weight_bits == 2
 
 
-@pytest.mark.parametrize(
-  ("bits", "named"),
-  [
-    ({k: v for k, v in MIXED.items() if k != "inner"}, r"lacks.*'inner'"),
-    ({**MIXED, "extra": (4, 4)}, r"unknown layers \['extra'\]"),
-    (
-      {{"inner": "renamed"}.get(k, k): v for k, v in MIXED.items()},
-      r"\['inner'\].*\['renamed'\]",
-    ),
-  ],
-)
-def test_a_policy_of_other_layers_is_one_error(config, bits, named, tmp_path):
-  policy_lib.save(_policy(config, bits), tmp_path / "policy.json")
-  config.finetune.policy = str(tmp_path / "policy.json")
-  with (
-    mock.patch.object(data_lib, "load", side_effect=AssertionError),
-    pytest.raises(policy_lib.PolicyError, match=named),
-  ):
-    finetune_run.run_finetuning(config, tmp_path / "run")
-  assert not (tmp_path / "run").exists()
-
-
-def test_bits_that_there_are_not_are_named(config, policy_file, tmp_path):
-  written = json.loads(policy_file.read_text())
-  written["layers"]["inner"]["weight_bits"] = 9
-  (tmp_path / "policy.json").write_text(json.dumps(written))
-  config.finetune.policy = str(tmp_path / "policy.json")
-  with pytest.raises(policy_lib.PolicyError, match=r"'inner'.*= 9: expected"):
-    finetune_run.run_finetuning(config, tmp_path / "run")
-
-
-def test_a_policy_of_another_network_is_named(config, policy_file):
-  config.finetune.policy = str(policy_file)
-  config.model = "resnet8"
-  with pytest.raises(policy_lib.PolicyError, match=r"'tiny'.*'resnet8'"):
-    _start(config)
-
-
-@pytest.mark.parametrize(
-  ("key", "value", "named"),
-  [
-    ("finetune.policy", "nowhere.json", r"nowhere\.json.*'2bit' to '8bit'"),
-    ("finetune.policy", "9bit", "9bit"),
-    ("finetune.preset", "asam", "asam"),
-    ("finetune.steps", 0, "steps=0"),
-    ("finetune.schedule", "linear", "linear"),
-    ("finetune.milestones", (0.9, 0.1), "milestones"),
-    ("finetune.ema_decay", 1.0, "ema_decay=1.0"),
-    ("finetune.label_smoothing", 1.0, "label_smoothing=1.0"),
-    ("finetune.distillation.weight", 0.5, "distillation.path is ''"),
-    ("finetune.distillation.path", "a.safetensors", "weight is 0.0"),
-    ("finetune.start_from", "nowhere", "nowhere"),
-    ("weights.path", "nowhere.safetensors", "nowhere"),
-    ("weights.skip", ("head/.*",), r"weights\.path is empty"),
-    ("model", "resnet9", "resnet9"),
-    ("batch_size", 0, "batch_size is 0"),
-    ("batch_size", 10_000, "batch_size is 10000"),
-    ("end_bits", 9, "9"),
-    ("data.image_size", 4, "size is 4"),
-  ],
-)
-def test_a_bad_value_is_an_error_before_the_first_step(
-  config, tmp_path, key, value, named
-):
-  if key in ("finetune.milestones",):
-    config.finetune.schedule = "step"
-  if key == "end_bits":
-    config.finetune.policy = "4bit"
-  config.update_from_flattened_dict({key: value})
-  with (
-    mock.patch.object(loop, "run", side_effect=AssertionError),
-    pytest.raises(ValueError, match=named),
-  ):
-    finetune_run.run_finetuning(config, tmp_path / "run")
-  assert not (tmp_path / "run" / "metrics.jsonl").exists()
-  assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_two_starts_are_one_too_many(config):
-  config.weights.path, config.finetune.start_from = "a", "b"
-  with pytest.raises(ValueError, match=r"'a'.*'b'; expected one"):
-    _start(config)
-
-
 def test_a_run_that_has_not_ended_is_no_start(config, whole, tmp_path):
   (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
   config.finetune.start_from = str(tmp_path)
@@ -459,22 +325,6 @@ def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
     finetune_run.run_finetuning(config, directory)
 
 
-@pytest.mark.parametrize(
-  ("flag", "unread", "named"),
-  [
-    ("--config.search.steps=3", config_lib.OF_SEARCH, "not read"),
-    ("--config.budget=bops=4bit", config_lib.OF_SEARCH, "not read"),
-    ("--config.data.heldout_fraction=0", config_lib.OF_SEARCH, "not read"),
-    ("--config.finetune.steps=3", config_lib.OF_FINETUNE, "not read"),
-    ("--config.finetune.stepz=3", (), "finetune.stepz.*steps"),
-  ],
-)
-def test_flags_that_a_command_does_not_read_are_named(flag, unread, named):
-  with pytest.raises(ValueError, match=named):
-    command.check_flag_names([flag], unread)
-  command.check_flag_names(["--config.data.name=digits"], unread)
-
-
 def test_evaluations_set_float_beside_quantized(config, whole, float_run):
   report = evaluate_run.evaluate_run(whole, compare=["float", str(float_run)])
   written = json.loads((whole / "evaluation-test.json").read_text())
@@ -494,17 +344,6 @@ def test_evaluations_set_float_beside_quantized(config, whole, float_run):
   assert (whole / "confusion-test.png").stat().st_size > 0
   text = evaluate_run.format_evaluation(report)
   assert f"{report['networks']['quantized']['top1']:.2%}" in text
-
-
-def test_a_search_is_evaluated_at_its_policy(searched, config):
-  # The summary's accuracies rest on the first batch alone.
-  dataset = data_lib.load("digits")
-  assert config.report_batches == 1
-  report = evaluate_run.evaluate_run(searched, split="train")
-  assert report["images"] == len(dataset.train_labels)
-  assert list(report["networks"]) == ["quantized"]
-  with pytest.raises(ValueError, match=r"split='valid'.*'test', 'train'"):
-    evaluate_run.evaluate_run(searched, split="valid")
 
 
 def test_runs_on_other_data_cannot_be_compared(whole, tmp_path):
