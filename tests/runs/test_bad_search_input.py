@@ -12,11 +12,6 @@ from asga_jax.training import loop
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
-@pytest.fixture
-def config(tiny_config):
-  return tiny_config
-
-
 @pytest.mark.parametrize(
   ("key", "value", "named"),
   [

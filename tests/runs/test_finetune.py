@@ -1,6 +1,6 @@
 """Fine-tuning from the command line: resumed, started, carried over."""
 
-import dataclasses
+import functools
 import json
 import shutil
 from unittest import mock
@@ -10,26 +10,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
+from tiny_runs import MIXED, make_policy, start_training, three_digits
 
 import asga_jax
-from asga_jax import conversion
 from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
 from asga_jax.quantization import layers
-from asga_jax.runs import (
-  checkpoints,
-  command,
-  finetune_start,
-  read,
-  summary,
-)
-from asga_jax.runs import config as config_lib
+from asga_jax.runs import checkpoints, finetune_start, read, summary
 from asga_jax.runs import evaluate as evaluate_run
 from asga_jax.runs import finetune as finetune_run
 from asga_jax.runs import metrics as metrics_log
-from asga_jax.runs import search as search_run
-from asga_jax.training import loop
 from asga_jax.xla import ahead
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
@@ -39,37 +30,11 @@ class KilledError(BaseException):
   """Stands for the end of the process: nothing catches it."""
 
 
-def _three_shapes():
-  """Digits 0 to 2, twice as large."""
-  whole = embedded.digits()
-  parts = {}
-  for part in ("train", "test"):
-    labels = getattr(whole, f"{part}_labels")
-    images = getattr(whole, f"{part}_images")[labels < 3]
-    parts[f"{part}_images"] = images.repeat(2, axis=1).repeat(2, axis=2)
-    parts[f"{part}_labels"] = labels[labels < 3]
-  return data_lib.Dataset(
-    name="three", class_names=("a", "b", "c"), flip=False, **parts
-  )
-
-
 @pytest.fixture(autouse=True)
 def other_data():
-  known = {**embedded.SOURCES, "three": _three_shapes}
+  known = {**embedded.SOURCES, "three": functools.partial(three_digits, 2)}
   with mock.patch.object(embedded, "SOURCES", known):
     yield
-
-
-@pytest.fixture
-def config(tiny_config):
-  return tiny_config
-
-
-@pytest.fixture(scope="module")
-def policy_file(tmp_path_factory, tiny_model, make_tiny):
-  path = tmp_path_factory.mktemp("policy") / "policy.json"
-  policy_lib.save(_policy(make_tiny()), path)
-  return path
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +181,7 @@ def test_float_weights_come_in_and_steps_are_calibrated(
 ):
   config.weights.path = str(float_run / "weights.safetensors")
   config.finetune.policy = str(policy_file)
-  model = _start(config)
+  model = start_training(config)
   for name, found in _weights(float_run).items():
     node = model
     for part in name.split("/"):
@@ -242,10 +207,10 @@ def test_steps_for_other_bits_are_calibrated(
   config, whole, policy_file, tmp_path
 ):
   other = {**MIXED, "middle": (4, 4)}
-  policy_lib.save(_policy(config, other), tmp_path / "other.json")
+  policy_lib.save(make_policy(config, other), tmp_path / "other.json")
   config.finetune.start_from = str(whole)
   config.finetune.policy = str(tmp_path / "other.json")
-  model, source = _start(config), read.read_trained(whole).model
+  model, source = start_training(config), read.read_trained(whole).model
   for path in MIXED:
     for kind in ("weight", "activation"):
       found, trained = (
@@ -306,12 +271,12 @@ def test_a_run_that_has_not_ended_is_no_start(config, whole, tmp_path):
   (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
   config.finetune.start_from = str(tmp_path)
   with pytest.raises(ValueError, match="has not ended"):
-    _start(config)
+    start_training(config)
 
 
 def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
   config.finetune.policy = str(tmp_path / "policy.json")
-  policy_lib.save(_policy(config), tmp_path / "policy.json")
+  policy_lib.save(make_policy(config), tmp_path / "policy.json")
   directory = tmp_path / "run"
   with (
     mock.patch.object(ahead, "compile_step", side_effect=KilledError),
@@ -319,7 +284,7 @@ def test_another_policy_does_not_go_on(config, whole, policy_file, tmp_path):
   ):
     finetune_run.run_finetuning(config, directory)
   policy_lib.save(
-    _policy(config, {**MIXED, "inner": (4, 4)}), tmp_path / "policy.json"
+    make_policy(config, {**MIXED, "inner": (4, 4)}), tmp_path / "policy.json"
   )
   with pytest.raises(ValueError, match="is not that which the training"):
     finetune_run.run_finetuning(config, directory)

@@ -26,11 +26,6 @@ from asga_jax.runs import tensorboard as tensorboard_log
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
-@pytest.fixture
-def config(tiny_config):
-  return tiny_config
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, make_tiny):
   """The work directory of a run that was not interrupted."""

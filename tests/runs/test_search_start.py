@@ -15,11 +15,6 @@ from asga_jax.runs import search as search_run
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
-@pytest.fixture
-def config(tiny_config):
-  return tiny_config
-
-
 def test_the_state_is_that_of_a_network_made_with_the_images(config):
   dataset = search_run.data_lib.load("digits")
   splits = search_run.split_proxy(config, dataset)
