@@ -6,75 +6,15 @@ networks are as deep as published and narrower.
 """
 
 import functools
-from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors import numpy as safetensors_numpy
+from weights.arrays import variables_of
+from weights.torch_files import fill_at_random, write_as_torch
 
 import asga_jax
-from asga_jax.models import efficientnet_lite, mobilenet_v2, resnet, vgg, vit
-
-NORM = {
-  "scale": "weight",
-  "bias": "bias",
-  "mean": "running_mean",
-  "var": "running_var",
-}
-VGG_POSITIONS = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
-
-
-def _random(make, seed=0):
-  """Make a network of random values, all different, without initializers."""
-  rng = np.random.default_rng(seed)
-  graphdef, state = nnx.split(nnx.eval_shape(make))
-  filled = jax.tree.map(
-    lambda like: jnp.asarray(
-      rng.uniform(0.5, 1.5, like.shape) / np.sqrt(like.shape[0] or 1),
-      jnp.float32,
-    ),
-    nnx.as_pure(state),
-  )
-  return nnx.merge(graphdef, filled)
-
-
-def _variables(model):
-  return {
-    "/".join(map(str, keys)): np.asarray(array)
-    for keys, array in nnx.to_flat_state(nnx.as_pure(nnx.state(model)))
-  }
-
-
-def _to_torch(module, leaf, value):
-  """Give the name and the layout that PyTorch has for a variable."""
-  if leaf == "kernel":
-    axes = (3, 2, 0, 1) if value.ndim == 4 else (1, 0)
-    return f"{module}.weight", value.transpose(axes)
-  return f"{module}.{NORM[leaf]}", value
-
-
-def _write(variables, module_name, path):
-  """Write variables under the modules that `module_name` names."""
-  arrays = {}
-  for name, value in variables.items():
-    *parts, leaf = name.split("/")
-    module = module_name(*parts)
-    key, array = _to_torch(module, leaf, value)
-    assert key not in arrays
-    arrays[key] = array
-    if leaf == "mean":
-      arrays[f"{module}.num_batches_tracked"] = np.int64(3)
-  _save(arrays, path)
-  return arrays
-
-
-def _save(arrays, path):
-  safetensors_numpy.save_file(
-    {name: np.ascontiguousarray(array) for name, array in arrays.items()}, path
-  )
+from asga_jax.models import efficientnet_lite, mobilenet_v2, resnet
 
 
 def _resnet_module(first, *rest):
@@ -211,19 +151,21 @@ def _mobilenet():
 def test_every_entry_of_a_published_file_finds_its_variable(
   make, module_name, name_map, entries, tmp_path
 ):
-  model = _random(make)
+  model = fill_at_random(make)
   file = tmp_path / "w.safetensors"
-  arrays = _write(_variables(model), module_name, file)
+  arrays = write_as_torch(variables_of(model), module_name, file)
   assert len(arrays) == entries
   loaded = asga_jax.load_weights(nnx.eval_shape(make), file, name_map=name_map)
-  found = _variables(loaded)
-  for name, array in _variables(model).items():
+  found = variables_of(loaded)
+  for name, array in variables_of(model).items():
     np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def test_published_names_word_for_word(tmp_path):
   names = set(
-    _write(_variables(_random(_resnet18)), _resnet_module, tmp_path / "a")
+    write_as_torch(
+      variables_of(fill_at_random(_resnet18)), _resnet_module, tmp_path / "a"
+    )
   )
   assert {
     "conv1.weight",
@@ -234,8 +176,10 @@ def test_published_names_word_for_word(tmp_path):
     "layer4.1.bn2.num_batches_tracked",
     "fc.bias",
   } < names
-  variables = _variables(_random(_mobilenet))
-  names = set(_write(variables, _torchvision_mobilenet_module, tmp_path / "b"))
+  variables = variables_of(fill_at_random(_mobilenet))
+  names = set(
+    write_as_torch(variables, _torchvision_mobilenet_module, tmp_path / "b")
+  )
   assert {
     "features.0.0.weight",
     "features.1.conv.0.0.weight",
@@ -245,7 +189,7 @@ def test_published_names_word_for_word(tmp_path):
     "features.18.0.weight",
     "classifier.1.weight",
   } < names
-  names = set(_write(variables, _timm_mobilenet_module, tmp_path / "c"))
+  names = set(write_as_torch(variables, _timm_mobilenet_module, tmp_path / "c"))
   assert {
     "conv_stem.weight",
     "blocks.0.0.conv_dw.weight",
@@ -259,9 +203,9 @@ def test_published_names_word_for_word(tmp_path):
 
 def test_of_a_resnet_the_head_alone_may_differ(tmp_path):
   file = tmp_path / "w.safetensors"
-  model = _random(_resnet18)
-  _write(_variables(model), _resnet_module, file)
-  other = _random(functools.partial(_resnet18, 7), seed=1)
+  model = fill_at_random(_resnet18)
+  write_as_torch(variables_of(model), _resnet_module, file)
+  other = fill_at_random(functools.partial(_resnet18, 7), seed=1)
   with pytest.raises(ValueError, match=r"head/kernel: found \[10, 5\].*fc\."):
     asga_jax.load_weights(other, file, name_map="torchvision")
   loaded = asga_jax.load_weights(
@@ -271,101 +215,10 @@ def test_of_a_resnet_the_head_alone_may_differ(tmp_path):
   np.testing.assert_array_equal(loaded.stem.kernel, model.stem.kernel)
 
 
-@pytest.mark.parametrize("name_map", ["torchvision", "timm"])
-def test_the_biases_and_the_flattened_map_of_vgg(name_map, tmp_path):
-  """Conv + bias, norm, ReLU, pooling; the map is flattened channels first."""
-  stages = ((2,) * 2, (3,) * 2, (4,) * 3, (5,) * 3, (5,) * 3)
-
-  def make():
-    return vgg.vgg16(3, stem="imagenet", rngs=nnx.Rngs(0))
-
-  with mock.patch.object(vgg, "_STAGES", stages):
-    model = _random(make)
-    names = {"hidden1": "classifier.0", "hidden2": "classifier.3"}
-    names["head"] = "classifier.6"
-    if name_map == "timm":
-      names = {"hidden1": "pre_logits.fc1", "hidden2": "pre_logits.fc2"}
-      names["head"] = "head.fc"
-
-    def module_name(first, *rest):
-      if not rest:
-        return names[first]
-      position = VGG_POSITIONS[int(rest[0])]
-      return f"features.{position + (first == 'norms')}"
-
-    variables = _variables(model)
-    arrays = _write(variables, module_name, tmp_path / "w.safetensors")
-    # What the network computes stays the same with a bias in front of each
-    # norm, whose mean is by as much higher.
-    rng = np.random.default_rng(3)
-    for position in VGG_POSITIONS:
-      mean = f"features.{position + 1}.running_mean"
-      bias = rng.normal(size=arrays[mean].shape).astype(np.float32)
-      arrays[f"features.{position}.bias"] = bias
-      arrays[mean] = arrays[mean] + bias
-    kernel = variables["hidden1/kernel"].reshape(7, 7, 5, 4096)
-    kernel = kernel.transpose(3, 2, 0, 1)
-    hidden1 = f"{names['hidden1']}.weight"
-    arrays[hidden1] = kernel.reshape(4096, -1)
-    if name_map == "timm":
-      arrays[hidden1] = kernel
-      hidden2 = f"{names['hidden2']}.weight"
-      arrays[hidden2] = arrays[hidden2][:, :, None, None]
-    assert len(arrays) == 97
-    _save(arrays, tmp_path / "w.safetensors")
-    loaded = asga_jax.load_weights(
-      nnx.eval_shape(make), tmp_path / "w.safetensors", name_map=name_map
-    )
-  found = _variables(loaded)
-  for name, array in variables.items():
-    np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
-
-
-def _vit():
-  return vit.ViT(5, features=8, heads=2, stem="small", rngs=nnx.Rngs(0))
-
-
-def test_the_fused_projections_and_the_unused_positions_of_a_vit(tmp_path):
-  model = _random(_vit)
-  arrays = {"pos_embed": np.zeros((1, 65, 8), np.float32)}
-  layers = {"out": "attn.proj", "expand": "mlp.fc1", "project": "mlp.fc2"}
-  for name, value in _variables(model).items():
-    *parts, leaf = name.split("/")
-    if name == "token":
-      arrays["cls_token"] = value[None, None]
-    elif parts[-1] not in ("query", "key", "value"):
-      module = ".".join([*parts[:-1], layers.get(parts[-1], parts[-1])])
-      module = module.replace("patches", "patch_embed.proj")
-      key, array = _to_torch(module, leaf, value)
-      arrays[key] = array
-  for index, block in enumerate(model.blocks):
-    qkv = [block.query, block.key, block.value]
-    prefix = f"blocks.{index}.attn.qkv"
-    arrays[f"{prefix}.weight"] = np.concatenate(
-      [np.asarray(layer.kernel[...]).T for layer in qkv]
-    )
-    arrays[f"{prefix}.bias"] = np.concatenate(
-      [np.asarray(layer.bias[...]) for layer in qkv]
-    )
-  assert len(arrays) == 152
-  assert arrays["blocks.11.mlp.fc2.weight"].shape == (8, 32)
-  file = tmp_path / "w.safetensors"
-  _save(arrays, file)
-  loaded = asga_jax.load_weights(nnx.eval_shape(_vit), file, name_map="timm")
-  found = _variables(loaded)
-  for name, array in _variables(model).items():
-    np.testing.assert_array_equal(found[name], array, err_msg=name)
-  # A distilled DeiT has a second token and a second head: no such place here.
-  arrays["dist_token"] = arrays["cls_token"]
-  _save(arrays, file)
-  with pytest.raises(ValueError, match=r"without a place \(1\):\s+dist_token"):
-    asga_jax.load_weights(nnx.eval_shape(_vit), file, name_map="timm")
-
-
 def test_the_wrong_map_is_refused_with_what_it_lacks(tmp_path):
   file = tmp_path / "w.safetensors"
-  model = _random(_mobilenet)
-  _write(_variables(model), _timm_mobilenet_module, file)
+  model = fill_at_random(_mobilenet)
+  write_as_torch(variables_of(model), _timm_mobilenet_module, file)
   with pytest.raises(ValueError, match="names without a place") as caught:
     asga_jax.load_weights(model, file, name_map="torchvision")
   message = str(caught.value)
