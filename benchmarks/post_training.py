@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import comparison
-import imagenet
 import jax
 import numpy as np
+import published
 from absl import app, flags, logging
 from flax import nnx
 
@@ -34,7 +34,8 @@ from asga_jax.data import csv_source
 from asga_jax.deploy import formats
 from asga_jax.scores import post_training
 
-# --data, --output, --network and --part are those of `imagenet`.
+# --data, --output, --network, --part and --batch_size are there.
+flags.adopt_module_key_flags(published)
 _BUDGETS = flags.DEFINE_multi_string(
   "budget", ["bops=4bit", "bops=5bit"], "Budgets of all policies."
 )
@@ -49,9 +50,9 @@ def read_batches(name: str, root: pathlib.Path) -> list[np.ndarray]:
   count = _IMAGES.value // _SCORED.value
   chosen = np.linspace(0, len(listed) - 1, count * _SCORED.value).round()
   images = csv_source.decode(
-    [listed[int(i)].path for i in chosen], size=imagenet.SIZE
+    [listed[int(i)].path for i in chosen], size=published.SIZE
   )
-  prepare = imagenet.preparation(name)
+  prepare = published.preparation(name)
   return [prepare(images[start::count]) for start in range(count)]
 
 
@@ -61,7 +62,7 @@ def measure(
   """Measure a network at every budget.
 
   Args:
-    name: of `imagenet.NETWORKS`.
+    name: of `published.NETWORKS`.
     root: of the data.
     output: where cells and scores are kept.
 
@@ -70,18 +71,18 @@ def measure(
   """
   # What the figures depend on is part of a file's name.
   images = f"{_SCORED.value}_of_{_IMAGES.value}"
-  stem = f"{imagenet.NETWORKS[name].model}_{images}"
-  parts = "_".join(imagenet._PARTS.value)
+  stem = f"{published.NETWORKS[name].model}_{images}"
+  parts = "_".join(published.PART.value)
   cells = {
     budget: output / f"{stem}_{parts}_{budget.replace('=', '_')}.json"
     for budget in _BUDGETS.value
   }
   missing = {b: path for b, path in cells.items() if not path.exists()}
   if missing:
-    network = imagenet.load_network(name, root)
+    network = published.load_network(name, root)
     network.eval()
     batches = read_batches(name, root)
-    splits = imagenet.read_parts(name, root)
+    splits = published.read_parts(name, root)
     plain = logits(name, network, splits)
     made = asga_jax.searchable(network, batches[0], batches=batches[1:])
     result = asga_jax.measure_scores(
@@ -117,7 +118,7 @@ def logits(
   run = formats.run_in_jax(network)
   return {
     part: np.concatenate(
-      [np.asarray(run(x)) for x in imagenet.batches(name, split.images)]
+      [np.asarray(run(x)) for x in published.batches(name, split.images)]
     )
     for part, split in splits.items()
   }
@@ -126,7 +127,7 @@ def logits(
 def main(_: list[str]) -> None:
   """Measure each network."""
   logging.set_verbosity(logging.INFO)
-  names = imagenet._NETWORKS.value or NAMES
+  names = published.NETWORK.value or NAMES
   if unknown := set(names) - set(NAMES):
     sys.exit(f"--network={min(unknown)}: expected one of {', '.join(NAMES)}")
   if _SCORED.value < 1 or _IMAGES.value % _SCORED.value:
@@ -135,10 +136,10 @@ def main(_: list[str]) -> None:
       " expected a multiple of at least one"
     )
   try:
-    root = imagenet.find_data(imagenet._DATA.value)
+    root = published.find_data(published.DATA.value)
   except ValueError as error:
     sys.exit(str(error))
-  output = pathlib.Path(imagenet._OUTPUT.value)
+  output = pathlib.Path(published.OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   rows = {name: measure(name, root, output) for name in names}
   print(f"{platform.machine()}, {jax.devices()[0].device_kind}")
