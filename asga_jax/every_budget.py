@@ -14,7 +14,8 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
-_UNITS = {
+# Of what costs are shown in.
+UNITS = {
   "bops": "BOPs",
   "size": "bytes",
   "container_size": "bytes",
@@ -146,7 +147,7 @@ def pareto(
   return pareto_curve.ParetoCurve(
     model=result.model_name,
     cost=cost,
-    unit=_UNITS.get(cost, ""),
+    unit=UNITS.get(cost, ""),
     score=score,
     points=tuple(rising),
     uniform=tuple(
@@ -200,13 +201,13 @@ def policy_at(
 def budget_text(cost: str, amount: costs_lib.Number) -> str:
   """Write an amount, in the unit of a curve, as a budget of exactly that."""
   exact = decimal.Decimal(repr(amount))
-  suffix = {"bytes": "B", "ms": "ms"}.get(_UNITS.get(cost, ""), "")
+  suffix = {"bytes": "B", "ms": "ms"}.get(UNITS.get(cost, ""), "")
   return f"{cost}={exact:f}{suffix}"
 
 
 def _shown(cost: str, amount: costs_lib.Number) -> costs_lib.Number:
   """Turn an amount into the unit of the curve: bits into bytes, exactly."""
-  if _UNITS.get(cost) != "bytes":
+  if UNITS.get(cost) != "bytes":
     return amount
   return amount // 8 if amount % 8 == 0 else amount / 8
 

@@ -20,7 +20,7 @@ def plot_measured(
   """Draw what was measured after a search.
 
   Args:
-    measured: of `measured.json`; the first of its policies is the search's.
+    measured: of `measured.json`; the first of its policies is the run's own.
     path: the PNG to write; it is replaced whole or not at all.
   """
   rows = measured["policies"]
@@ -43,7 +43,7 @@ def plot_measured(
     "*",
     color="#c0392b",
     markersize=13,
-    label=f"the search's policy, {measured['budget']}",
+    label=f"the policy, {measured['budget']}",
     zorder=3,
   )
   if measured["float_accuracy"] is not None:
@@ -55,10 +55,11 @@ def plot_measured(
     )
   cost = measured["cost"]
   axes.set_xlabel(f"{cost} ({unit})" if unit else cost)
-  axes.set_ylabel(f"accuracy (%) on {measured['images']} images")
+  what = measured.get("what", "accuracy")
+  axes.set_ylabel(f"{what} (%) on {measured['images']} images")
   axes.grid(alpha=0.3)
   axes.set_axisbelow(True)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(loc="lower right", frameon=False)
-  figure.suptitle(f"{measured['model']}: accuracy at each cost", fontsize=11)
+  figure.suptitle(f"{measured['model']}: {what} at each cost", fontsize=11)
   plots.save_png(figure, path)

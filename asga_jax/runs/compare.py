@@ -122,17 +122,7 @@ def compare(
     `gain_interval`, all None where no uniform bits meet the budget. For the
     picture: `kind` ('searched' or 'uniform'), `cost` and `accuracy` of each.
   """
-  budgets = _other_budgets(policy)
-  planned: list[tuple[str, policy_lib.Policy]] = []
-  for text in budgets:
-    for name, choose in (
-      ("searched", functools.partial(result_lib.allocate, budget=text)),
-      ("uniform", functools.partial(result_lib.uniform_policy, budget=text)),
-    ):
-      try:
-        planned.append((name, choose(found)))
-      except budget_lib.InfeasibleBudgetError:
-        continue
+  planned = plan(found, policy, SHARES)
   own = None
   try:
     own = result_lib.uniform_policy(found)
@@ -166,6 +156,34 @@ def compare(
   return figures, rows
 
 
+def plan(
+  found: result_lib.SearchResult,
+  policy: policy_lib.Policy,
+  shares: Sequence[float],
+) -> list[tuple[str, policy_lib.Policy]]:
+  """Choose policies and uniform bits within other budgets.
+
+  Args:
+    found: its scores choose.
+    policy: the budgets are shares of what it costs.
+    shares: of it.
+
+  Returns:
+    'searched' or 'uniform' and the policy, without those that none meets.
+  """
+  planned = []
+  for text in _other_budgets(policy, shares):
+    for name, choose in (
+      ("searched", functools.partial(result_lib.allocate, budget=text)),
+      ("uniform", functools.partial(result_lib.uniform_policy, budget=text)),
+    ):
+      try:
+        planned.append((name, choose(found)))
+      except budget_lib.InfeasibleBudgetError:
+        continue
+  return planned
+
+
 def paired_gain(
   ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[float, list[float]]:
@@ -185,16 +203,23 @@ def paired_gain(
   return gain, [gain - _DEVIATIONS * spread, gain + _DEVIATIONS * spread]
 
 
+def first_kind(policy: policy_lib.Policy) -> str:
+  """Name the cost that a policy's budget names first."""
+  return budget_lib.parse_budget(policy.budget).constraints[0].kind
+
+
 def first_cost(policy: policy_lib.Policy) -> float:
   """Give the cost that a policy's budget names first, in the curve's unit."""
-  kind = budget_lib.parse_budget(policy.budget).constraints[0].kind
+  kind = first_kind(policy)
   cost: Any = policy.cost.get(kind, policy.cost.get(f"{kind}_bytes"))
   return float(cost)
 
 
-def _other_budgets(policy: policy_lib.Policy) -> Sequence[str]:
+def _other_budgets(
+  policy: policy_lib.Policy, shares: Sequence[float]
+) -> Sequence[str]:
   """List budgets that are shares of what a policy costs."""
   first, *others = budget_lib.parse_budget(policy.budget).constraints
-  amounts = [share * first_cost(policy) for share in SHARES]
+  amounts = [share * first_cost(policy) for share in shares]
   texts = [every_budget.budget_text(first.kind, amount) for amount in amounts]
   return [",".join([text, *map(str, others)]) for text in texts]

@@ -118,6 +118,9 @@ def default_config() -> ml_collections.ConfigDict:
         "scored_batches": 1,
         # The most policies that are measured to improve on the scores' optimum.
         "evaluations": 0,
+        # Other budgets at which policies and uniform bits are measured after
+        # all else, as shares of what the policy costs; () for none.
+        "curve": (0.7, 0.85, 1.2),
         # What a budget by accuracy is measured on: 'test', or 'train' for other
         # training images than those above.
         "split": "test",

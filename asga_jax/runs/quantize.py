@@ -14,15 +14,17 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.deploy import formats as export_formats
-from asga_jax.report import plots
+from asga_jax.report import measured_plot, plots
 from asga_jax.runs import (
   build,
   export,
   lock,
   quantize_config,
+  quantize_curve,
   quantize_images,
   quantize_summary,
   read,
+  run_files,
   waits,
   workdir,
 )
@@ -42,9 +44,10 @@ def run_quantization(
   """Quantize a trained network without training, or go on with that.
 
   The directory holds `config.json`, `scores.json` (kept while they are
-  measured; those of gradients are not) and, at the end, `policy.json`,
-  `policy.png`, `weights.safetensors`, `network.onnx` and `summary.json`. A run
-  that has ended is read, not repeated.
+  measured; those of gradients are not), then `policy.json`, `policy.png`,
+  `weights.safetensors` and `network.onnx`, and at the end `measured.json` and
+  its picture `pareto.png`, and `summary.json`. A run that has ended is read,
+  not repeated.
 
   Args:
     config: see `config_lib.default_config`.
@@ -122,10 +125,27 @@ def _quantize(
     },
   )
   uniform = _uniform(made.result, policy, network, images)
-  figures = quantize_summary.summarise(
-    policy, images.tested, *_logits(images.tested, network, model, uniform)
+  logits = _logits(images.tested, network, model, uniform)
+  figures = quantize_summary.summarise(policy, images.tested, *logits)
+  _write(config, policy, model, directory)
+  measured = quantize_curve.measure(
+    made.result,
+    policy,
+    images.tested,
+    logits,
+    lambda other: post_training.apply_policy(
+      made.result.model, other, images.batches, reference=network
+    ),
+    config.post_training.curve,
   )
-  _write(config, policy, model, figures, directory)
+  files.write_text_atomic(
+    directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
+  )
+  measured_plot.plot_measured(measured, directory / "pareto.png")
+  # It marks a run that has ended.
+  files.write_text_atomic(
+    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
+  )
   return read.FinishedQuantization(policy, figures)
 
 
@@ -203,10 +223,9 @@ def _write(
   config: ml_collections.ConfigDict,
   policy: policy_lib.Policy,
   model: nnx.Module,
-  figures: dict,
   directory: pathlib.Path,
 ) -> None:
-  """Write policy, picture, weights and network; the summary last."""
+  """Write policy, picture, weights and network."""
   policy_lib.save(policy, directory / "policy.json")
   plots.plot_policy(
     policy.layers,
@@ -221,7 +240,3 @@ def _write(
   deployable = export_formats.Deployable(model, policy, shape, config.model)
   with waits.told("writing the ONNX file"):
     export.write_network(deployable, "onnx", directory / NETWORK)
-  # It marks a run that has ended.
-  files.write_text_atomic(
-    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
-  )

@@ -102,6 +102,7 @@ _BEFORE_SETTINGS = {
   "search": {"freeze_batch_norm": False, "prior_strength": 30.0},
   "pretrain": {"steps": 0, "learning_rate": 0.05},
   "choice": {"score": "", "images": 128, "evaluations": 0},
+  "post_training": {"curve": ()},
 }
 
 

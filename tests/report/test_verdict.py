@@ -60,7 +60,7 @@ def test_the_picture_shows_accuracies(of_float, tmp_path, monkeypatch):
   np.testing.assert_allclose(
     lines["uniform bits"].get_xydata(), [[1.5, 37.5], [2, 65]]
   )
-  chosen = lines["the search's policy, bops=4bit"].get_xydata()
+  chosen = lines["the policy, bops=4bit"].get_xydata()
   np.testing.assert_allclose(chosen, [[2, 70]])
   assert ("float" in lines) == (of_float is not None)
   assert axes.get_ylabel() == "accuracy (%) on 400 images"

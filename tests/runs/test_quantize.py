@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+from quantizations import make_config, unlabelled
 
 import asga_jax
 from asga_jax import data as data_lib
@@ -15,7 +16,6 @@ from asga_jax.runs import (
   export,
   finetune,
   quantize,
-  quantize_config,
   quantize_summary,
   report,
   workdir,
@@ -25,13 +25,17 @@ from asga_jax.scores import probe
 pytestmark = pytest.mark.usefixtures("tiny_model")
 FILES = (
   "config.json",
+  "measured.json",
   "network.onnx",
+  "pareto.png",
   "policy.json",
   "policy.png",
   "scores.json",
   "summary.json",
   "weights.safetensors",
 )
+
+CURVE = (0.97, 1.3, 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +56,11 @@ def config(make_tiny, weights):
   return make_config(make_tiny, weights)
 
 
-def make_config(make_tiny, weights):
-  config = quantize_config.of_quantize(make_tiny())
-  config.weights.path = str(weights)
-  config.bits = (2, 3, 4)
-  config.budget = "bops=3bit"
-  config.report_batches = 0
-  config.eval_batch_size = 100
-  config.post_training.images = 64
-  config.post_training.batch_size = 32
-  return config
-
-
 @pytest.fixture(scope="module")
 def finished(make_tiny, weights, tmp_path_factory):
   path = tmp_path_factory.mktemp("quantized") / "run"
   config = make_config(make_tiny, weights)
+  config.post_training.curve = CURVE
   return path, quantize.run_quantization(config, path)
 
 
@@ -81,13 +74,6 @@ def folder(tmp_path_factory):
     PIL.Image.fromarray(image[..., 0]).save(sub / f"{index:03}.png")
   (place / "notes.txt").write_text("no image")
   return place
-
-
-def unlabelled(config, folder):
-  config.data.name = ""
-  config.data.normalisation = "tensorflow"
-  config.post_training.source = str(folder)
-  return config
 
 
 def test_a_run_leaves_what_it_says(finished):
@@ -118,8 +104,27 @@ def test_a_run_leaves_what_it_says(finished):
   assert bool(told["warnings"]) == (low <= 0)
 
 
+def test_other_budgets_are_measured_alike(finished):
+  """The curve's own points are the summary's figures; dearer ones cost more."""
+  path, found = finished
+  told = found.summary
+  measured = json.loads((path / "measured.json").read_text())
+  assert measured["float_accuracy"] == told["float_accuracy"]
+  assert (measured["cost"], measured["unit"]) == ("bops", "BOPs")
+  rows = measured["policies"]
+  own, *others = (x["cost"] for x in rows if x["kind"] == "searched")
+  assert own == told["bops"]
+  # No policy costs a millionth.
+  (cheaper, dearer) = (cost / own for cost in others)
+  assert cheaper <= 0.97 < 1 < dearer <= 1.3
+  assert [row["accuracy"] for row in rows[:2]] == [
+    told[f"{kind}_accuracy"] for kind in ("policy", "uniform")
+  ]
+
+
 def test_a_finished_run_is_read(finished, config, contents):
   path, found = finished
+  config.post_training.curve = CURVE
   before = contents(path)
   with mock.patch.object(
     quantize.post_training, "quantize_post_training", side_effect=AssertionError
@@ -286,16 +291,21 @@ def _more_classes(config, folder):
     (_set(data__normalisation=""), "config.data.normalisation is empty"),
     (_set(budget="drop=1%"), "held-out images has no labels"),
     (_set(budget="drop=lots"), "expected drop="),
-    (_set(budget="agree=99%"), "36 images of held-out images tell .* about"),
+    (
+      _set(budget="agree=99%"),
+      "36 images of held-out images would tell",
+    ),
     (_set(budget="bops=1bit"), "lowest"),
     (_set(budget="bops=4bits please"), "cannot read"),
     (_set(budget="latency=2ms"), "latency table"),
     (_set(post_training__images=0), "post_training.images is 0"),
     (_set(post_training__score="first_order"), "score is 'first_order'"),
     (_set(post_training__crop=1.5), "post_training.crop is 1.5"),
+    (_set(post_training__curve=(0.7, 0)), r"post_training.curve is \(0.7, 0\)"),
     (_set(post_training__split="half"), "post_training.split is 'half'"),
     (_set(post_training__split="train"), "expected 'test'"),
     (_set(post_training__scored_batches=9), "scored=9 of 2 batches"),
+    (_set(budget="agree=90%", post_training__evaluations=40), "s is 40 and co"),
     (_set(bits=(1,)), "bits"),
     (_too_few, r"images of test would tell .* expected about \d+ images"),
     (_other_classes, "the network has 9 classes, as config.deployed.num_cl"),
@@ -326,11 +336,4 @@ def test_scores_of_another_network_are_refused(config, finished, tmp_path):
   config.post_training.images = 32
   config.post_training.scores = str(finished[0] / "scores.json")
   with pytest.raises(ValueError, match="of another network, of other inputs"):
-    quantize.run_quantization(config, tmp_path / "run")
-
-
-def test_accuracy_and_evaluations_do_not_go_together(config, tmp_path):
-  config.budget = "agree=90%"
-  config.post_training.evaluations = 40
-  with pytest.raises(ValueError, match=r"evaluations is 40 and config\.budget"):
     quantize.run_quantization(config, tmp_path / "run")
