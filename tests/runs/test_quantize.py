@@ -35,7 +35,7 @@ FILES = (
   "weights.safetensors",
 )
 
-CURVE = (0.97, 1.3, 1e-6)
+CURVE = (1.03, 1.3, 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_other_budgets_are_measured_alike(finished):
   own, *others = (x["cost"] for x in rows if x["kind"] == "searched")
   assert own == told["bops"]
   # No policy costs a millionth.
-  (cheaper, dearer) = (cost / own for cost in others)
-  assert cheaper <= 0.97 < 1 < dearer <= 1.3
+  small, large = (cost / own for cost in others)
+  assert 1 < small <= 1.03 < large <= 1.3
   assert [row["accuracy"] for row in rows[:2]] == [
     told[f"{kind}_accuracy"] for kind in ("policy", "uniform")
   ]
