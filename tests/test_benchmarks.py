@@ -233,3 +233,19 @@ def test_networks_are_compared_on_the_same_images(monkeypatch):
   table = comparison.format_rows({"Net": {"bops=4bit": found}})
   assert "35.00 (" in table
   assert table.count("\n") == 4
+
+
+def test_seeds_are_compared_pairwise(monkeypatch, script_flags):
+  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+  import after_training
+
+  def rows(*top1):
+    return [{"top1": x, "train_top1": x, "budget_used": 99.0} for x in top1]
+
+  table = after_training.format_table(
+    "trained", {"uniform": rows(80, 84, 82), "prior": rows(81, 86, 85)}
+  ).splitlines()
+  # Gains of 1, 2 and 3: twice 4.303 (Student, two degrees) / sqrt(3) wide.
+  assert "2.00 (-0.48 to 4.48)" in table[2]
+  assert table[2].split()[:2] == ["prior", "84.00"]
+  assert table[1].split()[2] == "-"
