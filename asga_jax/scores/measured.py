@@ -85,7 +85,8 @@ def measure_scores(
       gradients, which are of the float network.
     rounded_on: inputs that the kernels of each candidate are rounded on, as
       `round_weights` does where all else is float, a few hundred; for a
-      policy that gets this treatment. None: to the nearest. Not by gradients.
+      policy that gets this treatment. None: to the nearest. Not by gradients,
+      nor with 'sharp_kl': moves so small do not leave a rounded kernel's grid.
     radius: of 'sharp_kl', in the units of the weights; above 0.
     costs: costs beyond BOPs and sizes.
     model_name: what policies call the network.
@@ -110,6 +111,12 @@ def measure_scores(
     raise ValueError(f"score={score!r}; expected one of {', '.join(SCORES)}.")
   if score == "sharp_kl" and not 0 < radius < np.inf:
     raise ValueError(f"radius={radius}; expected a number above 0.")
+  if score == "sharp_kl" and rounded_on is not None:
+    raise ValueError(
+      "rounded_on is given with score='sharp_kl', whose moves of the weights are"
+      " less than the steps that kernels were rounded to; expected None, or"
+      " another score."
+    )
   given = list(examples.each_of(batches))
   rounded_on = (
     []

@@ -128,7 +128,7 @@ def quantize_post_training(
     budget=budget,
     score=score,
     divergence=divergence,
-    rounded_on=raw,
+    rounded_on=None if score == "sharp_kl" else raw,
     costs=costs,
     model_name=model_name,
     cache=cache,

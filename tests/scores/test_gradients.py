@@ -164,3 +164,7 @@ def test_what_it_is_given_is_checked(searchable):
     asga_jax.measure_scores(
       searchable, [X], budget="bops=4bit", score="sharp_kl", radius=0
     )
+  with pytest.raises(ValueError, match="rounded_on is given with score='sharp"):
+    asga_jax.measure_scores(
+      searchable, [X], budget="bops=4bit", score="sharp_kl", rounded_on=[X]
+    )
