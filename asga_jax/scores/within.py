@@ -175,6 +175,7 @@ def policy_within(
     logging.info("%s: at %.4g BOPs it loses %s", asked, bops, fall.percent())
     return policy, model, fall
 
+  logging.info("%s: some ten policies are measured on %d images", asked, count)
   best, model, fall = measure("bops=100%")
   if not _meets(fall, asked):
     raise budget_lib.InfeasibleBudgetError(
