@@ -43,8 +43,7 @@ from asga_jax.xla import compile_cache
 
 _OUTPUT = flags.DEFINE_string("output", "runs/after_training", "Results.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Trained weights.")
-# What 2.5 bits would cost: each searched layer 2.5^2 BOPs a MAC.
-_BUDGET = flags.DEFINE_string("budget", "bops=279027712", "The cost of all.")
+_BUDGET = flags.DEFINE_string("budget", "bops=2.5bit", "The cost of all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of every training.")
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Of trainings and searches.")

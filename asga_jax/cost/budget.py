@@ -30,8 +30,8 @@ _FORMS = (
   " once and each amount above 0: bops=4bit, bops=34.7G (K, M, G, T or a plain"
   " number), bops=2% (of the float32 network), size=6MB (B, KB, MB, GB),"
   " container_size=6MB, latency=3.1ms (us, ms, s), or the name of a cost of"
-  " your own, such as energy=1.5M. Every kind also takes Nbit, N in 1..32, and"
-  " N%."
+  " your own, such as energy=1.5M. Every kind also takes Nbit, N from 1 to 32,"
+  " and N%."
 )
 
 
@@ -86,9 +86,9 @@ def parse_budget(text: str) -> Budget:
     kind, amount, unit = match.groups()
     amount = decimal.Decimal(amount)
     unit = {"bits": "bit", "k": "K", "kB": "KB"}.get(unit, unit)
-    whole = unit != "bit" or (amount == int(amount) and amount <= 32)
+    wide = unit != "bit" or 1 <= amount <= 32
     known = unit in ("bit", "%") or unit in _UNITS.get(kind, _COUNTS)
-    if not known or not whole or amount == 0:
+    if not known or not wide or amount == 0:
       raise ValueError(
         f"budget {text!r}: {part.strip()!r} has not an amount of {kind!r};"
         f" {_FORMS}"
@@ -129,8 +129,9 @@ def resolve(
 ) -> dict[str, costs_lib.Number]:
   """Turn a budget into absolute limits for one network.
 
-  N bits are the cost with every searched layer at N and N, and fixed layers at
-  their own bits; a percentage is of the network with every layer in float32.
+  N bits are the cost with every searched layer at N and N, interpolated where N
+  is not whole, and fixed layers at their own bits; a percentage is of the
+  network with every layer in float32.
 
   Args:
     budget: the budget.
@@ -153,8 +154,7 @@ def resolve(
     amount = fractions.Fraction(constraint.amount)
     limit: costs_lib.Number | fractions.Fraction
     if constraint.unit == "bit":
-      bits = costs_lib.uniform_bits(network, choices, int(amount))
-      limit = costs_lib.total_cost(network, bits, cost)
+      limit = costs_lib.cost_of_bits(network, choices, amount, cost)
     elif constraint.unit == "%":
       whole = fractions.Fraction(repr(costs_lib.float_cost(network, cost)))
       limit = whole * amount / 100

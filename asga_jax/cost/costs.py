@@ -225,16 +225,50 @@ def total_cost(network: NetworkStats, bits: Bits, cost: Cost) -> Number:
 
 
 def uniform_bits(
-  network: NetworkStats, choices: Choices, bits: int
+  network: NetworkStats,
+  choices: Choices,
+  weight_bits: int,
+  activation_bits: int | None = None,
 ) -> dict[str, tuple[int, int]]:
-  """Give every searched layer the same bits; fixed layers keep their own."""
+  """Give every searched layer the same bits; fixed layers keep their own.
+
+  Args:
+    network: its layers.
+    choices: which are searched.
+    weight_bits: of all of them.
+    activation_bits: None for the same.
+  """
   check_choices(network, choices)
+  of_inputs = weight_bits if activation_bits is None else activation_bits
   result = {}
   for path in network.paths:
     choice = choices[path]
     own = (choice.weight_bits[0], choice.activation_bits[0])
-    result[path] = (bits, bits) if choice.searched else own
+    result[path] = (weight_bits, of_inputs) if choice.searched else own
   return result
+
+
+def cost_of_bits(
+  network: NetworkStats,
+  choices: Choices,
+  bits: fractions.Fraction,
+  cost: Cost,
+) -> fractions.Fraction:
+  """Sum a cost over a network with every searched layer at N and N bits.
+
+  Between whole bits it is interpolated, in weight and in input bits: 2.5 bits
+  are 6.25 BOPs a MAC.
+  """
+  low = math.floor(bits)
+  share = bits - low
+  shares = {low: 1 - share} | ({low + 1: share} if share else {})
+  total = fractions.Fraction(0)
+  for width, of_weights in shares.items():
+    for other, of_inputs in shares.items():
+      widths = uniform_bits(network, choices, width, other)
+      whole = total_cost(network, widths, cost)
+      total += of_weights * of_inputs * fractions.Fraction(repr(whole))
+  return total
 
 
 def float_cost(network: NetworkStats, cost: Cost) -> Number:

@@ -58,6 +58,12 @@ ENERGY = costs_lib.Cost("energy", lambda layer, bw, ba: layer.macs * bw)
     ("size=10%", 33 * 32 / 10),
     ("container_size=6MB", 48_000_000),
     ("container_size=3bit", 10 * 8 + 20 * 4 + 3 * 32),
+    # Between whole bits: BOPs as their product, sizes as their mean.
+    ("bops=2.5bit", 100 * 64 + 300 * 2.5**2),
+    ("bops=2.25bit", 100 * 64 + 300 * 2.25**2),
+    ("size=3.25bit", 10 * 8 + 20 * 3.25 + 3 * 32),
+    # In containers of 2 and of 4 bits.
+    ("container_size=2.5bit", 10 * 8 + 20 * 3 + 3 * 32),
     ("latency=3.1ms", 3.1),
     ("latency=3100us", 3.1),
     ("latency=0.0031s", 3.1),
@@ -173,7 +179,8 @@ def test_canonical_text_reads_as_the_same_budget(items):
     "bops=nan",
     "bops=inf",
     "bops=34.7GB",
-    "bops=2.5bit",
+    "bops=0.5bit",
+    "bops=32.5bit",
     "bops=0bit",
     "bops=33bit",
     "bops=1.2.3G",
