@@ -80,7 +80,9 @@ class Bench:
   def __init__(self, seed: int, dataset: data_lib.Dataset, plain: Any):
     """Build the calibrated network that everything starts from."""
     self.seed, self.plain = seed, plain
-    self.folder = pathlib.Path(_OUTPUT.value) / f"seed{seed}"
+    weights = pathlib.Path(str(_WEIGHTS.value)).stem
+    name = f"{weights}_{_BUDGET.value.replace('=', '_')}_{_BATCH.value}"
+    self.folder = pathlib.Path(_OUTPUT.value) / name / f"seed{seed}"
     self.folder.mkdir(parents=True, exist_ok=True)
     self.config = make_config(seed)
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
@@ -189,8 +191,7 @@ class Bench:
   def cell(self, kind: str, method: str) -> Row:
     """Compute one figure, or read it."""
     path = self.folder / f"{kind}-{method}.json"
-    given = (_BUDGET, _BATCH, _STEPS)
-    settings = {flag.name: flag.value for flag in given}
+    settings = {"steps": _STEPS.value}
     if path.exists():
       row: Row = json.loads(path.read_text())
       if row["settings"] != settings:

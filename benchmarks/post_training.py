@@ -130,7 +130,7 @@ def main(_: list[str]) -> None:
   names = published.NETWORK.value or NAMES
   if unknown := set(names) - set(NAMES):
     sys.exit(f"--network={min(unknown)}: expected one of {', '.join(NAMES)}")
-  if _SCORED.value < 1 or _IMAGES.value % _SCORED.value:
+  if not 0 < _SCORED.value <= _IMAGES.value or _IMAGES.value % _SCORED.value:
     sys.exit(
       f"--images={_IMAGES.value} in batches of --scored={_SCORED.value}:"
       " expected a multiple of at least one"

@@ -154,7 +154,10 @@ def resolve(
     amount = fractions.Fraction(constraint.amount)
     limit: costs_lib.Number | fractions.Fraction
     if constraint.unit == "bit":
-      limit = costs_lib.cost_of_bits(network, choices, amount, cost)
+      try:
+        limit = costs_lib.cost_of_bits(network, choices, amount, cost)
+      except ValueError as error:
+        raise ValueError(f"budget {str(constraint)!r}: {error}") from error
     elif constraint.unit == "%":
       whole = fractions.Fraction(repr(costs_lib.float_cost(network, cost)))
       limit = whole * amount / 100

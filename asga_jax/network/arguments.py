@@ -32,14 +32,20 @@ def check_module(model: Any) -> None:
 
 def on_usual_axes(leaf: Any) -> Any:
   """Give an array where it lies, without its sharding as a part of its type."""
-  sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
-  if not isinstance(sharding, NamedSharding):
-    return leaf
-  mesh = sharding.mesh
-  if not isinstance(mesh, Mesh) or AxisType.Explicit not in mesh.axis_types:
+  mesh = _explicit_mesh(leaf)
+  if mesh is None:
     return leaf
   mesh = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-  return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+  return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+
+def _explicit_mesh(leaf: Any) -> Mesh | None:
+  """Give the mesh that an array lies on, if it has explicit axes."""
+  if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+    return None
+  mesh = getattr(leaf.sharding, "mesh", None)
+  explicit = isinstance(mesh, Mesh) and AxisType.Explicit in mesh.axis_types
+  return mesh if explicit else None
 
 
 def _check_axes(model: nnx.Module) -> None:
@@ -54,10 +60,13 @@ def _check_axes(model: nnx.Module) -> None:
       f"jax.set_mesh has explicit axes {around.axis_names}{advice}."
     )
   for path, leaf in nnx.to_flat_state(nnx.state(model)):
-    value: Any = leaf[...] if isinstance(leaf, nnx.Variable) else leaf
-    if on_usual_axes(value) is not value:
-      name, axes = "/".join(map(str, path)), value.sharding.mesh.axis_names
-      raise ValueError(f"{name} lies on explicit axes {axes}{advice}.")
+    for value in jax.tree.leaves(leaf):
+      mesh = _explicit_mesh(value)
+      if mesh is not None:
+        name = "/".join(map(str, path))
+        raise ValueError(
+          f"{name} lies on explicit axes {mesh.axis_names}{advice}."
+        )
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:

@@ -119,7 +119,13 @@ def gather_moments(
     for path, moments in jax.tree.map(np.asarray, new).items():
       known = total.get(path)
       total[path] = moments if known is None else _sum(known, moments)
-  if nested := [path for path in paths if path not in total]:
+  exact = (quantizers.FLOAT_BITS,)
+  quantized = layers.quantized_layers(model)
+  if nested := [
+    path
+    for path in paths
+    if path not in total and quantized[path].weight.candidates() != exact
+  ]:
     logging.warning(
       "not called, or within other transformations of JAX, so that their"
       " kernels are rounded to the nearest: %s",

@@ -1,5 +1,6 @@
 """A search's policies, uniform bits and float, measured in the same way."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -169,18 +170,27 @@ def plan(
     shares: of it.
 
   Returns:
-    'searched' or 'uniform' and the policy, without those that none meets.
+    'searched' or 'uniform' and the policy, each once, without the given one
+    and uniform bits within its budget, and without budgets that none meets.
   """
   planned = []
+  known = {("searched", tuple(bits_of(policy).values()))}
+  with contextlib.suppress(budget_lib.InfeasibleBudgetError):
+    own = result_lib.uniform_policy(found, policy.budget)
+    known.add(("uniform", tuple(bits_of(own).values())))
   for text in _other_budgets(policy, shares):
     for name, choose in (
       ("searched", functools.partial(result_lib.allocate, budget=text)),
       ("uniform", functools.partial(result_lib.uniform_policy, budget=text)),
     ):
       try:
-        planned.append((name, choose(found)))
+        chosen = choose(found)
       except budget_lib.InfeasibleBudgetError:
         continue
+      key = name, tuple(bits_of(chosen).values())
+      if key not in known:
+        known.add(key)
+        planned.append((name, chosen))
   return planned
 
 

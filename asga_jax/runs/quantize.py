@@ -45,9 +45,9 @@ def run_quantization(
 
   The directory holds `config.json`, `scores.json` (kept while they are
   measured; those of gradients are not), then `policy.json`, `policy.png`,
-  `weights.safetensors` and `network.onnx`, and at the end `measured.json` and
-  its picture `pareto.png`, and `summary.json`. A run that has ended is read,
-  not repeated.
+  `weights.safetensors`, `network.onnx` and `summary.json`, and at the end
+  `pareto.png` of other budgets and its figures, `measured.json`. A run that has
+  ended is read, not repeated.
 
   Args:
     config: see `config_lib.default_config`.
@@ -58,13 +58,16 @@ def run_quantization(
 
   Raises:
     ValueError: bad configuration, weights, images, budget or directory, before
-      anything is measured; a budget by accuracy that no policy reaches or that
-      the images cannot tell, when scores have been kept.
+      anything is measured; a budget by accuracy that no policy reaches, when
+      scores have been kept.
   """
   config = quantize_config.of_quantize(config)
   quantize_config.check(config)
   directory = workdir.open_workdir(path, config, write=False)
-  if (directory / "summary.json").exists():
+  wanted = ["summary.json"]
+  if config.post_training.curve:
+    wanted.append(run_files.MEASURED)
+  if all((directory / name).exists() for name in wanted):
     return read.read_finished_quantization(directory)
   with lock.hold(directory):
     return _quantize(config, directory)
@@ -127,7 +130,7 @@ def _quantize(
   uniform = _uniform(made.result, policy, network, images)
   logits = _logits(images.tested, network, model, uniform)
   figures = quantize_summary.summarise(policy, images.tested, *logits)
-  _write(config, policy, model, directory)
+  _write(config, policy, model, figures, directory)
   measured = quantize_curve.measure(
     made.result,
     policy,
@@ -138,13 +141,10 @@ def _quantize(
     ),
     config.post_training.curve,
   )
-  files.write_text_atomic(
-    directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
-  )
   measured_plot.plot_measured(measured, directory / "pareto.png")
   # It marks a run that has ended.
   files.write_text_atomic(
-    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
+    directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
   )
   return read.FinishedQuantization(policy, figures)
 
@@ -223,9 +223,10 @@ def _write(
   config: ml_collections.ConfigDict,
   policy: policy_lib.Policy,
   model: nnx.Module,
+  figures: dict,
   directory: pathlib.Path,
 ) -> None:
-  """Write policy, picture, weights and network."""
+  """Write policy, picture, weights and network; the summary last."""
   policy_lib.save(policy, directory / "policy.json")
   plots.plot_policy(
     policy.layers,
@@ -240,3 +241,7 @@ def _write(
   deployable = export_formats.Deployable(model, policy, shape, config.model)
   with waits.told("writing the ONNX file"):
     export.write_network(deployable, "onnx", directory / NETWORK)
+  # Others open the directory by it.
+  files.write_text_atomic(
+    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
+  )

@@ -1,7 +1,5 @@
 """The configuration of a quantization without training."""
 
-import math
-
 import ml_collections
 
 from asga_jax.runs import config as config_lib
@@ -60,12 +58,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       " 0 for that of config.data.crop"
     )
   if not all(
-    isinstance(share, int | float) and 0 < share < math.inf
-    for share in given.curve
+    isinstance(share, int | float) and 0 < share <= 100 for share in given.curve
   ):
     raise config_checks.ConfigError(
       f"config.post_training.curve is {given.curve}; expected shares of the"
-      " policy's cost, such as (0.7, 1.2), or () for none"
+      " policy's cost up to 100, such as (0.7, 1.2), or () for none"
     )
   for name, accepted in {"split": SPLITS, "score": measured.SCORES}.items():
     if given[name] not in accepted:

@@ -45,9 +45,9 @@ def measure(
   truth = classes if part.labels is None else part.labels
   rows = []
 
-  def add(kind: str, policy: policy_lib.Policy, found: Any) -> None:
-    if found is not None:
-      share = float(np.mean(within.classes(found) == truth))
+  def add(kind: str, policy: policy_lib.Policy, given: Any) -> None:
+    if given is not None:
+      share = float(np.mean(within.classes(given) == truth))
       cost = compare.first_cost(policy)
       rows.append({"kind": kind, "cost": cost, "accuracy": share})
 
@@ -64,7 +64,7 @@ def measure(
   return {
     "schema_version": run_files.MEASURED_VERSION,
     "model": own.model,
-    "budget": own.budget,
+    "budget": own.provenance.get("accuracy_budget", own.budget),
     "cost": cost,
     "unit": every_budget.UNITS.get(cost, ""),
     "what": "accuracy" if labelled else "agreement with float",

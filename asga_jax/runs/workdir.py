@@ -135,7 +135,11 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
   """Add the settings that there were not yet, where it is a whole run's."""
   groups = {
     name: found[name]
-    for name, known in (("data", "image_size"), ("search", "mode"))
+    for name, known in (
+      ("data", "image_size"),
+      ("search", "mode"),
+      ("post_training", "scored_batches"),
+    )
     if isinstance(found.get(name), dict) and known in found[name]
   }
   if "search" in groups:

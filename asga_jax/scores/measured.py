@@ -113,9 +113,8 @@ def measure_scores(
     raise ValueError(f"radius={radius}; expected a number above 0.")
   if score == "sharp_kl" and rounded_on is not None:
     raise ValueError(
-      "rounded_on is given with score='sharp_kl', whose moves of the weights"
-      " are less than the steps that kernels were rounded to; expected None, or"
-      " another score."
+      "rounded_on is given with score='sharp_kl', which moves weights that are"
+      " not rounded yet; expected None, or another score."
     )
   given = list(examples.each_of(batches))
   rounded_on = (

@@ -65,8 +65,9 @@ def quantize_post_training(
   the policy is the exact optimum for them, perhaps improved by measuring whole
   policies (`improve_policy`). Its kernels are rounded by what they do to
   outputs (`round_weights`), biases and batch norm corrected (`correct_bias`),
-  both on all batches and, tensor by tensor, in the scores as well. No labels,
-  no gradients, no step of training.
+  both on all batches and, tensor by tensor, in 'kl' as well ('sharp_kl' knows
+  of the corrections alone, scores of gradients of neither). No labels, no step
+  of training.
 
   Args:
     model: the trained float network; it is not changed.

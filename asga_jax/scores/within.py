@@ -130,7 +130,7 @@ def policy_within(
     reference: the trained float network.
     budget: 'drop=0.5%', top-1 at most half a point below the float network's,
       or 'agree=99%', the same top-1 class on so many inputs at least.
-    batches: inputs for `correct_bias`, a few hundred, in batches of one size.
+    batches: inputs for both, a few hundred, in batches of one size.
     inputs: what is measured on, none of the batches, in batches of one size.
     labels: the class of each input, in their order; only a drop needs them.
     split: what messages and the policy call the inputs.

@@ -21,7 +21,17 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def propagated(mesh: Mesh) -> Mesh:
-  """Give the same devices with axes along which the compiler shards."""
+  """Give the same devices with axes along which the compiler shards.
+
+  Raises:
+    ValueError: a mesh of explicit axes is set around the call.
+  """
+  around = jax.sharding.get_abstract_mesh()
+  if AxisType.Explicit in around.axis_types:
+    raise ValueError(
+      f"jax.set_mesh has explicit axes {around.axis_names}; expected none, and"
+      " the mesh as an argument."
+    )
   return mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
@@ -62,8 +72,12 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
   sharding = batch_sharding(mesh)
 
   def place(leaf):
-    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
-      return leaf
+    if isinstance(leaf, jax.Array):
+      lies = leaf.sharding
+      if isinstance(lies, NamedSharding) and isinstance(lies.mesh, Mesh):
+        lies = NamedSharding(propagated(lies.mesh), lies.spec)
+      if lies == sharding:
+        return jax.device_put(leaf, sharding)
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     if array.dtype.kind not in "biufcV" or not array.ndim:
       raise ValueError(

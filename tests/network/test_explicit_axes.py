@@ -7,10 +7,12 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import asga_jax
+from asga_jax.network import arguments
 from asga_jax.training import sharding
 
 MESH = jax.make_mesh((1,), ("data",))
 SPLIT = NamedSharding(MESH, PartitionSpec("data"))
+ODD = (None, 0.5, 3, (1, 2), {"a": 1.0})
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 
 
@@ -38,6 +40,28 @@ def test_a_search_shards_along_them_as_the_compiler_propagates():
   assert search.mesh == sharding.data_mesh(jax.devices()[:1])
 
 
+def test_batches_on_them_stay_where_they_are():
+  placed = jax.device_put(X, SPLIT)
+  usual = sharding.propagated(MESH)
+  (found,) = jax.tree.leaves(sharding.place_batch({"x": placed}, usual))
+  assert found.sharding == sharding.batch_sharding(usual)
+  assert found.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
+
+
+def test_variables_of_any_kind_lie_on_none():
+  class Odd(nnx.Module):
+    def __init__(self):
+      self.layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+      self.kept = nnx.List(nnx.Variable(x) for x in ODD)
+
+    def __call__(self, x):
+      return self.layer(x)
+
+  assert asga_jax.searchable(Odd(), X)(X).shape == X.shape
+  arguments.check_module(nnx.eval_shape(_network))
+  nnx.jit(arguments.check_module)(_network())
+
+
 def test_what_would_fail_in_the_users_own_code_is_refused():
   held = _network()
   kernel = held.layers[2].kernel
@@ -51,3 +75,9 @@ def test_what_would_fail_in_the_users_own_code_is_refused():
     pytest.raises(ValueError, match=r"explicit axes .*AxisType\.Auto"),
   ):
     asga_jax.searchable(_network(), X)
+  model = asga_jax.searchable(_network(), X)
+  with (
+    jax.set_mesh(MESH),
+    pytest.raises(ValueError, match=r"set_mesh has explicit axes"),
+  ):
+    asga_jax.start_search(model, budget="bops=4bit", mesh=MESH)

@@ -117,6 +117,8 @@ def test_other_budgets_are_measured_alike(finished):
   # No policy costs a millionth.
   small, large = (cost / own for cost in others)
   assert 1 < small <= 1.03 < large <= 1.3
+  # Each has a network of its own.
+  assert max(rows, key=lambda x: x["cost"])["accuracy"] > rows[0]["accuracy"]
   assert [row["accuracy"] for row in rows[:2]] == [
     told[f"{kind}_accuracy"] for kind in ("policy", "uniform")
   ]
@@ -132,6 +134,11 @@ def test_a_finished_run_is_read(finished, config, contents):
     again = quantize.run_quantization(config, path)
   assert again == found
   assert contents(path) == before
+  # Killed before it had measured other budgets.
+  (path / "measured.json").unlink()
+  assert asga_jax.load_run(path)
+  assert quantize.run_quantization(config, path) == found
+  assert (path / "measured.json").exists()
   config.budget = "bops=4bit"
   with pytest.raises(workdir.WorkdirError, match="budget"):
     quantize.run_quantization(config, path)
@@ -167,6 +174,7 @@ def test_images_without_labels(config, folder, tmp_path, caplog):
   path = tmp_path / "run"
   config.budget = "bops=2bit"
   config.end_bits = 4
+  config.post_training.curve = (1.5,)
   found = quantize.run_quantization(unlabelled(config, folder), path)
   # Its batch norm is corrected: there is nothing to warn of.
   assert "keeps the statistics" not in caplog.text
@@ -178,6 +186,9 @@ def test_images_without_labels(config, folder, tmp_path, caplog):
   assert told["report_images"] == 36
   assert 0 < told["agreement"] <= 1
   assert "agreement with the float network" in quantize_summary.sentence(told)
+  measured = json.loads((path / "measured.json").read_text())
+  assert measured["what"] == "agreement with float"
+  assert measured["float_accuracy"] is None
   with pytest.raises(ValueError, match="no images with labels"):
     evaluate.evaluate_run(path)
   (line,) = export.export_run(path, formats=("packed",), report=False)

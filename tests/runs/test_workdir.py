@@ -85,6 +85,14 @@ def test_a_search_of_before_there_was_a_float_training_had_none(tmp_path):
   assert set(workdir_lib.read_config(tmp_path / "tuned")) == {"finetune"}
 
 
+def test_a_quantization_of_before_there_was_a_curve_has_none(tmp_path):
+  given = {"scored_batches": 1, "score": "kl"}
+  workdir_lib.open_workdir(tmp_path, {"post_training": given})
+  found = workdir_lib.read_config(tmp_path)
+  assert found["post_training"] == {**given, "curve": []}
+  workdir_lib.open_workdir(tmp_path, found)
+
+
 def test_a_check_alone_creates_nothing(tmp_path):
   path = tmp_path / "runs/a"
   assert workdir_lib.open_workdir(path, CONFIG, write=False) == path
