@@ -18,17 +18,15 @@ python benchmarks/after_training.py --weights=cifar10_resnet20.safetensors
 import dataclasses
 import functools
 import json
-import math
 import pathlib
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import seeds
 from absl import app, flags, logging
-from scipy import special
 
 import asga_jax
 from asga_jax import data as data_lib
@@ -58,8 +56,6 @@ _FROZEN = {
   "logit_learning_rate": 0.01,
 }
 _SCORES = ("log_prob", "first_order")
-
-Row = dict[str, Any]
 
 
 def make_config(seed: int) -> Any:
@@ -188,12 +184,12 @@ class Bench:
     images = list(self.inputs(_CORRECTED))
     return asga_jax.correct_bias(fixed, images, reference=self.network)
 
-  def cell(self, kind: str, method: str) -> Row:
+  def cell(self, kind: str, method: str) -> seeds.Row:
     """Compute one figure, or read it."""
     path = self.folder / f"{kind}-{method}.json"
     settings = {"steps": _STEPS.value}
     if path.exists():
-      row: Row = json.loads(path.read_text())
+      row: seeds.Row = json.loads(path.read_text())
       if row["settings"] != settings:
         raise ValueError(f"{path} is of {row['settings']}, not of {settings}")
       return row
@@ -217,32 +213,6 @@ class Bench:
     return row
 
 
-def interval(values: Sequence[float]) -> str:
-  """Say a mean with its 95 % t-interval over two seeds or more."""
-  mean, count = statistics.mean(values), len(values)
-  spread = statistics.stdev(values) / count**0.5 if count > 1 else math.inf
-  reach = spread * float(special.stdtrit(max(count - 1, 1), 0.975))
-  return f"{mean:.2f} ({mean - reach:.2f} to {mean + reach:.2f})"
-
-
-def format_table(kind: str, rows: dict[str, list[Row]]) -> str:
-  """Lay out top-1 by method and seed, and its difference from others."""
-  title = f"{kind:24}{'top-1 %':>8}  {'above uniform':24}{'above random':24}"
-  lines = [f"{title}{'train %':9}{'budget %':14}by seed"]
-  top1 = {name: [x["top1"] for x in cells] for name, cells in rows.items()}
-  for name, found in top1.items():
-    line = f"{name:24}{statistics.mean(found):>8.2f}  "
-    for other in ("uniform", "random"):
-      theirs = top1.get(other, found)
-      above = [x - y for x, y in zip(found, theirs, strict=True)]
-      line += f"{interval(above) if theirs is not found else '-':24}"
-    line += f"{statistics.mean(x['train_top1'] for x in rows[name]):<9.2f}"
-    used = [x["budget_used"] for x in rows[name]]
-    line += f"{f'{min(used):.1f}-{max(used):.1f}':14}"
-    lines.append(line + "  ".join(f"{value:.2f}" for value in found))
-  return "\n".join(lines)
-
-
 def main(_: list[str]) -> None:
   """Compute what is missing, trained first, and print the tables."""
   logging.set_verbosity(logging.INFO)
@@ -253,12 +223,12 @@ def main(_: list[str]) -> None:
   plain = build.make_prepare(config, dataset, train=False)
   benches = [Bench(seed, dataset, plain) for seed in range(_SEEDS.value)]
   for kind, flag in (("trained", _TRAINED), ("untrained", _UNTRAINED)):
-    rows: dict[str, list[Row]] = {name: [] for name in flag.value}
+    rows: dict[str, list[seeds.Row]] = {name: [] for name in flag.value}
     for bench in benches:
       for name, cells in rows.items():
         cells.append(bench.cell(kind, name))
     if rows:
-      print(format_table(kind, rows), flush=True)
+      print(seeds.format_table(kind, rows), flush=True)
 
 
 if __name__ == "__main__":

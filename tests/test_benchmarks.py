@@ -235,14 +235,14 @@ def test_networks_are_compared_on_the_same_images(monkeypatch):
   assert table.count("\n") == 4
 
 
-def test_seeds_are_compared_pairwise(monkeypatch, script_flags):
+def test_seeds_are_compared_pairwise(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-  import after_training
+  seeds = importlib.import_module("seeds")
 
   def rows(*top1):
     return [{"top1": x, "train_top1": x, "budget_used": 99.0} for x in top1]
 
-  table = after_training.format_table(
+  table = seeds.format_table(
     "trained", {"uniform": rows(80, 84, 82), "prior": rows(81, 86, 85)}
   ).splitlines()
   # Gains of 1, 2 and 3: twice 4.303 (Student, two degrees) / sqrt(3) wide.

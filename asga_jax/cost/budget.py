@@ -3,6 +3,7 @@
 import dataclasses
 import decimal
 import fractions
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -155,7 +156,7 @@ def resolve(
     limit: costs_lib.Number | fractions.Fraction
     if constraint.unit == "bit":
       try:
-        limit = costs_lib.cost_of_bits(network, choices, amount, cost)
+        limit = _cost_of_bits(network, choices, amount, cost)
       except ValueError as error:
         raise ValueError(f"budget {str(constraint)!r}: {error}") from error
     elif constraint.unit == "%":
@@ -173,6 +174,29 @@ def resolve(
       )
     limits[constraint.kind] = limit
   return limits
+
+
+def _cost_of_bits(
+  network: costs_lib.NetworkStats,
+  choices: costs_lib.Choices,
+  bits: fractions.Fraction,
+  cost: costs_lib.Cost,
+) -> fractions.Fraction:
+  """Sum a cost over a network with every searched layer at N and N bits.
+
+  Between whole bits it is interpolated, in weight and in input bits: 2.5 bits
+  are 6.25 BOPs a MAC.
+  """
+  low = math.floor(bits)
+  share = bits - low
+  shares = {low: 1 - share} | ({low + 1: share} if share else {})
+  total = fractions.Fraction(0)
+  for width, of_weights in shares.items():
+    for other, of_inputs in shares.items():
+      widths = costs_lib.uniform_bits(network, choices, width, other)
+      whole = costs_lib.total_cost(network, widths, cost)
+      total += of_weights * of_inputs * fractions.Fraction(repr(whole))
+  return total
 
 
 def budget_used(

@@ -248,29 +248,6 @@ def uniform_bits(
   return result
 
 
-def cost_of_bits(
-  network: NetworkStats,
-  choices: Choices,
-  bits: fractions.Fraction,
-  cost: Cost,
-) -> fractions.Fraction:
-  """Sum a cost over a network with every searched layer at N and N bits.
-
-  Between whole bits it is interpolated, in weight and in input bits: 2.5 bits
-  are 6.25 BOPs a MAC.
-  """
-  low = math.floor(bits)
-  share = bits - low
-  shares = {low: 1 - share} | ({low + 1: share} if share else {})
-  total = fractions.Fraction(0)
-  for width, of_weights in shares.items():
-    for other, of_inputs in shares.items():
-      widths = uniform_bits(network, choices, width, other)
-      whole = total_cost(network, widths, cost)
-      total += of_weights * of_inputs * fractions.Fraction(repr(whole))
-  return total
-
-
 def float_cost(network: NetworkStats, cost: Cost) -> Number:
   """Sum a cost over the network with every layer in float32."""
   return total_cost(network, dict.fromkeys(network.paths, (32, 32)), cost)

@@ -243,6 +243,7 @@ def test_a_budget_by_accuracy(finished, config, tmp_path):
   assert asga_jax.load_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_budget_by_accuracy_on_other_images(finished, config, tmp_path):
   config.budget = "agree=80%"
   config.post_training.split = "train"

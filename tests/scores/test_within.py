@@ -80,6 +80,7 @@ def test_the_cheapest_that_agrees(net, found, compilations):
   assert told["fall"] == at.fall.value
 
 
+@pytest.mark.slow
 def test_the_cheapest_that_drops_little(net, found, labels):
   at = find(
     net, found, "drop=1%", inputs=[TESTED[:2500], TESTED[2500:]], labels=labels
