@@ -76,7 +76,7 @@ NETWORKS = {
 }
 
 
-SLOW = ("cond", "jit", "scan", "recurrent")
+SLOW = ("cond", "jit", "scan", "recurrent", "vmap")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ WEIGHTS = np.linspace(0.5, 1, 40).reshape(8, 5).astype(np.float32)
 @pytest.mark.parametrize(
   "example",
   [
-    (IDS, WEIGHTS),
+    pytest.param((IDS, WEIGHTS), marks=pytest.mark.slow),
     {"ids": IDS, "weights": WEIGHTS, "deterministic": True},
   ],
   ids=["tuple", "dict"],

@@ -17,6 +17,7 @@ def _pairs(batches):
   return list(zip(batches[::2], batches[1::2], strict=True))
 
 
+@pytest.mark.slow
 def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
   settings = asga_jax.SearchSettings(steps=6, logit_learning_rate=0.2)
   result = asga_jax.search_policy(

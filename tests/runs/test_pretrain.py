@@ -81,6 +81,7 @@ def test_an_untrained_network_is_told_in_a_sentence(config, tmp_path, caplog):
   assert "random weights" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_stays_and_the_rest_is_learned(config, tmp_path):
   config.search.freeze_batch_norm = True
   config.search.steps = 3

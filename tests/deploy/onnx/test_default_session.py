@@ -104,7 +104,7 @@ def _predictions(outputs):
   ("name", "bits"),
   [
     *(("resnet8", (32, 4)), ("small vgg", (32, 4)), ("small vgg", (4, 4))),
-    *(("autoencoder", (4, 32)), ("vit", (8, 8))),
+    ("autoencoder", (4, 32)),
     *(
       pytest.param(*each, marks=pytest.mark.slow)
       for each in [
