@@ -1,6 +1,7 @@
 """A tiny network, its batches and one compiled search, shared by the tests."""
 
 import os
+import sys
 from unittest import mock
 
 import draws
@@ -205,3 +206,14 @@ def contents():
     }
 
   return read
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+  """Be where the extra `onnx` is not installed."""
+  monkeypatch.setitem(sys.modules, "onnx", None)
+  # Put back afterwards, since it is imported again.
+  monkeypatch.setattr(asga_jax.deploy, "onnx", asga_jax.deploy.onnx)
+  for name in list(sys.modules):
+    if name.startswith("asga_jax.deploy.onnx"):
+      monkeypatch.delitem(sys.modules, name)

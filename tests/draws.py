@@ -6,6 +6,8 @@ the time.
 
 from unittest import mock
 
+import jax.numpy as jnp
+import numpy as np
 from jax._src import compiler
 
 DRAWS = ("jit__bernoulli", "jit__normal", "jit__truncated_normal")
@@ -25,3 +27,12 @@ def compile_fast() -> None:
     return compile_and_load(backend, module, devices, options, *rest)
 
   mock.patch.object(compiler, "backend_compile_and_load", compile_draws).start()
+
+
+def from_numpy(key, shape, dtype=jnp.float32):
+  """Initialize a kernel by draws from numpy, which compile nothing."""
+  del key
+  rng = np.random.default_rng(shape)
+  return jnp.asarray(
+    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
+  )

@@ -2,34 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+from allocation.cases import resnet18
 
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table
-
-
-def resnet18():
-  """Layers of ResNet-18 at 224x224 and 1000 classes, by hand."""
-  # path, output size, kernel size, channels in and out
-  shapes = [("stem", 112, 7, 3, 64)]
-  for stage, (size, width) in enumerate(
-    ((56, 64), (28, 128), (14, 256), (7, 512))
-  ):
-    for block in range(2):
-      first = stage > 0 and block == 0
-      before = width // 2 if first else width
-      shapes.append((f"{stage}/{block}/conv1", size, 3, before, width))
-      shapes.append((f"{stage}/{block}/conv2", size, 3, width, width))
-      if first:
-        shapes.append((f"{stage}/{block}/shortcut", size, 1, before, width))
-  shapes.append(("head", 1, 1, 512, 1000))
-  return costs_lib.NetworkStats(
-    tuple(
-      costs_lib.LayerStats(path, size**2 * k**2 * i * o, k**2 * i * o)
-      for path, size, k, i, o in shapes
-    ),
-    float_parameters=9600 + 1000,
-  )
 
 
 def ends_fixed(network, bits=(2, 4, 8)):

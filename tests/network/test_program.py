@@ -1,5 +1,6 @@
 """The traced program: calls in order, and what is known of operands."""
 
+import draws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,27 +10,20 @@ from flax import nnx
 from asga_jax.network import examples, program, reading
 
 
-def _init(key, shape, dtype=jnp.float32):
-  """Draws from numpy: the initializers of `jax` take seconds to compile."""
-  del key
-  rng = np.random.default_rng(shape)
-  return jnp.asarray(
-    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
-  )
-
-
 class Net(nnx.Module):
   """Calls its layers in another order than their names have."""
 
   def __init__(self):
     rngs = nnx.Rngs(0)
     self.z_first = nnx.Conv(
-      3, 4, (3, 3), padding="CIRCULAR", kernel_init=_init, rngs=rngs
+      3, 4, (3, 3), padding="CIRCULAR", kernel_init=draws.from_numpy, rngs=rngs
     )
-    self.inner = nnx.Dict(shared=nnx.Linear(4, 4, kernel_init=_init, rngs=rngs))
-    self.a_last = nnx.Linear(4, 2, kernel_init=_init, rngs=rngs)
+    self.inner = nnx.Dict(
+      shared=nnx.Linear(4, 4, kernel_init=draws.from_numpy, rngs=rngs)
+    )
+    self.a_last = nnx.Linear(4, 2, kernel_init=draws.from_numpy, rngs=rngs)
     self.alias = self.inner["shared"]
-    self.unused = nnx.Linear(4, 2, kernel_init=_init, rngs=rngs)
+    self.unused = nnx.Linear(4, 2, kernel_init=draws.from_numpy, rngs=rngs)
     self.norm = nnx.BatchNorm(4, rngs=rngs)
     self.calls = nnx.BatchStat(jnp.zeros(()))
 
@@ -111,7 +105,9 @@ def test_path_name(path, name):
 
 class Block(nnx.Module):
   def __init__(self, how):
-    self.linear = nnx.Linear(8, 8, kernel_init=_init, rngs=nnx.Rngs(0))
+    self.linear = nnx.Linear(
+      8, 8, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+    )
     self.how = nnx.static(how)
 
   def __call__(self, x):
@@ -207,8 +203,12 @@ def test_what_cannot_be_negative_is_proven(name):
 
   class Twice(nnx.Module):
     def __init__(self):
-      self.first = nnx.Linear(4, 4, kernel_init=_init, rngs=nnx.Rngs(0))
-      self.last = nnx.Linear(4, 4, kernel_init=_init, rngs=nnx.Rngs(1))
+      self.first = nnx.Linear(
+        4, 4, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+      )
+      self.last = nnx.Linear(
+        4, 4, kernel_init=draws.from_numpy, rngs=nnx.Rngs(1)
+      )
 
     def __call__(self, x):
       return self.last(function(self.first(x)))

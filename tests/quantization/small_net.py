@@ -1,5 +1,6 @@
 """A small network, an input of it, and the same bits for all of its layers."""
 
+import draws
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,21 +8,14 @@ from flax import nnx
 from asga_jax.quantization import layers
 
 
-def init(key, shape, dtype):
-  """Draws from numpy: the initializers of `jax` take seconds to compile."""
-  del key
-  rng = np.random.default_rng(shape)
-  return jnp.asarray(
-    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
-  )
-
-
 class Net(nnx.Module):
   """Calls its layers in another order than their names have; shares one."""
 
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.z_stem = nnx.Conv(3, 8, (3, 3), kernel_init=init, rngs=rngs)
+    self.z_stem = nnx.Conv(
+      3, 8, (3, 3), kernel_init=draws.from_numpy, rngs=rngs
+    )
     self.norm = nnx.BatchNorm(8, rngs=rngs)
     self.blocks = nnx.List(
       [
@@ -32,14 +26,14 @@ class Net(nnx.Module):
           strides=2,
           feature_group_count=8,
           use_bias=False,
-          kernel_init=init,
+          kernel_init=draws.from_numpy,
           rngs=rngs,
         )
       ]
     )
-    self.shared = nnx.Linear(8, 8, kernel_init=init, rngs=rngs)
+    self.shared = nnx.Linear(8, 8, kernel_init=draws.from_numpy, rngs=rngs)
     self.again = self.shared
-    self.a_head = nnx.Linear(8, 10, kernel_init=init, rngs=rngs)
+    self.a_head = nnx.Linear(8, 10, kernel_init=draws.from_numpy, rngs=rngs)
 
   def __call__(self, x):
     x = nnx.relu(self.norm(self.z_stem(x)))

@@ -1,5 +1,6 @@
 """Initial ranges and signedness, and batch norm's statistics."""
 
+import draws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,23 +19,14 @@ from asga_jax.quantization import (
 from asga_jax.quantization import rules as rules_lib
 
 
-def _init(key, shape, dtype):
-  """Draws from numpy: the initializers of `jax` take seconds to compile."""
-  del key
-  rng = np.random.default_rng(shape)
-  return jnp.asarray(
-    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
-  )
-
-
 class Net(nnx.Module):
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.conv = nnx.Conv(3, 8, (3, 3), kernel_init=_init, rngs=rngs)
+    self.conv = nnx.Conv(3, 8, (3, 3), kernel_init=draws.from_numpy, rngs=rngs)
     self.norm = nnx.BatchNorm(8, rngs=rngs)
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
-    self.middle = nnx.Linear(8, 8, kernel_init=_init, rngs=rngs)
-    self.head = nnx.Linear(8, 4, kernel_init=_init, rngs=rngs)
+    self.middle = nnx.Linear(8, 8, kernel_init=draws.from_numpy, rngs=rngs)
+    self.head = nnx.Linear(8, 4, kernel_init=draws.from_numpy, rngs=rngs)
 
   def __call__(self, x):
     x = nnx.relu(self.norm(self.conv(x)))

@@ -1,5 +1,6 @@
 """Quantized layers against quantizing by hand and calling `jax.lax`."""
 
+import draws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +12,6 @@ from asga_jax.quantization import bit_choice, layers, methods
 
 LSQ = methods.make_quantizer("lsq", weights=True, per_channel=True)
 ACTIVATION = methods.make_quantizer("lsq", weights=False, per_channel=False)
-
-
-def _init(key, shape, dtype):
-  """Draws from numpy: the initializers of `jax` take seconds to compile."""
-  del key
-  rng = np.random.default_rng(shape)
-  return jnp.asarray(
-    rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype
-  )
 
 
 def _choice(bits, sample, quantizer, signed):
@@ -92,7 +84,13 @@ def _x(shape, seed=0):
 )
 def test_convolution(settings, lax_settings, bias):
   layer = nnx.Conv(
-    4, 8, (3, 3), use_bias=bias, kernel_init=_init, rngs=nnx.Rngs(0), **settings
+    4,
+    8,
+    (3, 3),
+    use_bias=bias,
+    kernel_init=draws.from_numpy,
+    rngs=nnx.Rngs(0),
+    **settings,
   )
   if bias:
     layer.bias[...] = _x(8, seed=1)
@@ -118,7 +116,9 @@ def test_convolution(settings, lax_settings, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 6), (6,), (2, 3, 6)])
 def test_linear(shape, bias):
-  layer = nnx.Linear(6, 3, use_bias=bias, kernel_init=_init, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(
+    6, 3, use_bias=bias, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+  )
   x = _x(shape)
   quantized = _quantize(layer, x, (2,), (8,))
   steps = _steps(quantized)
@@ -133,7 +133,7 @@ def test_linear(shape, bias):
 
 def test_the_mixtures_are_convolved_once():
   # sum_b p_b Q_b(x) times sum_c p_c Q_c(w), not a product a candidate.
-  layer = nnx.Linear(6, 3, kernel_init=_init, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(6, 3, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0))
   x = _x((5, 6))
   quantized = _quantize(layer, x, (2, 4, 8), (2, 4, 8))
   product = layers.product_of(quantized)
@@ -152,7 +152,7 @@ def test_variables_and_product_are_those_of_the_layer():
 
   layer = nnx.Conv(
     2, 2, (3,), feature_group_count=2, conv_general_dilated=product,
-    kernel_init=_init, rngs=nnx.Rngs(0),
+    kernel_init=draws.from_numpy, rngs=nnx.Rngs(0),
   )  # fmt: skip
   x = _x((1, 6, 2))
   quantized = _quantize(layer, x, (32,), (32,))
@@ -164,7 +164,7 @@ def test_variables_and_product_are_those_of_the_layer():
 
 def test_bfloat16_layer():
   layer = nnx.Linear(
-    6, 3, dtype=jnp.bfloat16, kernel_init=_init, rngs=nnx.Rngs(0)
+    6, 3, dtype=jnp.bfloat16, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
   )
   x = _x((5, 6))
   quantized = _quantize(layer, x, (4,), (8,))
@@ -175,7 +175,7 @@ def test_bfloat16_layer():
 
 
 def test_make_float():
-  layer = nnx.Linear(6, 3, kernel_init=_init, rngs=nnx.Rngs(0))
+  layer = nnx.Linear(6, 3, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0))
   x = _x((5, 6))
   quantized = _quantize(layer, x, (2,), (2,))
   assert np.abs(quantized(x) - layer(x)).max() > 0.01
@@ -191,14 +191,16 @@ class _Doubled(nnx.Linear):
 
 class _Wide(nnx.Linear):
   def __init__(self, features, rngs):
-    super().__init__(features, 4 * features, kernel_init=_init, rngs=rngs)
+    super().__init__(
+      features, 4 * features, kernel_init=draws.from_numpy, rngs=rngs
+    )
 
 
 def test_subclasses():
   x = _x((5, 2))
   wide = _Wide(2, nnx.Rngs(0))
   np.testing.assert_array_equal(_quantize(wide, x, (32,), (32,))(x), wide(x))
-  doubled = _Doubled(2, 3, kernel_init=_init, rngs=nnx.Rngs(0))
+  doubled = _Doubled(2, 3, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(
     _quantize(doubled, x, (32,), (32,))(x), doubled(x)
   )

@@ -1,5 +1,6 @@
 """Surgery: nothing lost, nothing changed, and each bit where it belongs."""
 
+import draws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,6 @@ from quantization.small_net import (
   X,
   draw_input,
   forward,
-  init,
   make_net,
   same_bits,
 )
@@ -58,7 +58,8 @@ def test_32_bits_leave_our_networks_bit_identical(name):
     )
   )
   state = jax.tree.map(
-    lambda leaf: init(None, leaf.shape, leaf.dtype), nnx.state(model)
+    lambda leaf: draws.from_numpy(None, leaf.shape, leaf.dtype),
+    nnx.state(model),
   )
   nnx.update(model, state)
   # Variances are positive.
@@ -155,7 +156,9 @@ def test_a_shared_layer_stays_shared():
 
 def test_a_layer_that_is_not_called_stays_as_it_is():
   model = make_net()
-  model.unused = nnx.Linear(3, 3, kernel_init=init, rngs=nnx.Rngs(0))
+  model.unused = nnx.Linear(
+    3, 3, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+  )
   found = surgery.make_searchable(model, X)
   assert type(found.unused) is nnx.Linear
 
@@ -264,13 +267,15 @@ def test_a_model_that_is_searchable_already():
 class DigitsNet(nnx.Module):
   def __init__(self):
     rngs = nnx.Rngs(0)
-    self.conv1 = nnx.Conv(1, 16, (3, 3), kernel_init=init, rngs=rngs)
+    self.conv1 = nnx.Conv(
+      1, 16, (3, 3), kernel_init=draws.from_numpy, rngs=rngs
+    )
     self.norm1 = nnx.BatchNorm(16, rngs=rngs)
     self.conv2 = nnx.Conv(
-      16, 16, (3, 3), strides=2, kernel_init=init, rngs=rngs
+      16, 16, (3, 3), strides=2, kernel_init=draws.from_numpy, rngs=rngs
     )
     self.norm2 = nnx.BatchNorm(16, rngs=rngs)
-    self.head = nnx.Linear(256, 10, kernel_init=init, rngs=rngs)
+    self.head = nnx.Linear(256, 10, kernel_init=draws.from_numpy, rngs=rngs)
 
   def __call__(self, x):
     x = nnx.relu(self.norm1(self.conv1(x)))

@@ -300,14 +300,8 @@ def test_a_file_that_computes_something_else_is_seen(
 
 
 def test_without_the_extra_other_formats_still_work(
-  network, data, tmp_path, monkeypatch
+  network, data, tmp_path, without_onnx
 ):
-  monkeypatch.setitem(sys.modules, "onnx", None)
-  # Put back afterwards, since it is imported again.
-  monkeypatch.setattr(asga_jax.deploy, "onnx", asga_jax.deploy.onnx)
-  for name in list(sys.modules):
-    if name.startswith("asga_jax.deploy.onnx"):
-      monkeypatch.delitem(sys.modules, name)
   with pytest.raises(ValueError, match=r"asga-jax\[onnx\]"):
     export_run.check_output("onnx", tmp_path / "network.onnx")
   output = tmp_path / "network.safetensors"

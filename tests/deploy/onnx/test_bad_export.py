@@ -1,7 +1,6 @@
 """What the ONNX export cannot do is named, and leaves nothing behind."""
 
 import pathlib
-import sys
 
 import jax.numpy as jnp
 import pytest
@@ -45,12 +44,6 @@ def test_a_bad_path_is_found_before_the_conversion(tmp_path, monkeypatch):
     onnx_export.export_onnx(network, (4, 4, 3), tmp_path)
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, "onnx", None)
-  # Put back afterwards, since it is imported again.
-  monkeypatch.setattr(asga_jax.deploy, "onnx", asga_jax.deploy.onnx)
-  for name in list(sys.modules):
-    if name.startswith("asga_jax.deploy.onnx"):
-      monkeypatch.delitem(sys.modules, name)
+def test_a_missing_extra_is_named(without_onnx):
   with pytest.raises(ValueError, match=r"asga-jax\[onnx\]"):
     asga_jax.export_onnx(Spectrum(nnx.Rngs(0)), (4, 4, 3), pathlib.Path("a"))
