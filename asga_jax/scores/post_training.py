@@ -1,7 +1,7 @@
 """Quantization without training: from trained weights to a network at bits."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -171,13 +171,22 @@ def apply_policy(
   Returns:
     A copy in evaluation mode.
   """
-  fixed = fixing.fix_bits(
-    searchable,
-    {
-      path: (layer.weight_bits, layer.activation_bits)
-      for path, layer in policy.layers.items()
-    },
-  )
+  bits = {
+    path: (layer.weight_bits, layer.activation_bits)
+    for path, layer in policy.layers.items()
+  }
+  return apply_bits(searchable, bits, batches, reference=reference)
+
+
+def apply_bits(
+  searchable: nnx.Module,
+  bits: Mapping[str, tuple[int, int]],
+  batches: Iterable[Any],
+  *,
+  reference: nnx.Module,
+) -> nnx.Module:
+  """Do what `apply_policy` does, for (weight bits, activation bits) by path."""
+  fixed = fixing.fix_bits(searchable, bits)
   given = list(batches)
   rounded = rounding.round_weights(fixed, given)
   return correction.correct_bias(rounded, given, reference=reference)

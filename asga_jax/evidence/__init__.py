@@ -1,0 +1,1 @@
+"""Grids of experiments: which policies carry over, and what they gain."""

@@ -1,0 +1,318 @@
+"""What a grid of experiments compares: its configuration, checked at once."""
+
+import hashlib
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from asga_jax.cost import budget as budget_lib
+from asga_jax.evidence import images as images_lib
+from asga_jax.evidence import methods, treatments
+from asga_jax.evidence import networks as networks_lib
+from asga_jax.quantization import surgery
+from asga_jax.runs import config_checks
+from asga_jax.training import search_settings
+
+
+class GridError(ValueError):
+  """A grid that names what there is not."""
+
+
+class Row(NamedTuple):
+  """One policy of the grid, before it is found."""
+
+  network: str
+  proxy: str
+  method: str
+  budget: str
+  seed: int
+
+  def label(self) -> str:
+    """Say it in a line."""
+    return (
+      f"{self.network}, {self.budget}: {self.method} on {self.proxy}, seed"
+      f" {self.seed}"
+    )
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Make the configuration of a grid; configs/experiments start from it."""
+  return ml_collections.ConfigDict(
+    {
+      "name": "",
+      # What is compared first of all, named before the grid runs: of the rows
+      # whose network, proxy and budget these are, method `first` less `second`.
+      "primary": {
+        "network": "",
+        "proxy": "",
+        "budget": "",
+        "target": "",
+        "first": "",
+        "second": "",
+      },
+      # Of networks.NETWORKS, or of `own`: name -> fields of networks.Network.
+      "networks": (),
+      "own": ml_collections.ConfigDict({}, type_safe=False),
+      # See methods.find.
+      "methods": (),
+      # Name -> {'source', 'images'}: see images_lib.read_proxy.
+      "proxies": ml_collections.ConfigDict({}, type_safe=False),
+      "budgets": (),
+      # How many, from 0, of the methods that draw.
+      "seeds": 1,
+      # See images_lib.read_target.
+      "targets": (),
+      # See treatments.KINDS.
+      "treatment": ml_collections.ConfigDict({}, type_safe=False),
+      "bits": surgery.DEFAULT_BITS,
+      "end_bits": surgery.END_BITS,
+      # Images of a proxy that scores, and that ranges are measured on.
+      "scored": 32,
+      "calibrated": 480,
+      # Of whole policies, where a method chooses by them.
+      "evaluations": 400,
+      # Of all searches; `budget` is what their penalty keeps to.
+      "search": {
+        "budget": "bops=4bit",
+        "steps": 80,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "logit_learning_rate": 0.01,
+        "freeze_batch_norm": True,
+        "prior_strength": 30.0,
+        "temperature": (1.0, 0.3),
+      },
+    }
+  )
+
+
+class Grid:
+  """A grid whose names are all known, and whose files are there."""
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, root: str | pathlib.Path = ""
+  ):
+    """Check a configuration.
+
+    Args:
+      config: see `default_config`.
+      root: of the data, see `networks_lib.find_data`.
+
+    Raises:
+      ValueError: an unknown method, network, proxy, target, treatment or
+        budget, a missing file, or a primary comparison of what the grid lacks.
+    """
+    config_checks.check_keys(
+      _without_open(config), _without_open(default_config())
+    )
+    self.config: dict[str, Any] = config_checks.to_plain(config)
+    self.name = str(self.config["name"])
+    self.root = networks_lib.find_data(str(root))
+    self.networks = self._networks()
+    self._check_names()
+    self._check_treatment()
+    self._check_primary()
+    self._weights = {
+      name: _sha256(networks_lib.find_weights(network, self.root))
+      for name, network in self.networks.items()
+    }
+
+  def _networks(self) -> dict[str, networks_lib.Network]:
+    own = self.config["own"]
+    accepted = networks_lib.Network._fields
+    for name, fields in own.items():
+      unknown = set(fields) - set(accepted)
+      if unknown or not {"model", "weights"} <= set(fields):
+        raise GridError(
+          f"config.own.{name} has the fields {sorted(fields)}; expected model,"
+          f" weights and perhaps others of {', '.join(accepted)}"
+        )
+    known = dict(networks_lib.NETWORKS) | {
+      name: networks_lib.Network(**fields) for name, fields in own.items()
+    }
+    return {
+      name: known[_one("networks", name, known)]
+      for name in self._some("networks")
+    }
+
+  def _some(self, key: str) -> list[Any]:
+    found = list(self.config[key])
+    if not found or len(set(found)) < len(found):
+      raise GridError(
+        f"config.{key} is {found}; expected one or more, each once"
+      )
+    return found
+
+  def _check_names(self) -> None:
+    if not self.name or pathlib.Path(self.name).name != self.name:
+      raise GridError(
+        f"config.name is {self.name!r}; expected a name for files"
+      )
+    for method in self._some("methods"):
+      methods.find(method)
+    for budget in self._some("budgets"):
+      budget_lib.parse_budget(budget)
+    budget_lib.parse_budget(self.config["search"]["budget"])
+    if self.config["seeds"] < 1 or self.config["scored"] < 1:
+      raise GridError(
+        f"config.seeds is {self.config['seeds']} and config.scored"
+        f" {self.config['scored']}; expected at least 1"
+      )
+    if not self.config["proxies"]:
+      raise GridError("config.proxies is empty; expected one or more")
+    for name, proxy in self.config["proxies"].items():
+      if set(proxy) != {"source", "images"}:
+        raise GridError(
+          f"config.proxies.{name} is {proxy}; expected source and images"
+        )
+      if proxy["images"] < self.config["scored"]:
+        raise GridError(
+          f"config.proxies.{name}.images is {proxy['images']}; expected at"
+          f" least config.scored, {self.config['scored']}"
+        )
+    given = {
+      k: v
+      for k, v in self.config["search"].items()
+      if k not in ("budget", "batch_size")
+    }
+    search_settings.SearchSettings(
+      **given | {"temperature": tuple(given["temperature"])}
+    )
+    # Labels and images of every part are looked for before any work.
+    for target, network in itertools.product(
+      self._some("targets"), self.networks.values()
+    ):
+      images_lib.check_target(target, network, self.root)
+    for proxy in self.config["proxies"].values():
+      images_lib.check_proxy(proxy["source"], proxy["images"], self.root)
+
+  def _check_treatment(self) -> None:
+    given = self.config["treatment"]
+    kind = _one("treatment.kind", given.get("kind"), treatments.KINDS)
+    wanted = {"kind", *treatments.KINDS[kind]}
+    if set(given) != wanted:
+      raise GridError(
+        f"config.treatment has {sorted(given)}; expected {sorted(wanted)}"
+      )
+    _one("treatment.proxy", given["proxy"], self.config["proxies"])
+    if "source" in given:
+      for network in self.networks.values():
+        images_lib.check_target(given["source"], network, self.root)
+
+  def _check_primary(self) -> None:
+    for key, among in (
+      ("network", self.config["networks"]),
+      ("proxy", list(self.config["proxies"])),
+      ("budget", self.config["budgets"]),
+      ("target", [*self.config["targets"], "all"]),
+      ("first", self.config["methods"]),
+      ("second", self.config["methods"]),
+    ):
+      _one(f"primary.{key}", self.config["primary"][key], among)
+
+  def rows(self) -> Iterator[Row]:
+    """Yield all policies, those of the first seed first.
+
+    Methods that see no images are of one proxy, the first. One that draws
+    nothing has one seed, unless its policy is trained.
+    """
+    proxies = list(self.config["proxies"])
+    trained = self.config["treatment"]["kind"] == "trained"
+    for name, seed in itertools.product(
+      self.config["networks"], range(self.config["seeds"])
+    ):
+      for budget, method, proxy in itertools.product(
+        self.config["budgets"], self.config["methods"], proxies
+      ):
+        found = methods.find(method)
+        blind = found.kind in ("uniform", "random")
+        once = not (found.seeded or trained)
+        if (seed and once) or (blind and proxy != proxies[0]):
+          continue
+        yield Row(name, proxy, method, budget, seed)
+
+  def score_spec(self, row: Row, method: methods.Method) -> dict[str, Any]:
+    """Say what decides the scores of a row."""
+    found = {
+      "cell": "scores",
+      **self._of_network(row.network),
+      "method": [method.kind, dict(method.settings)],
+      "proxy": self.config["proxies"][row.proxy],
+      "scored": self.config["scored"],
+      "calibrated": self.config["calibrated"],
+    }
+    if method.seeded:
+      found["seed"] = row.seed
+    if method.kind == "search":
+      found["search"] = self.config["search"]
+      found["prior"] = method.prior
+    return found
+
+  def policy_spec(self, row: Row) -> dict[str, Any]:
+    """Say what decides the bits of a row."""
+    method = methods.find(row.method)
+    found = {
+      "cell": "policy",
+      "scores": self.score_spec(row, method),
+      "budget": row.budget,
+    }
+    if method.kind == "search":
+      found["score"] = method.score
+    if method.choice:
+      found["evaluations"] = self.config["evaluations"]
+    return found
+
+  def figure_spec(
+    self, network: str, bits: Mapping[str, Any] | None, target: str, seed: int
+  ) -> dict[str, Any]:
+    """Say what decides the figures of a policy; of the float one for None."""
+    found = {
+      "cell": "figures",
+      **self._of_network(network),
+      "target": target,
+      "policy": bits,
+    }
+    if bits is not None:
+      treatment = dict(self.config["treatment"])
+      treatment["images"] = self.config["proxies"][treatment.pop("proxy")]
+      found |= {
+        "treatment": treatment,
+        "calibrated": self.config["calibrated"],
+        "scored": self.config["scored"],
+      }
+      if treatment["kind"] == "trained":
+        found["seed"] = seed
+    return found
+
+  def _of_network(self, name: str) -> dict[str, Any]:
+    fields = self.networks[name]._asdict()
+    # The same weights elsewhere are the same network.
+    del fields["weights"]
+    return {
+      "network": fields,
+      "weights": self._weights[name],
+      "bits": self.config["bits"],
+      "end_bits": self.config["end_bits"],
+    }
+
+
+def _one(key: str, value: Any, among: Any) -> str:
+  if value not in among:
+    known = ", ".join(map(str, among))
+    raise GridError(f"config.{key} is {value!r}; expected one of {known}")
+  return str(value)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_open(config: ml_collections.ConfigDict) -> Any:
+  """Leave out the groups whose keys are free."""
+  return config_checks.drop(
+    config.copy_and_resolve_references(), ("own", "proxies", "treatment")
+  )

@@ -1,0 +1,74 @@
+"""Differences of policies on the same images, over seeds."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+  """A mean with its 95 % interval."""
+
+  value: float
+  low: float
+  high: float
+
+  def points(self) -> str:
+    """Say it in points of per cent."""
+    value, low, high = (f"{100 * x:.2f}" for x in self)
+    return f"{value} ({low} to {high})"
+
+
+def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Interval:
+  """Estimate the mean difference of two policies on the same images.
+
+  Args:
+    first: which images it gets right, shape (seeds, images), bool or float.
+    second: likewise; of as many seeds, which are paired, or of one.
+    seed: of the bootstrap.
+
+  Returns:
+    The mean, and the 2.5th and 97.5th percentile of means of resampled images
+    and seeds, resampled each by itself, the same for both.
+
+  Raises:
+    ValueError: other images, or seeds that cannot be paired.
+
+  Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993),
+  chapter 13; both factors resampled, as in Owen, "The pigeonhole bootstrap"
+  (2007).
+  """
+  counts = sorted((len(first), len(second)))
+  if first.shape[1:] != second.shape[1:] or (
+    counts[0] != counts[1] and counts[0] != 1
+  ):
+    raise ValueError(
+      f"shapes {first.shape} and {second.shape} cannot be paired; expected"
+      " (seeds, images), of as many seeds or of one"
+    )
+  apart = first.astype(np.float64) - second.astype(np.float64)
+  seeds, images = apart.shape
+  # Of each draw and seed.
+  means = _weights(images, seed) @ apart.T / images
+  draw = np.random.default_rng(seed + 1)
+  chosen = draw.integers(seeds, size=(DRAWS, seeds))
+  resampled = np.take_along_axis(means, chosen, axis=1).mean(axis=1)
+  low, high = np.percentile(resampled, (2.5, 97.5))
+  return Interval(float(apart.mean()), float(low), float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(images: int, seed: int) -> np.ndarray:
+  """Draw how often each image is in each sample: shape (draws, images)."""
+  draw = np.random.default_rng(seed)
+  return draw.multinomial(images, np.full(images, 1 / images), size=DRAWS)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+  """Compute Spearman's correlation of two rankings; NaN if one is constant."""
+  if np.ptp(first) == 0 or np.ptp(second) == 0:
+    return float("nan")
+  return float(stats.spearmanr(first, second).statistic)

@@ -1,0 +1,273 @@
+"""Grids are checked, computed once, resumed and reported."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from asga_jax import models
+from asga_jax.evidence import cells, experiment, grid, methods
+from asga_jax.evidence import images as images_lib
+from asga_jax.weights import load
+
+IMAGES, CLASSES = 40, 10
+BITS = {"uniform": 4, "random": 3, "kl": 6, "asga": 5}
+
+
+class FakeBench:
+  """A network whose logits are drawn: more bits, less noise."""
+
+  made = 0
+
+  def __init__(self, network, config, root):
+    type(self).made += 1
+    draw = np.random.default_rng(0)
+    self.labels = draw.integers(CLASSES, size=IMAGES)
+    self.reference = "float"
+    self.plain = np.eye(CLASSES)[self.labels] + draw.normal(
+      scale=0.3, size=(IMAGES, CLASSES)
+    )
+
+  def target(self, name):
+    images = np.zeros((IMAGES, 2, 2, 3), np.uint8)
+    return images_lib.data_lib.Split(images, self.labels.astype(np.int32))
+
+  def float_logits(self, target):
+    return self.plain.astype(np.float32)
+
+  def logits(self, target, model):
+    noise = np.random.default_rng(model).normal(size=self.plain.shape)
+    return (self.plain + noise / model).astype(np.float32)
+
+  def score(self, method, proxy, seed, prior=None):
+    return {
+      "scores": {method.kind: {"a": [seed]}},
+      "seconds": 1.0,
+      "forward_passes": 100,
+      "macs": 1000,
+    }
+
+  def policy(self, method, proxy, scores, budget):
+    kind = "kl" if method.kind == "measured" else method.kind
+    bits = BITS["asga" if kind == "search" else kind]
+    bits += scores[method.kind]["a"][0]
+    return {
+      "bits": {"a": [bits, bits]},
+      "used": 1.0,
+      "bops": 16,
+      "seconds": 2.0,
+      "evaluations": 0,
+    }
+
+
+@pytest.fixture
+def weights(tmp_path):
+  network = models.constructor("resnet8")(CLASSES, rngs=nnx.Rngs(0))
+  load.save_weights(network, tmp_path / "small.safetensors")
+  return tmp_path / "small.safetensors"
+
+
+@pytest.fixture
+def config(weights):
+  config = grid.default_config()
+  config.name = "tiny"
+  config.own = {
+    "small": {
+      "model": "resnet8",
+      "weights": str(weights),
+      "classes": CLASSES,
+      "size": 32,
+    }
+  }
+  config.networks = ("small",)
+  config.methods = ("uniform", "random", "kl", "asga")
+  config.proxies = {"p": {"source": "fashion_mnist_8k", "images": 64}}
+  config.budgets = ("bops=4bit",)
+  config.seeds = 2
+  config.targets = ("fashion_mnist_8k",)
+  config.treatment = {"kind": "rounded", "proxy": "p"}
+  config.primary = {
+    "network": "small",
+    "proxy": "p",
+    "budget": "bops=4bit",
+    "target": "fashion_mnist_8k",
+    "first": "asga",
+    "second": "uniform",
+  }
+  return config
+
+
+@pytest.fixture
+def faked(monkeypatch):
+  FakeBench.made = 0
+  monkeypatch.setattr(experiment.bench_lib, "Bench", FakeBench)
+  treated = lambda bench, treatment, bits, seed: bits["a"][0]
+  monkeypatch.setattr(experiment.treatments, "apply", treated)
+
+
+def _run(config, tmp_path, where="cells", **given):
+  return experiment.run_experiment(
+    config,
+    root=tmp_path,
+    workdir=tmp_path / where,
+    results=tmp_path / "results",
+    **given,
+  )
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_grid_is_computed_once_and_reported(config, tmp_path):
+  table = _run(config, tmp_path)
+  assert {row["method"]: row["seeds"] for row in table} == {
+    "uniform": 1,
+    "random": 2,
+    "kl": 1,
+    "asga": 2,
+  }
+  results = tmp_path / "results"
+  with (results / "tiny.csv").open() as file:
+    lines = list(csv.DictReader(file))
+  assert len(lines) == 6
+  right = {
+    (line["method"], line["seed"]): float(line["top1"]) for line in lines
+  }
+  summary = json.loads((results / "tiny.json").read_text())
+  gain = np.mean([right["asga", seed] for seed in "01"])
+  gain -= right["uniform", "0"]
+  assert summary["primary"]["top1"][0] == pytest.approx(gain, abs=1e-6)
+  # Two operations a MAC of 100 images.
+  assert float(lines[0]["search_gflop"]) == pytest.approx(2e-9 * 1e5)
+  assert (results / "tiny.png").stat().st_size > 5_000
+  # Nothing is built to read it again, nor on a machine that has results alone.
+  assert FakeBench.made == 1
+  assert _run(config, tmp_path) == table
+  assert _run(config, tmp_path, "elsewhere") == table
+  assert FakeBench.made == 1
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
+  whole = _run(config, tmp_path, "whole")
+  for path in (tmp_path / "results").iterdir():
+    path.unlink()
+  put = cells.Store.put
+  written = []
+
+  def killed(self, spec, value):
+    if len(written) == 5:
+      raise KeyboardInterrupt
+    written.append(spec)
+    return put(self, spec, value)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cells.Store, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+      _run(config, tmp_path)
+  kept = {p.name: p.read_bytes() for p in (tmp_path / "cells").iterdir()}
+  assert len(kept) == 5
+  after = _run(config, tmp_path)
+  for name, contents in kept.items():
+    assert (tmp_path / "cells" / name).read_bytes() == contents
+  for one, other in zip(whole, after, strict=True):
+    assert one == other
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_part_of_a_grid_leaves_the_rest(config, tmp_path):
+  table = _run(config, tmp_path, only=": uniform on")
+  assert [row["method"] for row in table] == ["uniform"]
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "said"),
+  [
+    ("methods", ("uniform", "khl"), "method 'khl' is unknown; expected one"),
+    ("methods", ("kl+prior",), "kl takes choice"),
+    ("methods", ("kl:log_prob",), "expected log_prob or first_order, of a"),
+    ("networks", ("VGG",), "networks is 'VGG'; expected one of"),
+    ("targets", ("woof",), "target 'woof' is neither one of woof500"),
+    ("budgets", ("4bits",), "4bits"),
+    ("seeds", 0, "expected at least 1"),
+    ("treatment", {"kind": "none"}, "treatment.kind is 'none'; expected one"),
+    ("treatment", {"kind": "rounded"}, "expected .'kind', 'proxy'"),
+    ("scored", 100, "images is 64; expected at least"),
+    ("proxies", {"p": {"source": "none", "images": 64}}, "none"),
+    ("proxies", {"p": {"source": "digits", "images": 10**6}}, "10+ or more"),
+    ("name", "a/b", "expected a name for files"),
+  ],
+)
+def test_what_there_is_not_is_named_first(config, tmp_path, key, value, said):
+  with config.unlocked():
+    config[key] = value
+  with pytest.raises(ValueError, match=said):
+    _run(config, tmp_path)
+  assert not (tmp_path / "cells").exists()
+
+
+def test_a_primary_comparison_is_of_the_grid(config, tmp_path):
+  config.primary.second = "hessian"
+  with pytest.raises(grid.GridError, match="primary.second is 'hessian'"):
+    _run(config, tmp_path)
+
+
+def test_other_weights_are_another_cell(config, tmp_path, weights):
+  row = next(grid.Grid(config, tmp_path).rows())
+  before = grid.Grid(config, tmp_path).policy_spec(row)
+  network = models.constructor("resnet8")(CLASSES, rngs=nnx.Rngs(1))
+  load.save_weights(network, weights)
+  after = grid.Grid(config, tmp_path).policy_spec(row)
+  assert cells.key(before) != cells.key(after)
+
+
+def test_trained_policies_have_seeds_of_their_own(config, tmp_path):
+  config.treatment = {
+    "kind": "trained",
+    "proxy": "p",
+    "source": "fashion_mnist_8k",
+    "steps": 10,
+    "batch_size": 8,
+    "learning_rate": 0.05,
+  }
+  rows = list(grid.Grid(config, tmp_path).rows())
+  assert [(r.method, r.seed) for r in rows if r.method == "kl"] == [
+    ("kl", 0),
+    ("kl", 1),
+  ]
+
+
+def test_forward_passes():
+  def count(name):
+    return methods.forward_passes(
+      methods.find(name), images=32, candidates=10, steps=5, batch=4
+    )
+
+  assert count("uniform") == count("random") == 0
+  assert count("kl") == 32 * 11
+  # A gradient is three passes, and the float network's answer is one.
+  assert count("mixture") == 5 * 4 * 4
+  assert count("asga") == 5 * 4 * 7
+  assert count("asga+prior") == 5 * 4 * 7 + 32 * 11
+
+
+@pytest.mark.slow
+def test_every_kind_of_method_on_a_network(config, tmp_path):
+  """Policies keep to the budget; the KL's is that of one Python call."""
+  config.methods = (
+    "uniform",
+    "random",
+    "kl",
+    "output_gradient",
+    "mixture",
+    "asga+prior:first_order",
+    "kl+choice",
+  )
+  config.primary.first = "kl"
+  config.seeds = 1
+  config.update({"calibrated": 64, "scored": 16, "evaluations": 40})
+  config.search.update({"steps": 2, "batch_size": 8})
+  table = _run(config, tmp_path)
+  assert len(table) == 7
+  assert all(0 < row["budget_used"] <= 1 for row in table)
+  assert all(row["agreement"] > 0.9 for row in table)
