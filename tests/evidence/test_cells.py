@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_keeps_finished_cells(tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(files, "write_text_atomic", full)
-    with pytest.raises(cells.CellError, match="No space.*1 cells before it"):
+    with pytest.raises(cells.CellError, match=r"No space.*1 cells before it"):
       store.put(SPEC | {"seed": 1}, {"seconds": 2.5})
   again = _store(tmp_path)
   assert again.get(SPEC) == {"seconds": 1.5}

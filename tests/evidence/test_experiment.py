@@ -103,7 +103,10 @@ def config(weights):
 def faked(monkeypatch):
   FakeBench.made = 0
   monkeypatch.setattr(experiment.bench_lib, "Bench", FakeBench)
-  treated = lambda bench, treatment, bits, seed: bits["a"][0]
+
+  def treated(bench, treatment, bits, seed):
+    return bits["a"][0]
+
   monkeypatch.setattr(experiment.treatments, "apply", treated)
 
 
@@ -208,7 +211,7 @@ def test_what_there_is_not_is_named_first(config, tmp_path, key, value, said):
 
 def test_a_primary_comparison_is_of_the_grid(config, tmp_path):
   config.primary.second = "hessian"
-  with pytest.raises(grid.GridError, match="primary.second is 'hessian'"):
+  with pytest.raises(grid.GridError, match=r"primary\.second is 'hessian'"):
     _run(config, tmp_path)
 
 
