@@ -1,6 +1,7 @@
 """One network of a grid: its scores, its policies and what they give."""
 
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,12 @@ from asga_jax.evidence import methods
 from asga_jax.evidence import networks as networks_lib
 from asga_jax.quantization import remembered
 from asga_jax.scores import choice, gradients, measured
-from asga_jax.training import search_settings
+from asga_jax.training import loop, search_settings
 
 # Of an evaluation.
 _BATCH = 50
+# What is kept of each step of a search, where its method measures it.
+CURVES = ("loss", "perturbed_loss", "gap", "radius", "cosine")
 
 
 class Bench:
@@ -123,12 +126,14 @@ class Bench:
       prior: what this has returned for the scores that logits start from.
 
     Returns:
-      'scores' by name and group, 'seconds' and 'forward_passes', in images.
+      'scores' by name and group, 'seconds', 'forward_passes' in images, 'macs'
+      of one, and of a search 'curves': its figures at every step.
     """
     model = self.searchable(proxy)
     network, _ = remembered.recall(model, "deployed_network")
     space = search_space.build(model, network)
     began = time.perf_counter()
+    curves: dict[str, list[float]] = {}
     if method.kind == "random":
       draw = np.random.default_rng(seed)
       found: Any = {"random": _drawn(space, draw)}
@@ -138,7 +143,8 @@ class Bench:
       started = None
       if prior is not None:
         started = self.result(proxy, prior["scores"], "kl", _any())
-      found = self._search(method, proxy, seed, started).scores
+      searched, curves = self._search(method, proxy, seed, started)
+      found = searched.scores
     else:
       found = self._measure(method, proxy)
     passes = methods.forward_passes(
@@ -156,6 +162,7 @@ class Bench:
       "seconds": time.perf_counter() - began + (prior or {}).get("seconds", 0),
       "forward_passes": passes,
       "macs": sum(layer.macs for layer in network.layers),
+      **({"curves": curves} if curves else {}),
     }
 
   def _measure(self, method: methods.Method, proxy: str) -> Any:
@@ -186,21 +193,36 @@ class Bench:
     proxy: str,
     seed: int,
     prior: result_lib.SearchResult | None,
-  ) -> result_lib.SearchResult:
+  ) -> tuple[result_lib.SearchResult, dict[str, list[float]]]:
+    """Search; return what it leaves, and its figures step by step."""
     given = dict(self.config["search"])
     size, budget = given.pop("batch_size"), given.pop("budget")
     given["temperature"] = tuple(given["temperature"])
     settings = search_settings.SearchSettings(
       **given, **method.settings, seed=seed
     )
-    return search.search_policy(
+    started = search.start_search(
       self.searchable(proxy),
-      self._steps(proxy, size, settings.steps, seed),
       _as_float,
       budget=budget,
       settings=settings,
       prior=prior,
     )
+    records: list[loop.Record] = []
+    state = loop.run(
+      started.step,
+      started.state,
+      self._steps(proxy, size, settings.steps, seed),
+      settings.steps,
+      started.mesh,
+      on_records=records.extend,
+    )
+    curves = {
+      name: [float(f"{record[name]:.6g}") for record in records]
+      for name in CURVES
+      if all(math.isfinite(record.get(name, math.nan)) for record in records)
+    }
+    return search.finish_search(started, state), curves
 
   def _steps(
     self, proxy: str, size: int, steps: int, seed: int

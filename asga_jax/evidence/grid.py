@@ -60,6 +60,8 @@ def default_config() -> ml_collections.ConfigDict:
       "methods": (),
       # Name -> {'source', 'images'}: see images_lib.read_proxy.
       "proxies": ml_collections.ConfigDict({}, type_safe=False),
+      # Which of them shows the target's own images; '' for none.
+      "own_proxy": "",
       "budgets": (),
       # How many, from 0, of the methods that draw.
       "seeds": 1,
@@ -197,6 +199,8 @@ class Grid:
       raise GridError(
         f"config.treatment has {sorted(given)}; expected {sorted(wanted)}"
       )
+    if self.config["own_proxy"]:
+      _one("own_proxy", self.config["own_proxy"], self.config["proxies"])
     _one("treatment.proxy", given["proxy"], self.config["proxies"])
     if "source" in given:
       for network in self.networks.values():

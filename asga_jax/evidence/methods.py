@@ -53,6 +53,7 @@ METHODS: Mapping[str, Method] = {
   "asga_fixed_0.1": _fixed(0.1),
   "asga_fixed_0.2": _fixed(0.2),
   "asga": _search("asga", gap_ema=0.9),
+  "asga_unaligned": _search("asga", gap_ema=0.9, align=0.0),
   "asga_growing": _search("asga", gap_ema=0.9, radius="growing"),
 }
 SCORES = ("log_prob", "first_order")

@@ -12,7 +12,14 @@ import numpy as np
 import tabulate
 
 from asga_jax import files
-from asga_jax.evidence import cells, methods, picture, statistics
+from asga_jax.evidence import (
+  cells,
+  curves,
+  methods,
+  picture,
+  statistics,
+  transfer,
+)
 from asga_jax.evidence import grid as grid_lib
 
 ALL = "all"
@@ -202,12 +209,22 @@ def write(
   )
   files.write_text_atomic(folder / f"{grid.name}.csv", text.getvalue())
   table = compare(rows)
+  searched = {
+    network: found
+    for network in grid.config["networks"]
+    if (found := curves.read(grid, store, network, _first(grid)))
+  }
+  for network, found in searched.items():
+    title = f"{grid.name}: searches of {network} on {_first(grid)}"
+    curves.draw(found, folder / f"{grid.name}_{network}.png", title=title)
   summary = {
     "primary": primary(grid, rows),
     "policies": len({tuple(line[k] for k in _PLACE) for line in lines}),
     "hours": hours(grid, store),
     "config": grid.config,
     "table": table,
+    "transfer": transfer.compare(grid, store, rows),
+    "curves": {k: curves.summarise(v) for k, v in searched.items()},
   }
   files.write_text_atomic(
     folder / f"{grid.name}.json", json.dumps(summary, indent=1) + "\n"
@@ -217,6 +234,11 @@ def write(
   if shown:
     picture.draw(shown, folder / f"{grid.name}.png", title=grid.name)
   return table
+
+
+def _first(grid: grid_lib.Grid) -> str:
+  """Name the first proxy."""
+  return str(next(iter(grid.config["proxies"])))
 
 
 _PLACE = ("network", "proxy", "method", "budget", "seed")

@@ -42,8 +42,11 @@ class FakeBench:
     return (self.plain + noise / model).astype(np.float32)
 
   def score(self, method, proxy, seed, prior=None):
+    kind = "log_prob" if method.kind == "search" else method.kind
+    curves = {"curves": {"loss": [1.0, 0.5], "gap": [0.1, 0.2]}}
     return {
-      "scores": {method.kind: {"a": [seed]}},
+      **(curves if method.kind == "search" else {}),
+      "scores": {kind: {"a": [seed]}},
       "seconds": 1.0,
       "forward_passes": 100,
       "macs": 1000,
@@ -52,7 +55,7 @@ class FakeBench:
   def policy(self, method, proxy, scores, budget):
     kind = "kl" if method.kind == "measured" else method.kind
     bits = BITS["asga" if kind == "search" else kind]
-    bits += scores[method.kind]["a"][0]
+    bits += next(iter(scores.values()))["a"][0]
     return {
       "bits": {"a": [bits, bits]},
       "used": 1.0,
@@ -175,6 +178,23 @@ def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
     assert (tmp_path / "cells" / name).read_bytes() == contents
   for one, other in zip(whole, after, strict=True):
     assert one == other
+
+
+@pytest.mark.usefixtures("faked")
+def test_proxies_are_set_beside_the_targets_own_images(config, tmp_path):
+  config.proxies["q"] = {"source": "digits", "images": 64}
+  config.own_proxy = "q"
+  _run(config, tmp_path)
+  summary = json.loads((tmp_path / "results" / "tiny.json").read_text())
+  # The fake network sees no difference.
+  assert {(x["method"], x["proxy"]) for x in summary["transfer"]} == {
+    ("kl", "p"),
+    ("asga", "p"),
+  }
+  assert all(x["top1"] == [0, 0, 0] for x in summary["transfer"])
+  (row,) = summary["curves"]["small"]
+  assert row["method"] == "asga"
+  assert row["loss"] == 0.5
 
 
 @pytest.mark.usefixtures("faked")
