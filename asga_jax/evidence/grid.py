@@ -63,8 +63,9 @@ def default_config() -> ml_collections.ConfigDict:
       # Which of them shows the target's own images; '' for none.
       "own_proxy": "",
       "budgets": (),
-      # How many, from 0, of the methods that draw.
+      # How many, from 0, of searches and trainings, and of random bits.
       "seeds": 1,
+      "draws": 5,
       # See images_lib.read_target.
       "targets": (),
       # See treatments.KINDS.
@@ -158,11 +159,11 @@ class Grid:
     for budget in self._some("budgets"):
       budget_lib.parse_budget(budget)
     budget_lib.parse_budget(self.config["search"]["budget"])
-    if self.config["seeds"] < 1 or self.config["scored"] < 1:
-      raise GridError(
-        f"config.seeds is {self.config['seeds']} and config.scored"
-        f" {self.config['scored']}; expected at least 1"
-      )
+    for key in ("seeds", "draws", "scored", "calibrated"):
+      if self.config[key] < 1:
+        raise GridError(
+          f"config.{key} is {self.config[key]}; expected at least 1"
+        )
     if not self.config["proxies"]:
       raise GridError("config.proxies is empty; expected one or more")
     for name, proxy in self.config["proxies"].items():
@@ -225,16 +226,20 @@ class Grid:
     """
     proxies = list(self.config["proxies"])
     trained = self.config["treatment"]["kind"] == "trained"
+    seeds = self.config["seeds"]
+    draws = seeds if trained else self.config["draws"]
     for name, seed in itertools.product(
-      self.config["networks"], range(self.config["seeds"])
+      self.config["networks"], range(max(seeds, draws))
     ):
       for budget, method, proxy in itertools.product(
         self.config["budgets"], self.config["methods"], proxies
       ):
         found = methods.find(method)
         blind = found.kind in ("uniform", "random")
-        once = not (found.seeded or trained)
-        if (seed and once) or (blind and proxy != proxies[0]):
+        count = draws if found.kind == "random" else seeds
+        if not (found.seeded or trained):
+          count = 1
+        if seed >= count or (blind and proxy != proxies[0]):
           continue
         yield Row(name, proxy, method, budget, seed)
 

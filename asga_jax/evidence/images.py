@@ -1,6 +1,8 @@
 """Images of a grid: proxies without labels, and labelled targets."""
 
+import csv
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +12,9 @@ import PIL.Image
 from asga_jax import data as data_lib
 from asga_jax.data import csv_source
 from asga_jax.evidence import networks as networks_lib
+
+_IMAGENET = 1000  # classes
+_WORDNET = re.compile(r"n\d{8}")
 
 
 class Folder(NamedTuple):
@@ -25,6 +30,7 @@ class Folder(NamedTuple):
 # Of ImageNet's validation images. The 500 of ten classes of dogs are 488 of 320
 # pixels, and 12 that are there in one size with images of other classes.
 PARTS: Mapping[str, Sequence[Folder]] = {
+  "woof320": [Folder("woof320", 0.875, "bilinear")],
   "woof500": [
     Folder("woof320", 0.875, "bilinear"),
     Folder("mixed227", alike=True),
@@ -40,7 +46,9 @@ def read_target(
   """Read labelled images that a network is evaluated on.
 
   Args:
-    name: of `PARTS`, or a data set, of which the test images are taken.
+    name: of `PARTS`, or a data set, of which the test images are taken: of
+      one whose classes are WordNet ids those whose place among ImageNet's 1000
+      the lists of images know, for a network of these.
     network: its size and crop are those of the images.
     root: of the data.
 
@@ -52,10 +60,33 @@ def read_target(
   """
   if name in PARTS:
     return _read_part(root, PARTS[name], network)
-  found = read_training(name, network, root)
-  return data_lib.Split(
-    enlarged(found.test_images, network.size), found.test_labels
-  )
+  found = data_lib.load(name, data_dir=_tfds(root))
+  images, labels = found.test_images, found.test_labels
+  if _are_of_imagenet(found.class_names, network):
+    known = _labels_of_ids(root)
+    places = np.array([known.get(x, -1) for x in found.class_names], np.int32)
+    labels = places[labels]
+    images, labels = images[labels >= 0], labels[labels >= 0]
+  else:
+    _check_classes(name, found.num_classes, network)
+  return data_lib.Split(enlarged(images, network.size), labels)
+
+
+def _are_of_imagenet(
+  names: Sequence[str], network: networks_lib.Network
+) -> bool:
+  """Tell whether classes are WordNet ids, for a network of ImageNet's."""
+  return network.classes == _IMAGENET and all(map(_WORDNET.fullmatch, names))
+
+
+def _labels_of_ids(root: pathlib.Path) -> dict[str, int]:
+  """Read which WordNet id has which label, from the lists of images."""
+  found = {}
+  for name in ("val.csv", "calibration.csv"):
+    with (root / "imagenet" / name).open(newline="") as file:
+      for row in csv.DictReader(file):
+        found[row["synset"]] = int(row["label"])
+  return found
 
 
 def read_training(
@@ -104,9 +135,9 @@ def check_target(
 ) -> None:
   """Raise ValueError unless a target is there, without reading its images."""
   if name in PARTS:
-    if network.classes != 1000:
+    if network.classes != _IMAGENET:
       raise data_lib.DataError(
-        f"target {name!r} has 1000 classes and {network.model}"
+        f"target {name!r} has {_IMAGENET} classes and {network.model}"
         f" {network.classes}; expected a target of as many"
       )
     for folder in PARTS[name]:
@@ -119,7 +150,8 @@ def check_target(
     raise data_lib.DataError(
       f"target {name!r} is neither one of {known} nor a data set: {error}"
     ) from error
-  _check_classes(name, found.num_classes, network)
+  if not _are_of_imagenet(found.class_names, network):
+    _check_classes(name, found.num_classes, network)
 
 
 def check_proxy(source: str, count: int, root: pathlib.Path) -> None:

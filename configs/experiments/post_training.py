@@ -39,8 +39,8 @@ def get_config():
     "calibration": {"source": "imagenet/calibration.csv", "images": 480}
   }
   config.budgets = ("bops=4bit", "bops=5bit", "bops=3bit", "bops=6bit")
-  config.seeds = 5
-  config.targets = ("woof500", "mixed227", "nette224")
+  config.seeds = 2
+  config.targets = ("woof320", "mixed227", "nette224")
   config.treatment = {"kind": "rounded", "proxy": "calibration"}
   config.primary = {
     "network": "EfficientNet-Lite0",

@@ -88,7 +88,7 @@ def config(weights):
   config.methods = ("uniform", "random", "kl", "asga")
   config.proxies = {"p": {"source": "fashion_mnist_8k", "images": 64}}
   config.budgets = ("bops=4bit",)
-  config.seeds = 2
+  config.seeds = config.draws = 2
   config.targets = ("fashion_mnist_8k",)
   config.treatment = {"kind": "rounded", "proxy": "p"}
   config.primary = {
@@ -210,7 +210,7 @@ def test_a_part_of_a_grid_leaves_the_rest(config, tmp_path):
     ("methods", ("kl+prior",), "kl takes choice"),
     ("methods", ("kl:log_prob",), "expected log_prob or first_order, of a"),
     ("networks", ("VGG",), "networks is 'VGG'; expected one of"),
-    ("targets", ("woof",), "target 'woof' is neither one of woof500"),
+    ("targets", ("woof",), "target 'woof' is neither one of woof320"),
     ("budgets", ("4bits",), "4bits"),
     ("seeds", 0, "expected at least 1"),
     ("treatment", {"kind": "none"}, "treatment.kind is 'none'; expected one"),
@@ -287,7 +287,7 @@ def test_every_kind_of_method_on_a_network(config, tmp_path):
     "kl+choice",
   )
   config.primary.first = "kl"
-  config.seeds = 1
+  config.seeds = config.draws = 1
   config.update({"calibrated": 64, "scored": 16, "evaluations": 40})
   config.search.update({"steps": 2, "batch_size": 8})
   table = _run(config, tmp_path)

@@ -1,9 +1,11 @@
 """Ranks of proxies, and curves of searches, on cases known by hand."""
 
+import os
+
 import numpy as np
 import pytest
 
-from asga_jax.evidence import curves, transfer
+from asga_jax.evidence import curves, images, networks, transfer
 
 
 def _scores(first):
@@ -51,3 +53,18 @@ def test_curves_are_averaged_over_their_last_quarter(tmp_path):
   assert row["seeds"] == 2
   curves.draw(found, tmp_path / "curves.png", title="searches")
   assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ASGA_DATA_DIR" not in os.environ, reason="no data")
+def test_classes_of_tiny_imagenet_have_the_labels_of_imagenet():
+  root = networks.find_data("")
+  network = networks.NETWORKS["ResNet-18"]._replace(size=64)
+  found = images.read_target("tiny_imagenet100", network, root)
+  assert found.images.shape[1:] == (64, 64, 3)
+  counted = np.bincount(found.labels, minlength=1000)
+  # Fifty images a class, of the classes that the lists of images know.
+  assert set(counted) == {0, 50}
+  assert counted.sum() == len(found.images)
+  # n01443537, the goldfish, is the second class of ImageNet.
+  assert counted[1] == 50
