@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from asga_jax.runs import metrics
+from asga_jax.runs import interrupts, metrics
 from asga_jax.runs import tensorboard as tensorboard_lib
 from asga_jax.training import loop
 from asga_jax.training import progress as progress_lib
@@ -66,8 +66,10 @@ def train(
 
   Raises:
     DivergedError: the loss is not finite.
+    Stopped: a signal came; the step it came at is saved.
   """
   with (
+    interrupts.steps() as stop,
     metrics.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,
@@ -105,4 +107,5 @@ def train(
       save=save,
       save_every=plan.save_every,
       last_saved=first,
+      stop=stop,
     )

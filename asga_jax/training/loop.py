@@ -76,6 +76,7 @@ def run(
   save: Callable[[int, state_lib.TrainState], None] | None = None,
   save_every: int = 100,
   last_saved: int | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> state_lib.TrainState:
   """Run a compiled step until `total` steps are done.
 
@@ -96,9 +97,10 @@ def run(
       all had a finite loss are handed to it.
     save_every: steps from one save to the next; the last step is saved too.
     last_saved: the step of the newest checkpoint there is, for the error.
+    stop: asked after each step whether to end there; that step is saved.
 
   Returns:
-    The state after the last step.
+    The state after the last step that was run.
 
   Raises:
     DivergedError: a loss is not finite; it names the step and the last
@@ -161,13 +163,17 @@ def run(
     )
     done += 1
     buffer.add(done, figures)
-    saving = save is not None and (done % save_every == 0 or done == total)
-    if done == first + 1 or done % flush_every == 0 or saving or done == total:
+    stopping = stop()
+    last = done == total or stopping
+    saving = save is not None and (done % save_every == 0 or last)
+    if done == first + 1 or done % flush_every == 0 or saving or last:
       flush()
     if saving:
       assert save is not None
       save(done, state)
       last_saved = done
+    if stopping:
+      break
   return state
 
 

@@ -40,6 +40,23 @@ def _run(values, total, *, first=0, **kwargs):
   )
 
 
+def test_a_loop_that_is_stopped_saves_the_step_it_is_at():
+  answers = iter([False, False, True])
+  seen, saved = [], []
+  state = _run(
+    range(9),
+    9,
+    flush_every=4,
+    save_every=100,
+    on_records=seen.extend,
+    save=lambda step, state: saved.append((step, state.total)),
+    stop=lambda: next(answers),
+  )
+  assert state.step == 3
+  assert [record["step"] for record in seen] == [1, 2, 3]
+  assert saved == [(3, 0.0 + 1.0 + 2.0)]
+
+
 @pytest.mark.parametrize(
   ("first", "every", "blocks"),
   [

@@ -1,0 +1,109 @@
+"""SIGTERM and Ctrl-C: a run saves the step that it is at, and ends.
+
+Python runs handlers in the main thread, which a compiler may hold for minutes.
+So a thread of its own reads which signals came, from a pipe that the
+interpreter writes to at once. Outside of steps there is nothing to save that is
+not on file, and the process ends there and then.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from absl import logging
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+  """A signal has ended the run, its last step saved; exits with 128 + it."""
+
+
+class _Watch:
+  """What came, and whether steps are run."""
+
+  def __init__(self) -> None:
+    self.lock = threading.Lock()
+    self.in_steps = False
+    self.came: int | None = None
+
+  def take(self, number: int) -> None:
+    """Note a signal, or end the process."""
+    with self.lock:
+      if self.in_steps and self.came is None:
+        self.came = number
+        logging.warning(
+          "%s: saving this step, then the run ends; a second one ends it at"
+          " once",
+          signal.Signals(number).name,
+        )
+        return
+    logging.warning(
+      "%s: the run ends; the same command goes on from what is saved",
+      signal.Signals(number).name,
+    )
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    # Not sys.exit, which would wait for the main thread.
+    os._exit(128 + number)
+
+
+_watch: _Watch | None = None
+
+
+def install() -> None:
+  """Take SIGTERM and SIGINT from here on, for the whole process.
+
+  For commands, from the main thread; the library never does. A second call
+  does nothing.
+  """
+  global _watch
+  if _watch is not None:
+    return
+  watch = _Watch()
+  received, sent = socket.socketpair()
+  sent.setblocking(False)
+  signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+  for number in SIGNALS:
+    signal.signal(number, lambda *_: None)
+
+  def follow() -> None:
+    # The other end is held here, or it would be closed.
+    while sent.fileno() >= 0:
+      for number in received.recv(64):
+        if number in SIGNALS:
+          watch.take(number)
+
+  threading.Thread(target=follow, name="signals", daemon=True).start()
+  _watch = watch
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[], bool]]:
+  """Hold signals back while steps are run that can be saved.
+
+  Yields:
+    A function that tells, after a step, whether a signal came: then save, and
+    leave.
+
+  Raises:
+    Stopped: at the end, if one came.
+  """
+  watch = _watch
+  if watch is None:
+    yield lambda: False
+    return
+  with watch.lock:
+    watch.in_steps = True
+  try:
+    yield lambda: watch.came is not None
+  finally:
+    with watch.lock:
+      watch.in_steps = False
+  if watch.came is not None:
+    raise Stopped(128 + watch.came)

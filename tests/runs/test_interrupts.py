@@ -1,0 +1,88 @@
+"""Signals end a process at once, or after the step that is saved."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from asga_jax.runs import interrupts
+
+FIRST = """
+  import pathlib, sys, time
+  from asga_jax.runs import interrupts
+  interrupts.install()
+  def ready():
+    print("ready", flush=True)
+"""
+# Holds the main thread in one call, as a compiler does.
+HELD = """
+  import threading
+  ready()
+  threading.Event().wait(60)
+"""
+STEPS = """
+  with interrupts.steps() as stop:
+    ready()
+    for step in range(6000):
+      time.sleep(0.01)
+      if stop():
+        pathlib.Path(sys.argv[1]).write_text("saved")
+        break
+  print("not reached")
+"""
+# A step that never ends.
+STUCK = """
+  with interrupts.steps():
+    ready()
+    time.sleep(60)
+"""
+
+
+def _start(tmp_path, *parts):
+  code = "".join(textwrap.dedent(part) for part in (FIRST, *parts))
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, str(tmp_path / "saved")],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "ready\n"
+  return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_held_ends_at_once(tmp_path, number):
+  process = _start(tmp_path, HELD)
+  process.send_signal(number)
+  _, told = process.communicate(timeout=10)
+  assert process.returncode == 128 + number
+  assert f"{number.name}: the run ends; the same command goes on" in told
+  assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_steps_are_saved_before_the_end(tmp_path, number):
+  process = _start(tmp_path, STEPS)
+  process.send_signal(number)
+  printed, told = process.communicate(timeout=10)
+  assert process.returncode == 128 + number
+  assert (tmp_path / "saved").read_text() == "saved"
+  assert f"{number.name}: saving this step" in told
+  assert "not reached" not in printed
+  assert "Traceback" not in told
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+  process = _start(tmp_path, STUCK)
+  process.send_signal(signal.SIGTERM)
+  assert "saving this step" in process.stderr.readline()
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=10)
+  assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_nothing_is_held_back_where_nothing_is_installed():
+  with interrupts.steps() as stop:
+    assert not stop()
