@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from asga_jax.quantization import batch_norm, layers, logit_layout, promotion
-from asga_jax.training import loop, optimizers, sharding, steps
+from asga_jax.training import loop, optimizers, placement, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 
@@ -110,12 +110,12 @@ def trained_model(
     ValueError: averages are asked for and were not kept.
   """
   # Copies, since the next step donates the state.
-  params, rest = sharding.copied((state.params, state.rest))
+  params, rest = placement.gathered((state.params, state.rest), training.mesh)
   if averaged:
     average = optimizers.find_average(state.optimizer)
     if average is None:
       raise ValueError("ema_decay=0 keeps no average; expected it above 0.")
-    params = params._replace(**sharding.copied(average))
+    params = params._replace(**placement.gathered(average, training.mesh))
   params = params._replace(logits=training.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(training.graphdef, params, rest)
   model.eval()

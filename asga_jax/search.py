@@ -17,8 +17,8 @@ from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import batch_norm, calibration, fixing, layers
 from asga_jax.training import (
   loop,
+  placement,
   search_settings,
-  sharding,
   steps,
   task_logits,
 )
@@ -72,7 +72,8 @@ def start_search(
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step:
       augmentation, normalisation.
-    mesh: of the axis `data`; None for all devices.
+    mesh: of the axis `data`, and of those that `settings.shard` names; None
+      for all devices.
 
   Returns:
     The search before its first step.
@@ -115,11 +116,18 @@ def start_search(
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
-  state = started.state
+  step, state = started.step, started.state
   if prior is not None:
     state = _from_prior(started, prior, space, settings)
+    step, state = setup.placed(
+      started.parts,
+      state,
+      started.mesh,
+      settings,
+      bilevel=settings.mode == "bilevel",
+    )
   return Search(
-    step=started.step,
+    step=step,
     state=state,
     graphdef=taken.graphdef,
     parts=started.parts,
@@ -159,10 +167,9 @@ def _from_prior(
   logits = jax.jit(task_logits.priced, static_argnums=1)(
     task, parts.expected_use, parts.temperature(jnp.zeros((), jnp.int32))
   )
-  moved = state._replace(
+  return state._replace(
     params=state.params._replace(logits=logits), task=task_logits.start(task)
   )
-  return sharding.place_replicated(moved, started.mesh)
 
 
 def calibrate(
@@ -187,7 +194,8 @@ def calibrate(
   old = search.state
   # This process's copies, since other processes have no part in this.
   params, rest = jax.tree.map(
-    lambda x: x.addressable_data(0), (old.params, old.rest)
+    lambda x: x.addressable_data(0),
+    placement.gathered((old.params, old.rest), search.mesh),
   )
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model = state_lib.merge_model(search.graphdef, params, rest)
@@ -205,13 +213,13 @@ def calibrate(
     ),
     rest=jax.tree.map(found, rest, old.rest),
   )
-  return search._replace(state=sharding.place_replicated(state, search.mesh))
+  return search._replace(state=placement.place_like(state, old))
 
 
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   """Put a search's network together; a copy in evaluation mode."""
   # Copies, since the next step donates the state.
-  params, rest = sharding.copied((state.params, state.rest))
+  params, rest = placement.gathered((state.params, state.rest), search.mesh)
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
   last = search.parts.temperature(jnp.maximum(state.step - 1, 0))

@@ -168,7 +168,7 @@ def build_finetuning(
     ValueError: bad values or weights, or a batch that does not divide over the
       devices.
   """
-  mesh = sharding.data_mesh()
+  mesh = sharding.data_mesh(model=config.finetune.model_devices)
   sharding.check_batch_size(config.batch_size, mesh)
   batches_lib.steps_per_epoch(len(split), config.batch_size)
   batches_lib.steps_per_epoch(len(split), config.eval_batch_size)

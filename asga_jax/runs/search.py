@@ -228,7 +228,7 @@ def build_search(
       larger than their size in the network, an infeasible budget, or a batch
       that is larger than the proxy or does not divide over the devices.
   """
-  mesh = sharding.data_mesh()
+  mesh = sharding.data_mesh(model=config.search.model_devices)
   sharding.check_batch_size(config.batch_size, mesh)
   batches_lib.steps_per_epoch(info.train_images, config.batch_size)
   batches_lib.steps_per_epoch(info.train_images, config.eval_batch_size)

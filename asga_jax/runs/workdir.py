@@ -99,7 +99,13 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 # What runs did before there was a setting for it.
 _BEFORE_SETTINGS = {
   "data": {"crop": 1.0, "normalisation": ""},
-  "search": {"freeze_batch_norm": False, "prior_strength": 30.0},
+  "search": {
+    "freeze_batch_norm": False,
+    "prior_strength": 30.0,
+    "shard": (),
+    "model_devices": 1,
+  },
+  "finetune": {"shard": (), "model_devices": 1},
   "pretrain": {"steps": 0, "learning_rate": 0.05},
   "choice": {"score": "", "images": 128, "evaluations": 0},
   "post_training": {"curve": ()},
@@ -138,6 +144,7 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
     for name, known in (
       ("data", "image_size"),
       ("search", "mode"),
+      ("finetune", "ema_decay"),
       ("post_training", "scored_batches"),
     )
     if isinstance(found.get(name), dict) and known in found[name]

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from asga_jax import sharpness as sharpness_lib
 from asga_jax.quantization import promotion
-from asga_jax.training import optimizers, sharding, steps
+from asga_jax.training import optimizers, placement, sharding, steps
 from asga_jax.training import state as state_lib
 
 # Field -> (whether its value fits, what would).
@@ -40,6 +40,11 @@ class TrainingSettings:
   momentum: float = 0.9
   weight_decay: float = 1e-4
   seed: int = 0
+  # Where parts of the state lie, see placement.Rule: (("weights/", "data"),)
+  # splits weights and their momenta over the devices that share a batch.
+  shard: tuple[Any, ...] = ()
+  # Devices along the mesh's axis `model`, where a mesh is not given.
+  model_devices: int = 1
 
   def __post_init__(self):
     self._check(
@@ -51,6 +56,7 @@ class TrainingSettings:
         ),
       }
     )
+    placement.check_rules(self.shard)
     make_transform(self)
 
   def _check(self, checks: Checks) -> None:
@@ -205,7 +211,8 @@ def start(
   Raises:
     ValueError: bad arguments of the preset.
   """
-  mesh = sharding.data_mesh() if mesh is None else mesh
+  if mesh is None:
+    mesh = sharding.data_mesh(model=settings.model_devices)
   if not isinstance(mesh, Mesh):
     raise ValueError(
       f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh."
@@ -237,9 +244,26 @@ def start(
   # One program; array by array it would be hundreds.
   key = jax.random.key(settings.seed)
   state = jax.jit(initial_state)(taken.params, taken.rest, key)
-  return Start(
-    step=steps.compile_step(parts, mesh, bilevel=bilevel),
-    state=sharding.place_replicated(state, mesh),
-    parts=parts,
-    mesh=mesh,
-  )
+  step, state = placed(parts, state, mesh, settings, bilevel=bilevel)
+  return Start(step, state, parts, mesh)
+
+
+def placed(
+  parts: steps.StepParts,
+  state: state_lib.TrainState,
+  mesh: Mesh,
+  settings: TrainingSettings,
+  *,
+  bilevel: bool,
+) -> tuple[Any, state_lib.TrainState]:
+  """Put a state where its settings say, and make the step that keeps it there.
+
+  Raises:
+    ValueError: rules that do not fit the state or the mesh.
+  """
+  if not settings.shard:
+    step = steps.compile_step(parts, mesh, bilevel=bilevel)
+    return step, sharding.place_replicated(state, mesh)
+  lies = placement.state_shardings(state, mesh, settings.shard)
+  step = steps.compile_step(parts, mesh, bilevel=bilevel, state=lies)
+  return step, placement.place(state, lies)

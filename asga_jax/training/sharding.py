@@ -6,16 +6,32 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """Make a mesh of one axis, `data`, over all devices of all processes."""
+def data_mesh(
+  devices: list[jax.Device] | None = None, *, model: int = 1
+) -> Mesh:
+  """Make the mesh of the axes `data` and `model`.
+
+  Args:
+    devices: None for all of all processes.
+    model: how many devices lie along `model`; batches are split over the others
+      alone.
+
+  Raises:
+    ValueError: devices that cannot be laid out so.
+  """
   devices = jax.devices() if devices is None else devices
+  if model < 1 or len(devices) % model:
+    raise ValueError(
+      f"{model} devices along the axis 'model' of {len(devices)}; expected a"
+      " divisor of these"
+    )
   return jax.make_mesh(
-    (len(devices),),
-    (DATA_AXIS,),
-    axis_types=(AxisType.Auto,),
+    (len(devices) // model, model),
+    (DATA_AXIS, MODEL_AXIS),
+    axis_types=(AxisType.Auto,) * 2,
     devices=devices,
   )
 
@@ -51,10 +67,11 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   Raises:
     ValueError: it does not; it names both.
   """
-  if batch_size < 1 or batch_size % mesh.size:
+  parts = mesh.shape[DATA_AXIS]
+  if batch_size < 1 or batch_size % parts:
     raise ValueError(
-      f"batch_size={batch_size} does not split over {mesh.size} devices; "
-      f"expected a positive multiple of {mesh.size}."
+      f"batch_size={batch_size} does not split over {parts} devices; "
+      f"expected a positive multiple of {parts}."
     )
 
 

@@ -313,7 +313,7 @@ def move_logits(
 
 
 def compile_step(
-  parts: StepParts, mesh: Mesh, *, bilevel: bool
+  parts: StepParts, mesh: Mesh, *, bilevel: bool, state: Any = None
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """Make the jitted step over a mesh, with its state donated.
 
@@ -321,6 +321,8 @@ def compile_step(
     parts: the constants.
     mesh: of the axis `data`; a single device is the special case of one.
     bilevel: whether the step takes a held-out batch beside its batch.
+    state: of the shardings that the step's state has, see `placement`; None
+      where all of it lies on every device.
 
   Returns:
     A function of (state, batch) or (state, batch, heldout) to (state, figures).
@@ -330,10 +332,11 @@ def compile_step(
   def step(state, *batches):
     return train_step(parts, state, *batches)
 
+  lies = whole if state is None else state
   return jax.jit(
     step,
-    in_shardings=(whole, split, split) if bilevel else (whole, split),
-    out_shardings=whole,
+    in_shardings=(lies, split, split) if bilevel else (lies, split),
+    out_shardings=(lies, whole),
     donate_argnums=0,
     compiler_options=lowering.compiler_options(),
   )

@@ -91,7 +91,7 @@ def test_data_that_turn_out_bad_do_not_claim_the_directory(config, tmp_path):
 
 
 def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
-  mesh = mock.Mock(size=3)
+  mesh = mock.Mock(shape={"data": 3})
   with (
     mock.patch.object(search_run.sharding, "data_mesh", return_value=mesh),
     pytest.raises(ValueError, match=r"batch_size=16 .* 3 devices"),
