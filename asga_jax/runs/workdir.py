@@ -96,16 +96,16 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
   return lines
 
 
+_OF_DEVICES = {"shard": (), "perturbation": "global", "model_devices": 1}
 # What runs did before there was a setting for it.
 _BEFORE_SETTINGS = {
   "data": {"crop": 1.0, "normalisation": ""},
   "search": {
     "freeze_batch_norm": False,
     "prior_strength": 30.0,
-    "shard": (),
-    "model_devices": 1,
+    **_OF_DEVICES,
   },
-  "finetune": {"shard": (), "model_devices": 1},
+  "finetune": _OF_DEVICES,
   "pretrain": {"steps": 0, "learning_rate": 0.05},
   "choice": {"score": "", "images": 128, "evaluations": 0},
   "post_training": {"curve": ()},

@@ -1,5 +1,6 @@
 """Sharpness-aware optax transformations: SAM, GSAM, SAGM and ASGA."""
 
+from asga_jax.sharpness.arguments import vary as vary
 from asga_jax.sharpness.core import Transformation as Transformation
 from asga_jax.sharpness.presets import PRESETS as PRESETS
 from asga_jax.sharpness.presets import gsam as gsam

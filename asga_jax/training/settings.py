@@ -13,7 +13,13 @@ from ml_collections import config_dict
 
 from asga_jax import sharpness as sharpness_lib
 from asga_jax.quantization import promotion
-from asga_jax.training import optimizers, placement, sharding, steps
+from asga_jax.training import (
+  compiled,
+  optimizers,
+  placement,
+  sharding,
+  steps,
+)
 from asga_jax.training import state as state_lib
 
 # Field -> (whether its value fits, what would).
@@ -22,6 +28,9 @@ Checks = Mapping[str, tuple[bool, str]]
 # Of the sharpness settings of configurations and searches, for the presets that
 # read them.
 SHARPNESS_DEFAULTS = {"rho_max": 0.05, "phi": 2e-3, "gap_ema": 0.9}
+
+
+PERTURBATIONS = ("global", "shard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,9 @@ class TrainingSettings:
   # Where parts of the state lie, see placement.Rule: (("weights/", "data"),)
   # splits weights and their momenta over the devices that share a batch.
   shard: tuple[Any, ...] = ()
+  # 'global': weights are perturbed by the gradient of the whole batch; 'shard':
+  # on each device by that of its own part, batch norm with it.
+  perturbation: str = "global"
   # Devices along the mesh's axis `model`, where a mesh is not given.
   model_devices: int = 1
 
@@ -53,6 +65,10 @@ class TrainingSettings:
         "preset": (
           self.preset in sharpness_lib.PRESETS,
           f"one of {sorted(sharpness_lib.PRESETS)}",
+        ),
+        "perturbation": (
+          self.perturbation in PERTURBATIONS,
+          f"one of {PERTURBATIONS}",
         ),
       }
     )
@@ -76,6 +92,8 @@ def make_transform(settings: TrainingSettings) -> sharpness_lib.Transformation:
     for name in sharpness_lib.unread_by(settings.preset, given):
       if given[name] == SHARPNESS_DEFAULTS.get(name):
         del given[name]
+    if settings.perturbation == "shard":
+      given["axis_name"] = sharding.DATA_AXIS
     return sharpness_lib.preset(
       settings.preset, mask=state_lib.PERTURBED, **given
     )
@@ -232,6 +250,7 @@ def start(
     optimizer=optimizer,
     # The one candidate of each tensor has nothing to learn.
     logit_optimizer=logit_optimizer or optax.set_to_zero(),
+    shards=mesh if settings.perturbation == "shard" else None,
     **choosing,
   )
   initial_state = functools.partial(
@@ -262,8 +281,8 @@ def placed(
     ValueError: rules that do not fit the state or the mesh.
   """
   if not settings.shard:
-    step = steps.compile_step(parts, mesh, bilevel=bilevel)
+    step = compiled.compile_step(parts, mesh, bilevel=bilevel)
     return step, sharding.place_replicated(state, mesh)
   lies = placement.state_shardings(state, mesh, settings.shard)
-  step = steps.compile_step(parts, mesh, bilevel=bilevel, state=lies)
+  step = compiled.compile_step(parts, mesh, bilevel=bilevel, state=lies)
   return step, placement.place(state, lies)

@@ -1,5 +1,6 @@
 """One compiled step, of a search or of a training."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,10 +13,15 @@ from jax.sharding import Mesh
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout, promotion
-from asga_jax.training import changed_codes, checks, sharding, task_logits
+from asga_jax.training import (
+  changed_codes,
+  checks,
+  per_shard,
+  task_logits,
+)
 from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
-from asga_jax.xla import lowering, outline
+from asga_jax.xla import outline
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -44,6 +50,8 @@ class StepParts(NamedTuple):
   multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
   logits_every: int = 1
+  # The mesh over whose axis `data` each shard is perturbed by itself.
+  shards: Mesh | None = None
 
 
 def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -212,25 +220,31 @@ def aligned_gradient(
     the perturbation changes where there is one.
   """
   data = parts.prepare(key, raw)
+  compute: Callable[..., Any] = functools.partial(_of_batch, parts, one_pass)
+  if parts.shards is not None:
+    compute = per_shard.averaged(compute, parts.shards)
+  return compute(state.sharpness, state.rest, params, data, temperature)
+
+
+def _of_batch(parts, one_pass, before, rest, params, data, temperature):
+  """Compute what `aligned_gradient` gives, of a prepared batch or a shard."""
   mixed = logit_layout.probabilities(params.logits, temperature)
   unstacked = params._replace(logits=parts.layout.unstack(mixed))
-  point = sharpness.ascent_point(state.sharpness, params)
+  point = sharpness.ascent_point(before, params)
   displaced = point is not params
   point = point._replace(logits=unstacked.logits)
-  (value, (figures, rest)), gradients = one_pass(point, state.rest, data)
+  (value, (figures, after)), gradients = one_pass(point, rest, data)
 
   def second_pass(point):
-    (value, _), gradients = one_pass(point, state.rest, data)
+    (value, _), gradients = one_pass(point, rest, data)
     return value, gradients
 
   def share_of_changed_codes(point):
-    return changed_codes.changed_codes(
-      parts.graphdef, state.rest, unstacked, point
-    )
+    return changed_codes.changed_codes(parts.graphdef, rest, unstacked, point)
 
   combined, new_sharpness, changed = parts.transform.update_and_look(
     gradients,
-    state.sharpness,
+    before,
     unstacked,
     value=value,
     value_and_grad_fn=second_pass,
@@ -242,7 +256,7 @@ def aligned_gradient(
   if changed is not None:
     figures["codes_changed"] = changed
   combined = combined._replace(logits=parts.layout.stack(combined.logits))
-  return combined, new_sharpness, rest, figures
+  return combined, new_sharpness, after, figures
 
 
 def move_weights(
@@ -310,33 +324,3 @@ def move_logits(
       task, gradients, optimizer, parts.logit_learning_rate
     )
   return Choosing(logits, optimizer, multiplier, slope_sum, task)
-
-
-def compile_step(
-  parts: StepParts, mesh: Mesh, *, bilevel: bool, state: Any = None
-) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
-  """Make the jitted step over a mesh, with its state donated.
-
-  Args:
-    parts: the constants.
-    mesh: of the axis `data`; a single device is the special case of one.
-    bilevel: whether the step takes a held-out batch beside its batch.
-    state: of the shardings that the step's state has, see `placement`; None
-      where all of it lies on every device.
-
-  Returns:
-    A function of (state, batch) or (state, batch, heldout) to (state, figures).
-  """
-  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-
-  def step(state, *batches):
-    return train_step(parts, state, *batches)
-
-  lies = whole if state is None else state
-  return jax.jit(
-    step,
-    in_shardings=(lies, split, split) if bilevel else (lies, split),
-    out_shardings=(lies, whole),
-    donate_argnums=0,
-    compiler_options=lowering.compiler_options(),
-  )

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from asga_jax import sharpness
-from asga_jax.training import sharding, steps
+from asga_jax.training import compiled, sharding, steps
 from asga_jax.training import state as state_lib
 
 # What the passes over the program leave does not depend on how well machine
@@ -74,7 +74,7 @@ def test_passes_of_the_other_forms(
     expected_use=None,
     logits_every=3,
   )
-  step = steps.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
+  step = compiled.compile_step(parts, tiny_search.mesh, bilevel=bilevel)
   count = 2 if bilevel else 1
   state = tiny_search.state._replace(
     sharpness=parts.transform.init(tiny_search.state.params)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from asga_jax import sharpness
 from asga_jax.quantization import bit_choice, logit_layout
-from asga_jax.training import sharding, steps
+from asga_jax.training import compiled, sharding, steps
 from asga_jax.training import state as state_lib
 
 # Layers of the tiny network that are searched, over these bits.
@@ -235,7 +235,7 @@ def test_steps_without_a_second_pass_report_none_of_its_figures(
       mask=state_lib.PERTURBED, ascent_every=2, rho_max=0.5
     )
   )
-  step = steps.compile_step(parts, tiny_search.mesh, bilevel=False)
+  step = compiled.compile_step(parts, tiny_search.mesh, bilevel=False)
   state = _fresh(tiny_search)
   batch = sharding.place_batch(tiny_batches[0], tiny_search.mesh)
   found = []

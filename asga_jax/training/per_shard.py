@@ -1,0 +1,58 @@
+"""A gradient computed by each shard of a batch, and averaged over them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from asga_jax import sharpness
+from asga_jax.training import sharding
+
+
+def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Run a computation on each shard of a batch by itself.
+
+  Each shard sees its own examples alone: its statistics of batch norm and its
+  perturbation are of these (m-sharpness, Foret et al. 2021, section 4.1).
+
+  Args:
+    compute: of (state of the transformation, rest of the network, parameters,
+      prepared batch, temperature) to (gradient and state, both averaged by the
+      transformation, rest after, figures).
+    mesh: of the axis `data`.
+
+  Returns:
+    The same function of the whole batch; floats of the rest and figures are
+    means over the shards, whole numbers their largest.
+  """
+  whole, split = PartitionSpec(), PartitionSpec(sharding.DATA_AXIS)
+
+  def of_shard(before, rest, params, data, temperature):
+    combined, after, new_rest, figures = compute(
+      before, _vary(rest), _vary(params), data, temperature
+    )
+    new_rest = jax.tree.map(_joined, new_rest, rest)
+    figures = jax.tree.map(lambda x: _joined(x, x), figures)
+    return combined, after, new_rest, figures
+
+  return jax.shard_map(
+    of_shard,
+    mesh=mesh,
+    in_specs=(whole, whole, whole, split, whole),
+    out_specs=whole,
+    axis_names={sharding.DATA_AXIS},
+  )
+
+
+def _vary(tree: Any) -> Any:
+  return sharpness.vary(tree, sharding.DATA_AXIS)
+
+
+def _joined(leaf: jax.Array, before: jax.Array) -> jax.Array:
+  """Make one of what the shards have; keys stay as they were."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return before
+  join = jax.lax.pmean if jnp.issubdtype(leaf.dtype, jnp.inexact) else None
+  return (join or jax.lax.pmax)(_vary(leaf), sharding.DATA_AXIS)

@@ -1,0 +1,94 @@
+"""Perturbations by shard against searches of each shard alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import asga_jax
+
+SCRIPT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+import asga_jax
+from asga_jax.training import sharding
+
+class Network(nnx.Module):
+  def __init__(self, rngs):
+    keys = {"rngs": rngs, "param_dtype": jnp.float64}
+    self.first = nnx.Conv(1, 4, (3, 3), **keys)
+    self.norm = nnx.BatchNorm(4, **keys)
+    self.head = nnx.Linear(4, 3, **keys)
+  def __call__(self, x):
+    x = nnx.relu(self.norm(self.first(x))).mean(axis=(1, 2))
+    return self.head(x)
+
+rng = np.random.default_rng(0)
+batch = {"image": rng.normal(size=(16, 6, 6, 1)),
+         "label": rng.integers(0, 3, 16).astype(np.int32)}
+model = asga_jax.searchable(
+  Network(nnx.Rngs(0)), batch["image"],
+  rules=[asga_jax.Rule(".*", weight_bits=(2, 4, 8), activation_bits=(2, 4, 8))])
+
+def after(batch, count, perturbation):
+  search = asga_jax.start_search(
+    model, budget="bops=4bit", mesh=sharding.data_mesh(jax.devices()[:count]),
+    settings=asga_jax.SearchSettings(steps=1, perturbation=perturbation))
+  placed = sharding.place_batch(batch, search.mesh)
+  state, figures = search.step(search.state, placed)
+  # Momentum is linear in its first gradient; step sizes move by Adam.
+  weights = jax.tree.leaves(state.params.weights)
+  rest = [x for x in jax.tree.leaves(state.rest)
+          if jnp.issubdtype(x.dtype, jnp.floating)]
+  return {
+    "weights": np.concatenate([np.ravel(x) for x in weights]).tolist(),
+    "rest": np.concatenate([np.ravel(x) for x in rest]).tolist(),
+    **{k: float(figures[k]) for k in ("loss", "gap", "cosine")}}
+
+parts = [{k: v[2 * i:2 * i + 2] for k, v in batch.items()} for i in range(8)]
+alone = [after(part, 1, "global") for part in parts]
+mean = {k: np.mean([x[k] for x in alone], axis=0).tolist() for k in alone[0]}
+json.dump({"mean": mean, "shard": after(batch, 8, "shard"),
+           "one": after(batch, 1, "shard"), "global": after(batch, 8, "global"),
+           }, sys.stdout)
+"""
+
+
+@pytest.mark.slow
+def test_each_shard_is_perturbed_by_its_own_gradient():
+  """The first step of eight shards is the mean of eight steps of one."""
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_X64": "True",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout)
+  mean, shard = found["mean"], found["shard"]
+  for name, wanted in mean.items():
+    # Grids and statistics of the rest are kept in float32.
+    near = 1e-6 if name == "rest" else 1e-9
+    np.testing.assert_allclose(shard[name], wanted, rtol=near, atol=near / 1e3)
+  # Which is another step than that of the whole batch.
+  apart = np.subtract(shard["weights"], found["global"]["weights"])
+  assert np.abs(apart).max() > 1e-4
+  # One shard is the whole batch.
+  assert found["one"]["loss"] == pytest.approx(found["global"]["loss"])
+
+
+def test_a_perturbation_that_is_not_known_is_named():
+  with pytest.raises(ValueError, match="perturbation='host'; expected one of"):
+    asga_jax.SearchSettings(perturbation="host")
