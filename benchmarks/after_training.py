@@ -151,8 +151,7 @@ class Bench:
     if method == "uniform":
       return result_lib.uniform_policy(self.unscored)
     if method == "random":
-      use = float(self.policy("uniform").cost["budget_used"])
-      return asga_jax.allocate(self.unscored, min_use=use)
+      return asga_jax.allocate(self.unscored)
     if method == "prior":
       return asga_jax.allocate(self.prior)
     if method == "default":

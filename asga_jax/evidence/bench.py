@@ -42,7 +42,7 @@ class Bench:
 
     Args:
       network: which.
-      config: of the grid, see `grid.default_config`.
+      config: of the grid, see `config.default_config`.
       root: of the data.
     """
     self.network, self.config, self.root = network, config, root
@@ -134,6 +134,7 @@ class Bench:
     space = search_space.build(model, network)
     began = time.perf_counter()
     curves: dict[str, list[float]] = {}
+    seconds = 0.0
     if method.kind == "random":
       draw = np.random.default_rng(seed)
       found: Any = {"random": _drawn(space, draw)}
@@ -142,15 +143,23 @@ class Bench:
     elif method.kind == "search":
       started = None
       if prior is not None:
-        started = self.result(proxy, prior["scores"], "kl", _any())
+        (name,) = prior["scores"]
+        started = self.result(proxy, prior["scores"], name, _any())
       searched, curves = self._search(method, proxy, seed, started)
       found = searched.scores
+    elif method.settings["score"] in gradients.SCORES:
+      # All of them at once: what it took is that of each.
+      scores, seconds = self._gradients(proxy)
+      found = {method.settings["score"]: scores[method.settings["score"]]}
     else:
       found = self._measure(method, proxy)
+    seconds = seconds or time.perf_counter() - began
+    sizes = [len(v) for v in _drawn(space, None).values()]
     passes = methods.forward_passes(
       method,
       images=self.config["scored"],
-      candidates=sum(len(v) for v in _drawn(space, None).values()),
+      candidates=sum(sizes),
+      tensors=len(sizes),
       steps=self.config["search"]["steps"],
       batch=self.config["search"]["batch_size"],
     )
@@ -159,7 +168,7 @@ class Bench:
         name: {group: list(map(float, v)) for group, v in groups.items()}
         for name, groups in found.items()
       },
-      "seconds": time.perf_counter() - began + (prior or {}).get("seconds", 0),
+      "seconds": seconds,
       "forward_passes": passes,
       "macs": sum(layer.macs for layer in network.layers),
       **({"curves": curves} if curves else {}),
@@ -167,9 +176,6 @@ class Bench:
 
   def _measure(self, method: methods.Method, proxy: str) -> Any:
     settings = dict(method.settings)
-    if settings["score"] in gradients.SCORES:
-      found = self._gradients(proxy)
-      return {settings["score"]: found[settings["score"]]}
     rounded = settings.pop("rounded", False)
     return measured.measure_scores(
       self.searchable(proxy),
@@ -179,13 +185,16 @@ class Bench:
       **settings,
     ).scores
 
-  def _measure_gradients(self, proxy: str) -> Any:
-    return measured.measure_scores(
+  def _measure_gradients(self, proxy: str) -> tuple[Any, float]:
+    """Measure all scores of gradients; return them and the seconds."""
+    began = time.perf_counter()
+    found = measured.measure_scores(
       self.searchable(proxy),
       self.batches(proxy, 1),
       budget=_any(),
       score="output_gradient",
-    ).scores
+    )
+    return found.scores, time.perf_counter() - began
 
   def _search(
     self,
@@ -219,7 +228,8 @@ class Bench:
     )
     curves = {
       name: [float(f"{record[name]:.6g}") for record in records]
-      for name in CURVES
+      # Without a second pass there is no gap to measure.
+      for name in CURVES[: 1 if settings.preset == "sgd" else None]
       if all(math.isfinite(record.get(name, math.nan)) for record in records)
     }
     return search.finish_search(started, state), curves
@@ -254,23 +264,21 @@ class Bench:
       'evaluations' of whole policies.
     """
     name = method.score if method.kind == "search" else next(iter(scores))
+    rounded = self.config["treatment"]["kind"] == "rounded"
     result = self.result(proxy, scores, name, budget)
     began = time.perf_counter()
     evaluations = 0
     if method.kind == "uniform":
       policy = result_lib.uniform_policy(result)
     else:
-      least = result_lib.uniform_policy(result).cost["budget_used"]
-      random = method.kind == "random"
-      policy = result_lib.allocate(
-        result, min_use=float(least) if random else 0.98
-      )
+      policy = result_lib.allocate(result)
     if method.choice:
       policy = choice.improve_policy(
         result,
         policy,
         self.batches(proxy, 1),
         evaluations=self.config["evaluations"],
+        rounded_on=self.batches(proxy) if rounded else None,
       )
       evaluations = int(policy.provenance["evaluations"])
     return {

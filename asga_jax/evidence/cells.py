@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -124,14 +124,13 @@ class Store:
     self._cells[name] = cell
     return cell["value"]  # type: ignore[no-any-return]
 
-  def write_archive(self, specs: Iterable[Spec]) -> None:
-    """Write the cells of some specs to the archive, a line each.
+  def write_archive(self) -> None:
+    """Write all cells that are known to the archive, a line each.
 
     Raises:
       CellError: it cannot be written; the old one is then as it was.
     """
-    names = dict.fromkeys(key(spec) for spec in specs)
-    lines = [json.dumps(self._cells[x]) for x in names if x in self._cells]
+    lines = [json.dumps(cell) for _, cell in sorted(self._cells.items())]
     try:
       files.write_text_atomic(self._archive, "\n".join(lines) + "\n")
     except OSError as error:

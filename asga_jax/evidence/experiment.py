@@ -16,6 +16,7 @@ from asga_jax.evidence import bench as bench_lib
 from asga_jax.evidence import cells, methods, report, treatments
 from asga_jax.evidence import grid as grid_lib
 from asga_jax.scores import measured
+from asga_jax.training import loop
 from asga_jax.training import progress as progress_lib
 
 
@@ -34,7 +35,7 @@ def run_experiment(
   several processes may share one grid.
 
   Args:
-    config: see `grid.default_config`.
+    config: see `config.default_config`.
     root: of weights and images, see `networks_lib.find_data`.
     workdir: where cells go; None for runs/experiments/<name>.
     results: where the tables and the picture go, all named after the grid.
@@ -45,7 +46,8 @@ def run_experiment(
 
   Raises:
     ValueError: a grid of what there is not, before anything is computed; cells
-      that were edited, are of another version, or cannot be written.
+      that were edited, are of another version, or cannot be written; at the
+      end, policies that could not be computed.
   """
   grid = grid_lib.Grid(config, str(root))
   folder = pathlib.Path(workdir or pathlib.Path("runs/experiments") / grid.name)
@@ -55,21 +57,36 @@ def run_experiment(
   results.mkdir(parents=True, exist_ok=True)
   run = _Run(grid, store)
   rows = [row for row in grid.rows() if only in row.label()]
-  targets = grid.config["targets"]
+  failed = []
   shown = progress_lib.Progress(len(rows), label="policies")
   for number, row in enumerate(rows, 1):
     began = time.perf_counter()
-    if run.compute(row):
+    try:
+      computed = run.compute(row)
+    except cells.CellError:
+      raise
+    # One that cannot be computed, such as a search that diverges, is not to
+    # keep the others from it.
+    except (ValueError, loop.DivergedError) as error:
+      logging.error("%s: %s", row.label(), error)
+      failed.append(f"{row.label()}: {error}")
+      continue
+    if computed:
       took = time.perf_counter() - began
       logging.info("%s took %.0f s", row.label(), took)
       store.refresh()
+      store.write_archive()
       report.write(grid, store, results)
     shown.update(number)
   shown.close()
   store.refresh()
-  specs = [spec for row in grid.rows() for spec in run.specs(row, targets)]
-  store.write_archive(specs)
-  return report.write(grid, store, results)
+  table = report.write(grid, store, results)
+  if failed:
+    raise ValueError(
+      f"{len(failed)} of {len(rows)} policies could not be computed; the others"
+      " are reported:\n  " + "\n  ".join(failed)
+    )
+  return table
 
 
 class _Run:
@@ -84,18 +101,6 @@ class _Run:
     grid = self._grid
     return bench_lib.Bench(grid.networks[network], grid.config, grid.root)
 
-  def specs(self, row: grid_lib.Row, targets: Any) -> list[dict[str, Any]]:
-    """List the specs of a row's cells, as far as they are known."""
-    spec = self._grid.policy_spec(row)
-    found = [spec["scores"], spec]
-    policy = self._store.get(spec)
-    for target in targets:
-      make = functools.partial(self._grid.figure_spec, row.network)
-      found.append(make(None, target, 0))
-      if policy is not None:
-        found.append(make(policy["bits"], target, row.seed))
-    return found
-
   def compute(self, row: grid_lib.Row) -> bool:
     """Compute what is missing of a row; tell whether anything was."""
     grid, store = self._grid, self._store
@@ -107,8 +112,10 @@ class _Run:
       float_spec = grid.figure_spec(row.network, None, target, 0)
       bench = functools.partial(self._bench, row.network)
       if store.get(float_spec) is None:
+        began = time.perf_counter()
         found = _figures(bench(), target, bench().reference)
-        store.put(float_spec, found)
+        seconds = time.perf_counter() - began
+        store.put(float_spec, found | {"seconds": seconds})
       figures = grid.figure_spec(row.network, policy["bits"], target, row.seed)
       if store.get(figures) is not None:
         continue
@@ -136,7 +143,9 @@ class _Run:
     known = self._store.get(spec)
     if known is not None:
       return known
-    prior = self._scores(row, methods.find("kl")) if method.prior else None
+    prior = None
+    if method.prior:
+      prior = self._scores(row, methods.find(self._grid.config["prior"]))
     bench = self._bench(row.network)
     found = bench.score(method, row.proxy, row.seed, prior)
     return self._store.put(spec, found)

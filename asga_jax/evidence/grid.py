@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from asga_jax.cost import budget as budget_lib
+from asga_jax.evidence import config as config_lib
 from asga_jax.evidence import images as images_lib
 from asga_jax.evidence import methods, treatments
 from asga_jax.evidence import networks as networks_lib
-from asga_jax.quantization import surgery
 from asga_jax.runs import config_checks
 from asga_jax.training import search_settings
+
+ALL = "all"
 
 
 class GridError(ValueError):
@@ -38,60 +40,6 @@ class Row(NamedTuple):
     )
 
 
-def default_config() -> ml_collections.ConfigDict:
-  """Make the configuration of a grid; configs/experiments start from it."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "",
-      # What is compared first of all, named before the grid runs: of the rows
-      # whose network, proxy and budget these are, method `first` less `second`.
-      "primary": {
-        "network": "",
-        "proxy": "",
-        "budget": "",
-        "target": "",
-        "first": "",
-        "second": "",
-      },
-      # Of networks.NETWORKS, or of `own`: name -> fields of networks.Network.
-      "networks": (),
-      "own": ml_collections.ConfigDict({}, type_safe=False),
-      # See methods.find.
-      "methods": (),
-      # Name -> {'source', 'images'}: see images_lib.read_proxy.
-      "proxies": ml_collections.ConfigDict({}, type_safe=False),
-      # Which of them shows the target's own images; '' for none.
-      "own_proxy": "",
-      "budgets": (),
-      # How many, from 0, of searches and trainings, and of random bits.
-      "seeds": 1,
-      "draws": 5,
-      # See images_lib.read_target.
-      "targets": (),
-      # See treatments.KINDS.
-      "treatment": ml_collections.ConfigDict({}, type_safe=False),
-      "bits": surgery.DEFAULT_BITS,
-      "end_bits": surgery.END_BITS,
-      # Images of a proxy that scores, and that ranges are measured on.
-      "scored": 32,
-      "calibrated": 480,
-      # Of whole policies, where a method chooses by them.
-      "evaluations": 400,
-      # Of all searches; `budget` is what their penalty keeps to.
-      "search": {
-        "budget": "bops=4bit",
-        "steps": 80,
-        "batch_size": 16,
-        "learning_rate": 0.01,
-        "logit_learning_rate": 0.01,
-        "freeze_batch_norm": True,
-        "prior_strength": 30.0,
-        "temperature": (1.0, 0.3),
-      },
-    }
-  )
-
-
 class Grid:
   """A grid whose names are all known, and whose files are there."""
 
@@ -101,7 +49,7 @@ class Grid:
     """Check a configuration.
 
     Args:
-      config: see `default_config`.
+      config: see `config.default_config`.
       root: of the data, see `networks_lib.find_data`.
 
     Raises:
@@ -109,11 +57,12 @@ class Grid:
         budget, a missing file, or a primary comparison of what the grid lacks.
     """
     config_checks.check_keys(
-      _without_open(config), _without_open(default_config())
+      _without_open(config), _without_open(config_lib.default_config())
     )
     self.config: dict[str, Any] = config_checks.to_plain(config)
     self.name = str(self.config["name"])
     self.root = networks_lib.find_data(str(root))
+    self._fingerprints: dict[str, str] = {}
     self.networks = self._networks()
     self._check_names()
     self._check_treatment()
@@ -159,11 +108,20 @@ class Grid:
     for budget in self._some("budgets"):
       budget_lib.parse_budget(budget)
     budget_lib.parse_budget(self.config["search"]["budget"])
-    for key in ("seeds", "draws", "scored", "calibrated"):
+    for key in ("seeds", "draws", "scored"):
       if self.config[key] < 1:
         raise GridError(
           f"config.{key} is {self.config[key]}; expected at least 1"
         )
+    if self.config["calibrated"] < self.config["scored"]:
+      raise GridError(
+        f"config.calibrated is {self.config['calibrated']}; expected at least"
+        f" config.scored, {self.config['scored']}"
+      )
+    if methods.find(self.config["prior"]).kind != "measured":
+      raise GridError(
+        f"config.prior is {self.config['prior']!r}; expected a measured score"
+      )
     if not self.config["proxies"]:
       raise GridError("config.proxies is empty; expected one or more")
     for name, proxy in self.config["proxies"].items():
@@ -203,6 +161,8 @@ class Grid:
     if self.config["own_proxy"]:
       _one("own_proxy", self.config["own_proxy"], self.config["proxies"])
     _one("treatment.proxy", given["proxy"], self.config["proxies"])
+    if kind == "trained":
+      treatments.settings_of(given, seed=0)
     if "source" in given:
       for network in self.networks.values():
         images_lib.check_target(given["source"], network, self.root)
@@ -212,11 +172,22 @@ class Grid:
       ("network", self.config["networks"]),
       ("proxy", list(self.config["proxies"])),
       ("budget", self.config["budgets"]),
-      ("target", [*self.config["targets"], "all"]),
+      ("target", self.parts()),
       ("first", self.config["methods"]),
       ("second", self.config["methods"]),
     ):
       _one(f"primary.{key}", self.config["primary"][key], among)
+
+  @property
+  def first_proxy(self) -> str:
+    """That of methods that see no images: the treatment's."""
+    return str(self.config["treatment"]["proxy"])
+
+  def parts(self) -> dict[str, list[str]]:
+    """List what figures are given of: each target, and all together."""
+    targets = list(self.config["targets"])
+    together = {ALL: targets} if len(targets) > 1 else {}
+    return {target: [target] for target in targets} | together
 
   def rows(self) -> Iterator[Row]:
     """Yield all policies, those of the first seed first.
@@ -224,7 +195,8 @@ class Grid:
     Methods that see no images are of one proxy, the first. One that draws
     nothing has one seed, unless its policy is trained.
     """
-    proxies = list(self.config["proxies"])
+    proxies = [self.first_proxy]
+    proxies += [x for x in self.config["proxies"] if x not in proxies]
     trained = self.config["treatment"]["kind"] == "trained"
     seeds = self.config["seeds"]
     draws = seeds if trained else self.config["draws"]
@@ -248,8 +220,8 @@ class Grid:
     found = {
       "cell": "scores",
       **self._of_network(row.network),
-      "method": [method.kind, dict(method.settings)],
-      "proxy": self.config["proxies"][row.proxy],
+      "method": [method.kind, methods.resolved(method)],
+      "proxy": self._of_proxy(row.proxy),
       "scored": self.config["scored"],
       "calibrated": self.config["calibrated"],
     }
@@ -257,8 +229,18 @@ class Grid:
       found["seed"] = row.seed
     if method.kind == "search":
       found["search"] = self.config["search"]
-      found["prior"] = method.prior
+      if method.prior:
+        found["prior"] = methods.resolved(methods.find(self.config["prior"]))
     return found
+
+  def _of_proxy(self, name: str) -> dict[str, Any]:
+    given = self.config["proxies"][name]
+    return given | {"sha256": self._fingerprint(given["source"])}
+
+  def _fingerprint(self, source: str) -> str:
+    if source not in self._fingerprints:
+      self._fingerprints[source] = images_lib.fingerprint(source, self.root)
+    return self._fingerprints[source]
 
   def policy_spec(self, row: Row) -> dict[str, Any]:
     """Say what decides the bits of a row."""
@@ -272,6 +254,7 @@ class Grid:
       found["score"] = method.score
     if method.choice:
       found["evaluations"] = self.config["evaluations"]
+      found["rounded"] = self.config["treatment"]["kind"] == "rounded"
     return found
 
   def figure_spec(
@@ -281,12 +264,14 @@ class Grid:
     found = {
       "cell": "figures",
       **self._of_network(network),
-      "target": target,
+      "target": [target, self._fingerprint(target)],
       "policy": bits,
     }
     if bits is not None:
       treatment = dict(self.config["treatment"])
-      treatment["images"] = self.config["proxies"][treatment.pop("proxy")]
+      treatment["images"] = self._of_proxy(treatment.pop("proxy"))
+      if "source" in treatment:
+        treatment["sha256"] = self._fingerprint(treatment["source"])
       found |= {
         "treatment": treatment,
         "calibrated": self.config["calibrated"],

@@ -1,10 +1,11 @@
 """Images of a grid: proxies without labels, and labelled targets."""
 
 import csv
+import hashlib
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -161,6 +162,27 @@ def check_proxy(source: str, count: int, root: pathlib.Path) -> None:
   else:
     there = data_lib.describe(source, data_dir=_tfds(root)).train_images
   _check_count(source, there, count)
+
+
+def fingerprint(source: str, root: pathlib.Path) -> str:
+  """Hash what decides the images of a proxy or a target: files and how.
+
+  Of a list its text and the sizes of its files, of a data set of TFDS what it
+  says of itself; those that come along are known by their names.
+  """
+  said: list[Any] = [source]
+  if source in PARTS:
+    said.append(PARTS[source])
+    rows = [row for folder in PARTS[source] for row in _listed(folder, root)]
+    said += [(row.path.name, row.label) for row in rows]
+    said += [row.path.stat().st_size for row in rows]
+  elif csv_source.is_list(source):
+    said.append((root / source).read_text())
+    paths = csv_source.find_files(root / source)
+    said += [path.stat().st_size for path in paths]
+  elif (folder := root / "tfds" / source).is_dir():
+    said += [path.read_text() for path in folder.glob("*/dataset_info.json")]
+  return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def _check_classes(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from asga_jax import sharpness
+
 UNIFORM, RANDOM = "uniform", "random"
 
 
@@ -54,7 +56,7 @@ METHODS: Mapping[str, Method] = {
   "asga_fixed_0.2": _fixed(0.2),
   "asga": _search("asga", gap_ema=0.9),
   "asga_unaligned": _search("asga", gap_ema=0.9, align=0.0),
-  "asga_growing": _search("asga", gap_ema=0.9, radius="growing"),
+  "asga_growing": _search("asga", gap_ema=0.9, radius="growing", rho_min=0.01),
 }
 SCORES = ("log_prob", "first_order")
 
@@ -98,19 +100,34 @@ def find(name: str) -> Method:
   )
 
 
+def resolved(method: Method) -> dict[str, Any]:
+  """Give all settings of a method: those of equal ones are equal."""
+  if method.kind != "search":
+    return dict(method.settings)
+  preset = sharpness.PRESETS[method.settings["preset"]]
+  return {"rho_max": 0.05} | preset | method.settings["sharpness"]
+
+
 def forward_passes(
-  method: Method, *, images: int, candidates: int, steps: int, batch: int
+  method: Method,
+  *,
+  images: int,
+  candidates: int,
+  tensors: int,
+  steps: int,
+  batch: int,
 ) -> int:
   """Count the images that a method runs a network on, a forward pass each.
 
   A backward pass counts as two forward ones. Ranges, rounding, correction and
-  allocation, which all methods share, are left out; a choice by measurement is
-  counted where it is made.
+  allocation, which all methods share, are left out; a prior and a choice by
+  measurement are counted where they are made.
 
   Args:
     method: which.
     images: that scores are measured on.
     candidates: of all tensors together.
+    tensors: how many.
     steps: of a search.
     batch: images of a step.
 
@@ -120,15 +137,21 @@ def forward_passes(
   if method.kind == "search":
     # Both passes with their gradients; the float network once, to compare with.
     passes = 1 if method.settings["preset"] == "sgd" else 2
-    found = steps * batch * (3 * passes + 1)
-    return found + (images * (candidates + 1) if method.prior else 0)
+    return steps * batch * (3 * passes + 1)
   if method.kind == "measured":
     score = method.settings["score"]
-    each = {"kl": candidates + 1, "sharp_kl": 4 * candidates + 1}.get(score)
-    return images * (_GRADIENTS.get(score, 0) if each is None else each)
+    # Of a gradient three; and a layer's product for each candidate of its two
+    # tensors. A product with the Hessian is three gradients.
+    gradient = 3 + 2 * candidates / tensors
+    each = {
+      "kl": candidates + 1,
+      "sharp_kl": 4 * candidates + 1,
+      "output_gradient": _DRAWS * gradient,
+      "loss_gradient": _DRAWS * gradient,
+      "hessian": _DRAWS * 9,
+    }
+    return round(images * each[score])
   return 0
 
 
-# Forward passes an image, of four draws: a gradient is three, a product with
-# the Hessian three gradients.
-_GRADIENTS = {"output_gradient": 12, "loss_gradient": 12, "hessian": 36}
+_DRAWS = 4  # of gradients.measure

@@ -22,7 +22,6 @@ from asga_jax.evidence import (
 )
 from asga_jax.evidence import grid as grid_lib
 
-ALL = "all"
 Table: TypeAlias = list[dict[str, Any]]
 # What differs between rows that are compared with each other by method.
 _KEY = ("network", "budget", "target")
@@ -52,10 +51,7 @@ def read_rows(grid: grid_lib.Grid, store: cells.Store) -> Iterator[Any]:
     }
     if None in found.values() or None in plain.values():
       continue
-    parts = {target: [target] for target in targets}
-    if len(targets) > 1:
-      parts[ALL] = list(targets)
-    for part, names in parts.items():
+    for part, names in grid.parts().items():
       figures: list[Any] = [found[name] for name in names]
       floats: list[Any] = [plain[name] for name in names]
       images = [x["images"] for x in figures]
@@ -79,11 +75,28 @@ def read_rows(grid: grid_lib.Grid, store: cells.Store) -> Iterator[Any]:
         ),
         "bops": policy["bops"],
         "budget_used": policy["used"],
-        "search_seconds": scores["seconds"] + policy["seconds"],
-        "search_gflop": _gflop(grid, scores, policy),
+        "search_seconds": _prior(grid, store, row, "seconds")
+        + scores["seconds"]
+        + policy["seconds"],
+        "search_gflop": _prior(grid, store, row, "gflop")
+        + _gflop(grid, scores, policy),
         "figure_seconds": sum(x["seconds"] for x in figures),
       }
       yield said, hits, alike
+
+
+def _prior(
+  grid: grid_lib.Grid, store: cells.Store, row: grid_lib.Row, name: str
+) -> float:
+  """Give what the scores that a search started from have cost."""
+  if not methods.find(row.method).prior:
+    return 0.0
+  spec = grid.score_spec(row, methods.find(grid.config["prior"]))
+  scores = store.get(spec)
+  assert scores is not None
+  if name == "gflop":
+    return _gflop(grid, scores, {"evaluations": 0})
+  return float(scores[name])
 
 
 def _gflop(
@@ -148,14 +161,21 @@ def paired(
 
   Args:
     first: of `read_rows`, of one method, over seeds.
-    second: likewise of the other; of as many seeds, or of one.
+    second: likewise of the other. Seeds that both have are paired; what has one
+      seed alone stands beside each of the other's.
     index: 1 for what is right, 2 for what is as in float.
   """
-  seeds = min(len(first), len(second)) if len(second) > 1 else len(first)
-  return statistics.paired(
-    np.stack([x[index] for x in first[:seeds]]),
-    np.stack([x[index] for x in second[:seeds]]),
+  sides = [{x[0]["seed"]: x[index] for x in rows} for rows in (first, second)]
+  seeds = [sorted(side) for side in sides]
+  if min(map(len, seeds)) > 1:
+    shared = sorted(set(seeds[0]) & set(seeds[1]))
+    seeds = [shared or seeds[0][:1], shared or seeds[1][:1]]
+  count = max(map(len, seeds))
+  one, other = (
+    np.stack([side[seed] for seed in chosen]).repeat(count // len(chosen), 0)
+    for side, chosen in zip(sides, seeds, strict=True)
   )
+  return statistics.paired(one, other)
 
 
 def primary(grid: grid_lib.Grid, rows: Sequence[Any]) -> dict[str, Any] | None:
@@ -177,7 +197,7 @@ def primary(grid: grid_lib.Grid, rows: Sequence[Any]) -> dict[str, Any] | None:
     return None
   return {
     **named,
-    "seeds": len(found["first"]),
+    "seeds": [len(found["first"]), len(found["second"])],
     "top1": list(paired(found["first"], found["second"], 1)),
     "agreement": list(paired(found["first"], found["second"], 2)),
   }
@@ -212,10 +232,10 @@ def write(
   searched = {
     network: found
     for network in grid.config["networks"]
-    if (found := curves.read(grid, store, network, _first(grid)))
+    if (found := curves.read(grid, store, network, grid.first_proxy))
   }
   for network, found in searched.items():
-    title = f"{grid.name}: searches of {network} on {_first(grid)}"
+    title = f"{grid.name}: searches of {network} on {grid.first_proxy}"
     curves.draw(found, folder / f"{grid.name}_{network}.png", title=title)
   summary = {
     "primary": primary(grid, rows),
@@ -229,16 +249,11 @@ def write(
   files.write_text_atomic(
     folder / f"{grid.name}.json", json.dumps(summary, indent=1) + "\n"
   )
-  part = ALL if len(grid.config["targets"]) > 1 else grid.config["targets"][0]
+  part = list(grid.parts())[-1]
   shown = [row for row in table if row["target"] == part and "gain" in row]
   if shown:
     picture.draw(shown, folder / f"{grid.name}.png", title=grid.name)
   return table
-
-
-def _first(grid: grid_lib.Grid) -> str:
-  """Name the first proxy."""
-  return str(next(iter(grid.config["proxies"])))
 
 
 _PLACE = ("network", "proxy", "method", "budget", "seed")
@@ -253,8 +268,9 @@ def hours(grid: grid_lib.Grid, store: cells.Store) -> float:
     specs = [spec["scores"], spec]
     if policy is not None:
       specs += [
-        grid.figure_spec(row.network, policy["bits"], target, row.seed)
+        grid.figure_spec(row.network, bits, target, row.seed)
         for target in grid.config["targets"]
+        for bits in (policy["bits"], None)
       ]
     for one in specs:
       cell = store.get(one)
@@ -263,7 +279,7 @@ def hours(grid: grid_lib.Grid, store: cells.Store) -> float:
   return sum(found.values()) / 3600
 
 
-def format_table(table: Table, target: str = ALL) -> str:
+def format_table(table: Table, target: str = grid_lib.ALL) -> str:
   """Lay out the rows of one target."""
   shown = [row for row in table if row["target"] == target] or table
   headers = (

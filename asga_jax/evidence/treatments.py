@@ -55,6 +55,22 @@ def apply(
   return _trained(bench, treatment, fixed, seed)
 
 
+def settings_of(
+  treatment: Mapping[str, Any], *, seed: int
+) -> finetune.FinetuneSettings:
+  """Make the settings of a training; ValueError for a bad value."""
+  if treatment["batch_size"] < 1:
+    raise ValueError(
+      f"config.treatment.batch_size is {treatment['batch_size']}; expected at"
+      " least 1"
+    )
+  return finetune.FinetuneSettings(
+    steps=treatment["steps"],
+    learning_rate=treatment["learning_rate"],
+    seed=seed,
+  )
+
+
 def _trained(
   bench: bench_lib.Bench,
   treatment: Mapping[str, Any],
@@ -65,11 +81,7 @@ def _trained(
     treatment["source"], bench.network, bench.root
   )
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
-  settings = finetune.FinetuneSettings(
-    steps=treatment["steps"],
-    learning_rate=treatment["learning_rate"],
-    seed=seed,
-  )
+  settings = settings_of(treatment, seed=seed)
 
   def shown() -> Iterator[dict[str, np.ndarray]]:
     for step in range(settings.steps):

@@ -33,24 +33,32 @@ class _Watch:
 
   def take(self, number: int) -> None:
     """Note a signal, or end the process."""
+    name = signal.Signals(number).name
     with self.lock:
-      if self.in_steps and self.came is None:
+      waits = self.in_steps and self.came is None
+      if waits:
         self.came = number
-        logging.warning(
-          "%s: saving this step, then the run ends; a second one ends it at"
-          " once",
-          signal.Signals(number).name,
-        )
-        return
-    logging.warning(
-      "%s: the run ends; the same command goes on from what is saved",
-      signal.Signals(number).name,
-    )
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(OSError, ValueError):
-        stream.flush()
+    if waits:
+      say = f"{name}: saving this step, then the run ends; a second one ends it"
+      # In a thread of its own: a stream that nobody reads may hold it for ever.
+      threading.Thread(
+        target=logging.warning, args=(f"{say} at once",), daemon=True
+      ).start()
+      return
+    last = threading.Thread(target=_say_last, args=(name,), daemon=True)
+    last.start()
+    last.join(timeout=1)
     # Not sys.exit, which would wait for the main thread.
     os._exit(128 + number)
+
+
+def _say_last(name: str) -> None:
+  logging.warning(
+    "%s: the run ends; the same command goes on from what is saved", name
+  )
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
 
 
 _watch: _Watch | None = None
@@ -80,7 +88,19 @@ def install() -> None:
           watch.take(number)
 
   threading.Thread(target=follow, name="signals", daemon=True).start()
+  os.register_at_fork(after_in_child=_forget)
   _watch = watch
+
+
+def _forget() -> None:
+  """Give signals back their defaults, in a child: they are not its parent's."""
+  global _watch
+  if _watch is None:
+    return
+  _watch = None
+  signal.set_wakeup_fd(-1)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,12 @@ def of_pretraining(
   made = config_lib.of_finetune(config_lib.default_config())
   made.update(config_lib.of_finetune(config))
   made.finetune.update(
-    {"policy": "float", "seed": config.search.seed, **config.pretrain}
+    {
+      "policy": "float",
+      "seed": config.search.seed,
+      "model_devices": config.search.model_devices,
+      **config.pretrain,
+    }
   )
   return made
 

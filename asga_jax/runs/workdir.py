@@ -40,8 +40,13 @@ def _canonical(value: Any) -> Any:
 
 
 def _flat(config: config_checks.Config) -> dict[str, Any]:
+  """List what decides a run; where its arrays lie does not."""
   flat = config_checks.flatten(config)
-  return {key: _canonical(value) for key, value in flat.items()}
+  return {
+    key: _canonical(value)
+    for key, value in flat.items()
+    if key.rpartition(".")[2] not in ("shard", "model_devices")
+  }
 
 
 def config_sha256(config: config_checks.Config) -> str:

@@ -260,9 +260,19 @@ def start(
     logit_optimizer=parts.logit_optimizer,
     budgets=budgets,
   )
-  # One program; array by array it would be hundreds.
   key = jax.random.key(settings.seed)
-  state = jax.jit(initial_state)(taken.params, taken.rest, key)
+  known = taken.params, taken.rest, key
+  if settings.shard:
+    # What is made in parts is never whole on a device.
+    shapes = jax.eval_shape(initial_state, *known)
+    lies = placement.state_shardings(shapes, mesh, settings.shard)
+    known = jax.device_put(
+      known, (lies.params, lies.rest, sharding.replicated(mesh))
+    )
+    state = jax.jit(initial_state, out_shardings=lies)(*known)
+  else:
+    # One program; array by array it would be hundreds.
+    state = jax.jit(initial_state)(*known)
   step, state = placed(parts, state, mesh, settings, bilevel=bilevel)
   return Start(step, state, parts, mesh)
 

@@ -6,11 +6,11 @@ Command: python launch/experiment.py
   --config=configs/experiments/after_training.py
 """
 
-from asga_jax.evidence import grid
+from asga_jax.evidence import config as config_lib
 
 
 def get_config():
-  config = grid.default_config()
+  config = config_lib.default_config()
   config.name = "after_training"
   config.networks = ("ResNet-20",)
   config.methods = (
@@ -18,7 +18,7 @@ def get_config():
     "asga",
     "random",
     "mixture",
-    "kl",
+    "kl_nearest",
     "asga+prior",
     "sam",
     "asga_fixed_0.05",
@@ -37,6 +37,8 @@ def get_config():
     "learning_rate": 0.05,
   }
   config.scored = 128
+  # Nothing is rounded by what it does to outputs.
+  config.prior = "kl_nearest"
   config.search.update(
     {
       "budget": "bops=2.5bit",

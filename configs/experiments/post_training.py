@@ -7,11 +7,11 @@ Command: python launch/experiment.py
   --config=configs/experiments/post_training.py
 """
 
-from asga_jax.evidence import grid
+from asga_jax.evidence import config as config_lib
 
 
 def get_config():
-  config = grid.default_config()
+  config = config_lib.default_config()
   config.name = "post_training"
   config.networks = ("EfficientNet-Lite0", "MobileNetV2", "ResNet-18")
   config.methods = (
@@ -39,7 +39,7 @@ def get_config():
     "calibration": {"source": "imagenet/calibration.csv", "images": 480}
   }
   config.budgets = ("bops=4bit", "bops=5bit", "bops=3bit", "bops=6bit")
-  config.seeds = 2
+  config.seeds = 3
   config.targets = ("woof320", "mixed227", "nette224")
   config.treatment = {"kind": "rounded", "proxy": "calibration"}
   config.primary = {

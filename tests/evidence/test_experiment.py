@@ -9,6 +9,7 @@ from flax import nnx
 
 from asga_jax import models
 from asga_jax.evidence import cells, experiment, grid, methods
+from asga_jax.evidence import config as config_lib
 from asga_jax.evidence import images as images_lib
 from asga_jax.weights import load
 
@@ -74,7 +75,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def config(weights):
-  config = grid.default_config()
+  config = config_lib.default_config()
   config.name = "tiny"
   config.own = {
     "small": {
@@ -216,6 +217,8 @@ def test_a_part_of_a_grid_leaves_the_rest(config, tmp_path):
     ("treatment", {"kind": "none"}, "treatment.kind is 'none'; expected one"),
     ("treatment", {"kind": "rounded"}, "expected .'kind', 'proxy'"),
     ("scored", 100, "images is 64; expected at least"),
+    ("calibrated", 8, "calibrated is 8; expected at least config.scored"),
+    ("prior", "asga", "prior is 'asga'; expected a measured score"),
     ("proxies", {"p": {"source": "none", "images": 64}}, "none"),
     ("proxies", {"p": {"source": "digits", "images": 10**6}}, "10+ or more"),
     ("name", "a/b", "expected a name for files"),
@@ -233,6 +236,57 @@ def test_a_primary_comparison_is_of_the_grid(config, tmp_path):
   config.primary.second = "hessian"
   with pytest.raises(grid.GridError, match=r"primary\.second is 'hessian'"):
     _run(config, tmp_path)
+
+
+def test_equal_settings_are_one_cell_and_other_images_another(
+  config, tmp_path, weights
+):
+  config.methods = ("uniform", "sagm", "asga_fixed_0.05", "asga_fixed_0.1")
+  config.primary.first = "sagm"
+  (tmp_path / "list.csv").write_text(f"path\n{weights.name}\n")
+  config.proxies = {"p": {"source": "list.csv", "images": 1}}
+  config.update({"scored": 1, "calibrated": 1})
+
+  def keys():
+    made = grid.Grid(config, tmp_path)
+    found = {}
+    for row in made.rows():
+      if row.seed == 0:
+        spec = made.score_spec(row, methods.find(row.method))
+        found[row.method] = cells.key(spec)
+    return found
+
+  before = keys()
+  assert before["sagm"] == before["asga_fixed_0.05"]
+  assert before["sagm"] != before["asga_fixed_0.1"]
+  (tmp_path / "list.csv").write_text("path\n" + f"{weights.name}\n" * 2)
+  assert not set(keys().values()) & {before["sagm"], before["uniform"]}
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_policy_that_fails_does_not_keep_others(
+  config, tmp_path, monkeypatch
+):
+  def score(self, method, *args):
+    if method.kind == "search":
+      raise experiment.loop.DivergedError("the loss of step 3 is nan")
+    return FakeBench.score(self, method, *args)
+
+  class Failing(FakeBench):
+    pass
+
+  Failing.score = score
+  monkeypatch.setattr(experiment.bench_lib, "Bench", Failing)
+  with pytest.raises(
+    ValueError, match=r"(?s)2 of 6 policies could not.*step 3"
+  ):
+    _run(config, tmp_path)
+  with (tmp_path / "results" / "tiny.csv").open() as file:
+    assert {x["method"] for x in csv.DictReader(file)} == {
+      "uniform",
+      "random",
+      "kl",
+    }
 
 
 def test_other_weights_are_another_cell(config, tmp_path, weights):
@@ -263,15 +317,22 @@ def test_trained_policies_have_seeds_of_their_own(config, tmp_path):
 def test_forward_passes():
   def count(name):
     return methods.forward_passes(
-      methods.find(name), images=32, candidates=10, steps=5, batch=4
+      methods.find(name),
+      images=32,
+      candidates=12,
+      tensors=4,
+      steps=5,
+      batch=4,
     )
 
   assert count("uniform") == count("random") == 0
-  assert count("kl") == 32 * 11
+  assert count("kl") == 32 * 13
+  # Four draws: a gradient, and each product with three candidates twice.
+  assert count("output_gradient") == 32 * 4 * (3 + 6)
   # A gradient is three passes, and the float network's answer is one.
   assert count("mixture") == 5 * 4 * 4
   assert count("asga") == 5 * 4 * 7
-  assert count("asga+prior") == 5 * 4 * 7 + 32 * 11
+  assert count("asga+prior") == count("asga")
 
 
 @pytest.mark.slow

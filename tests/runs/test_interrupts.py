@@ -83,6 +83,42 @@ def test_a_second_signal_does_not_wait(tmp_path):
   assert process.returncode == 128 + signal.SIGTERM
 
 
+def test_a_child_has_signals_of_its_own(tmp_path):
+  code = """
+  import os, signal
+  child = os.fork()
+  if not child:
+    time.sleep(20)
+    os._exit(1)
+  time.sleep(1)  # until the child has come to itself
+  os.kill(child, signal.SIGTERM)
+  _, status = os.waitpid(child, 0)
+  pathlib.Path(sys.argv[1]).write_text(str(os.WTERMSIG(status)))
+  ready()
+  """
+  process = _start(tmp_path, code)
+  process.communicate(timeout=10)
+  assert process.returncode == 0
+  assert (tmp_path / "saved").read_text() == str(int(signal.SIGTERM))
+
+
+def test_a_stream_that_nobody_reads_does_not_hold_the_end(tmp_path):
+  full = """
+  import os, fcntl
+  flags = fcntl.fcntl(2, fcntl.F_GETFL)
+  fcntl.fcntl(2, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+  try:
+    while True:
+      os.write(2, b"x" * 1024)
+  except BlockingIOError:
+    pass
+  fcntl.fcntl(2, fcntl.F_SETFL, flags)
+  """
+  process = _start(tmp_path, full, HELD)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
 def test_nothing_is_held_back_where_nothing_is_installed():
   with interrupts.steps() as stop:
     assert not stop()
