@@ -179,12 +179,23 @@ def _run_eagerly(
   `jax.jit`, in which those of large arrays may block a CPU.
   """
   found: list[Any] = []
+  count = jax.jit(statistics.count)
 
   def tell(key: _Key, x: Any) -> None:
     def keep(*parts: Any) -> None:
       found.append((key, statistics.Histogram(*parts)))
 
-    jax.debug.callback(keep, *statistics.count(x))
+    # Mapped over an axis it would be called, and compiled, once a row.
+    @jax.custom_batching.custom_vmap
+    def told(x: Any) -> jax.Array:
+      jax.debug.callback(keep, *count(x))
+      return jnp.zeros(())
+
+    @told.def_vmap
+    def of_all_rows(size: int, batched: Any, x: Any) -> tuple[Any, bool]:
+      return told(x), False
+
+    told(x)
 
   watched = _watched(model, tell)
   jax.block_until_ready(example.call(getattr(watched, method)))

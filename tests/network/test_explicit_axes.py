@@ -37,7 +37,7 @@ def test_inputs_on_explicit_axes_are_as_any_others():
 def test_a_search_shards_along_them_as_the_compiler_propagates():
   model = asga_jax.searchable(_network(), X, bits=(2, 4, 8))
   search = asga_jax.start_search(model, budget="bops=4bit", mesh=MESH)
-  assert search.mesh == sharding.data_mesh(jax.devices()[:1])
+  assert search.mesh == sharding.propagated(MESH)
 
 
 def test_batches_on_them_stay_where_they_are():
