@@ -41,6 +41,7 @@ def test_logits_that_stay_choose_what_the_prior_chooses(
   assert chosen.layers == wanted.layers
 
 
+@pytest.mark.slow
 def test_the_mixture_starts_within_the_budget(perceptron, tiny_batches, prior):
   settings = asga_jax.SearchSettings(steps=4, logit_learning_rate=0.0)
   used = []

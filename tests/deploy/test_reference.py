@@ -210,6 +210,7 @@ def test_products_of_attention_by_hand(fixed):
   )
 
 
+@pytest.mark.slow
 def test_the_network_as_a_whole(fixed):
   for folds in (None, folding.find_folds(fixed, IMAGES)):
     expected = fixed(IMAGES)

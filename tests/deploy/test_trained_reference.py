@@ -69,6 +69,7 @@ def test_predictions_agree_end_to_end(trained):
   assert (found == expected).mean() >= 0.995
 
 
+@pytest.mark.slow
 def test_both_arithmetics_sum_the_same(trained):
   model, images, _ = trained
   told = [

@@ -221,6 +221,7 @@ def test_steps_for_other_bits_are_calibrated(
       assert np.array_equal(found, trained) == same, (path, kind)
 
 
+@pytest.mark.slow
 def test_a_policy_carries_over_to_another_head_and_resolution(
   config, policy_file, float_run, tmp_path
 ):
