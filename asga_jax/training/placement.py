@@ -117,6 +117,16 @@ def _spec(
   return PartitionSpec(*axes)
 
 
+def without_data(shardings: Any) -> Any:
+  """Give shardings that are whole along `data`, as else."""
+
+  def whole(lies: NamedSharding) -> NamedSharding:
+    kept = (None if x == sharding.DATA_AXIS else x for x in lies.spec)
+    return NamedSharding(lies.mesh, PartitionSpec(*kept))
+
+  return jax.tree.map(whole, shardings)
+
+
 def place(state: Any, shardings: Any) -> Any:
   """Put a fresh copy of a state where it is to lie; see `state_shardings`."""
   return sharding.copied(jax.device_put(state, shardings))

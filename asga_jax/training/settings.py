@@ -294,5 +294,8 @@ def placed(
     step = compiled.compile_step(parts, mesh, bilevel=bilevel)
     return step, sharding.place_replicated(state, mesh)
   lies = placement.state_shardings(state, mesh, settings.shard)
+  # Else the compiler may move activations instead.
+  gathered = placement.without_data(lies.params.weights)
+  parts = parts._replace(gathered=gathered)
   step = compiled.compile_step(parts, mesh, bilevel=bilevel, state=lies)
   return step, placement.place(state, lies)

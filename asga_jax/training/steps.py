@@ -52,6 +52,8 @@ class StepParts(NamedTuple):
   logits_every: int = 1
   # The mesh over whose axis `data` each shard is perturbed by itself.
   shards: Mesh | None = None
+  # Where weights lie while the network runs on them, of a state in parts.
+  gathered: Any = None
 
 
 def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -182,6 +184,9 @@ def make_pass(parts: StepParts) -> Pass:
   """Make the forward and backward pass that all gradients of a step share."""
 
   def loss(params, rest, data):
+    if parts.gathered is not None:
+      whole = jax.lax.with_sharding_constraint(params.weights, parts.gathered)
+      params = params._replace(weights=whole)
     model = state_lib.merge_model(parts.graphdef, params, rest)
     try:
       result = parts.loss_fn(model, data)
