@@ -106,10 +106,7 @@ class Bench:
     network, shape = self.start.deployed_network
     space = search_space.build(self.start, network)
     draw = np.random.default_rng(self.seed).normal
-    scores = {}
-    for choice in space.choices.values():
-      scores[choice.weight_group] = draw(size=len(choice.weight_bits))
-      scores[choice.activation_group] = draw(size=len(choice.activation_bits))
+    scores = {group: draw(size=len(x)) for group, x in space.widths.items()}
     return asga_jax.SearchResult(
       self.start, space, {"random": scores}, _BUDGET.value, "random", (), shape
     )

@@ -28,6 +28,18 @@ class SearchSpace:
   # From the name of a group to the path of its logits.
   logit_paths: Mapping[str, VariablePath]
 
+  @property
+  def widths(self) -> dict[str, tuple[int, ...]]:
+    """The candidates of every group, in the order of its scores."""
+    return {
+      group: bits
+      for choice in self.choices.values()
+      for group, bits in (
+        (choice.weight_group, choice.weight_bits),
+        (choice.activation_group, choice.activation_bits),
+      )
+    }
+
   def by_group(self, state: nnx.State) -> dict[str, jax.Array]:
     """Read what a state of `BitLogits`' form holds for every group.
 

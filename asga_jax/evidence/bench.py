@@ -25,6 +25,8 @@ from asga_jax.training import loop, search_settings
 
 # Of an evaluation.
 _BATCH = 50
+# A budget that every policy meets; scores serve any.
+_ANY = "bops=100%"
 # What is kept of each step of a search, where its method measures it.
 CURVES = ("loss", "perturbed_loss", "gap", "radius", "cosine")
 
@@ -135,16 +137,19 @@ class Bench:
     began = time.perf_counter()
     curves: dict[str, list[float]] = {}
     seconds = 0.0
+    found: Any
     if method.kind == "random":
-      draw = np.random.default_rng(seed)
-      found: Any = {"random": _drawn(space, draw)}
+      draw = np.random.default_rng(seed).normal
+      drawn = {group: draw(size=len(x)) for group, x in space.widths.items()}
+      found = {"random": drawn}
     elif method.kind == "uniform":
-      found = {"uniform": {k: 0 * v for k, v in _drawn(space, None).items()}}
+      nothing = {group: [0] * len(x) for group, x in space.widths.items()}
+      found = {"uniform": nothing}
     elif method.kind == "search":
       started = None
       if prior is not None:
         (name,) = prior["scores"]
-        started = self.result(proxy, prior["scores"], name, _any())
+        started = self.result(proxy, prior["scores"], name, _ANY)
       searched, curves = self._search(method, proxy, seed, started)
       found = searched.scores
     elif method.settings["score"] in gradients.SCORES:
@@ -154,12 +159,11 @@ class Bench:
     else:
       found = self._measure(method, proxy)
     seconds = seconds or time.perf_counter() - began
-    sizes = [len(v) for v in _drawn(space, None).values()]
     passes = methods.forward_passes(
       method,
       images=self.config["scored"],
-      candidates=sum(sizes),
-      tensors=len(sizes),
+      candidates=sum(map(len, space.widths.values())),
+      tensors=len(space.widths),
       steps=self.config["search"]["steps"],
       batch=self.config["search"]["batch_size"],
     )
@@ -180,7 +184,7 @@ class Bench:
     return measured.measure_scores(
       self.searchable(proxy),
       self.batches(proxy, 1),
-      budget=_any(),
+      budget=_ANY,
       rounded_on=self.batches(proxy) if rounded else None,
       **settings,
     ).scores
@@ -191,7 +195,7 @@ class Bench:
     found = measured.measure_scores(
       self.searchable(proxy),
       self.batches(proxy, 1),
-      budget=_any(),
+      budget=_ANY,
       score="output_gradient",
     )
     return found.scores, time.perf_counter() - began
@@ -302,26 +306,6 @@ class Bench:
     return np.concatenate(
       [run(x) for x in networks_lib.batches(self.network, images, _BATCH)]
     )
-
-
-def _any() -> str:
-  """Give a budget that every policy meets; scores serve any."""
-  return "bops=100%"
-
-
-def _drawn(
-  space: search_space.SearchSpace, draw: np.random.Generator | None
-) -> dict[str, np.ndarray]:
-  """Draw scores of all candidates, or ones."""
-  found = {}
-  for one in space.choices.values():
-    for group, bits in (
-      (one.weight_group, one.weight_bits),
-      (one.activation_group, one.activation_bits),
-    ):
-      size = len(bits)
-      found[group] = np.ones(size) if draw is None else draw.normal(size=size)
-  return found
 
 
 def _as_float(model: Any, batch: Any) -> tuple[jax.Array, dict[str, Any]]:

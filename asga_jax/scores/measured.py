@@ -140,7 +140,7 @@ def measure_scores(
       settings += (len(given),)
     known = _Cache(cache, model, [*given, *rounded_on], settings)
     measured = {score: _one_by_one(probe, known, progress)}
-  widths = _widths(space)
+  widths = space.widths
   for groups in measured.values():
     for group, values in groups.items():
       if not np.isfinite(values).all():
@@ -183,7 +183,7 @@ def read_scores(
     ValueError: no such file, or scores of another network.
   """
   _, values = _read(pathlib.Path(path))
-  widths = _widths(space)
+  widths = space.widths
   if {g: len(v) for g, v in values.items()} != {
     g: len(w) for g, w in widths.items()
   }:
@@ -192,18 +192,6 @@ def read_scores(
       f" network, which has {len(widths)}; expected a file of its own."
     )
   return {group: -monotone(widths[group], v) for group, v in values.items()}
-
-
-def _widths(space: search_space.SearchSpace) -> dict[str, tuple[int, ...]]:
-  """List the candidates of each group."""
-  return {
-    group: bits
-    for choice in space.choices.values()
-    for group, bits in (
-      (choice.weight_group, choice.weight_bits),
-      (choice.activation_group, choice.activation_bits),
-    )
-  }
 
 
 def _read(path: pathlib.Path) -> tuple[str, dict[str, Any]]:

@@ -1,10 +1,6 @@
 """What travels between devices in the compiled step of a search."""
 
-import json
-import os
-import subprocess
-import sys
-
+import fake_devices
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -50,18 +46,7 @@ json.dump({"found": found, "weights": weights}, sys.stdout)
 
 def _step(size, preset):
   """Gives numbers that travel, by kind, and how many weights there are."""
-  flags = "--xla_force_host_platform_device_count=8"
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT, str(size), preset],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
+  return fake_devices.run(SCRIPT, str(size), preset, devices=8)
 
 
 @pytest.mark.parametrize(("preset", "passes"), [("sgd", 1), ("asga", 2)])

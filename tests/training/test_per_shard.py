@@ -1,10 +1,6 @@
 """Perturbations by shard against searches of each shard alone."""
 
-import json
-import os
-import subprocess
-import sys
-
+import fake_devices
 import numpy as np
 import pytest
 
@@ -61,22 +57,7 @@ json.dump({"mean": mean, "shard": after(batch, 8, "shard"),
 @pytest.mark.slow
 def test_each_shard_is_perturbed_by_its_own_gradient():
   """The first step of eight shards is the mean of eight steps of one."""
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "True",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout)
+  found = fake_devices.run(SCRIPT, devices=8, x64=True)
   mean, shard = found["mean"], found["shard"]
   for name, wanted in mean.items():
     # Grids and statistics of the rest are kept in float32.

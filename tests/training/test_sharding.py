@@ -1,12 +1,9 @@
 """Placement, and one device against eight."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 from typing import ClassVar
 
+import fake_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,25 +94,14 @@ json.dump(out, sys.stdout)
 
 def _run(dtype, *layouts):
   """Runs the script at a type, on devices laid out in each way."""
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    # Without optimization it compiles twice as fast.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
-  }
-  environment["JAX_ENABLE_X64"] = str(dtype == "float64")
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT, dtype, *layouts],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+  found = fake_devices.run(
+    SCRIPT,
+    dtype,
+    *layouts,
+    devices=8,
+    flags=fake_devices.UNOPTIMIZED,
+    x64=dtype == "float64",
   )
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
   for each in found.values():
     assert each["dtype"] == dtype
     # They learn: equal losses are not those of a step that does nothing.

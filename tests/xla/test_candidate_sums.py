@@ -1,10 +1,6 @@
 """How the sums of the candidates are cut into slices, and split over CPUs."""
 
-import json
-import os
-import subprocess
-import sys
-
+import fake_devices
 import jax
 import numpy as np
 import pytest
@@ -64,21 +60,7 @@ json.dump({"gathers": text.count(" all-gather"), "reduces":
 
 
 def test_a_batch_over_cpus_is_not_gathered():
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", SPLIT],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
+  found = fake_devices.run(SPLIT, devices=4)
   assert found["gathers"] == 0
   assert found["reduces"] > 0
   assert found["loops"] > 0
