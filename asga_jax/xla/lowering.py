@@ -3,7 +3,8 @@
 On a CPU, XLA has a fast kernel for dense convolutions whose operands and result
 are channels-last (see `outline.channels_last`). Here gradients are written in
 that form to begin with, so that they are fast in a loop or out of line too.
-Depthwise convolutions have no kernel at all: see `depthwise`.
+Depthwise convolutions have no kernel at all: see `depthwise`. Those whose
+window is wider than their input have a slow one: see `wide_windows`.
 """
 
 import functools
@@ -16,7 +17,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from asga_jax.xla import depthwise, outline
+from asga_jax.xla import depthwise, outline, wide_windows
 
 # XLA calls these experimental: it may drop them.
 CPU_OPTIONS = {
@@ -95,6 +96,12 @@ def conv_general_dilated(
     padding = lax.padtype_to_pads(lhs.shape[1:-1], spans, strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
   convolve = depthwise.convolve if depthwise_groups else _dense
+  if (
+    not depthwise_groups
+    and min((0, *sum(pads, ()))) == 0
+    and wide_windows.is_wide(lhs, rhs, strides, pads, dilation)
+  ):
+    convolve = wide_windows.convolve
   return convolve(lhs, rhs, strides, pads, dilation)
 
 
