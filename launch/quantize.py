@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     logging.error("%s: %s", type(error).__name__, error)
     sys.exit(1)
   print(quantize_summary.format_quantization(finished))
-  print(f"written to {path}: policy.json, policy.png, network.onnx")
+  print(f"written to {path}: policy.json, report.html, network.onnx")
 
 
 def parse(arguments: list[str]) -> list[str]:

@@ -8,7 +8,9 @@ from asga_jax.report import run as run_lib
 
 
 def by_step(run: run_lib.Run) -> list[figures.Chart]:
-  """Draw how a run went, a chart for each kind of figure."""
+  """Draw how a run went, a chart for each kind of figure; none of no steps."""
+  if not run.records:
+    return []
   steps = curves.column(run.records, "step")
   width = curves.window(len(steps))
   found = []
@@ -71,8 +73,9 @@ def measured(run: run_lib.Run) -> list[figures.Chart]:
     series.append(figures.Series(label, x, y, slot, faint=True))
     series.append(figures.Series(label, x, y, slot, "points"))
   of_float = run.measured["float_accuracy"]
+  what = run.measured.get("what", "accuracy").capitalize()
   chart = figures.line_chart(
-    "Accuracy (%) at each cost" + "; dashed: float" * (of_float is not None),
+    f"{what} (%) at each cost" + "; dashed: float" * (of_float is not None),
     series,
     x_label=f"{cost} ({unit})" if unit else cost,
     limit=None if of_float is None else 100 * of_float,

@@ -42,7 +42,7 @@ def make_page(runs: Sequence[run_lib.Run]) -> str:
 def _one(run: run_lib.Run) -> dict[str, Any]:
   """Gather what the page of a run shows."""
   model = run.config["model"]
-  if run.kind == "search":
+  if run.kind != "finetune":
     model = run.policy.model if run.policy else model
     title = f"{model} at {run.config['budget']}"
   else:

@@ -9,12 +9,13 @@ from asga_jax.report import warnings as run_warnings
 
 
 class Run(NamedTuple):
-  """A search or a fine-tuning, with all that it left."""
+  """A search, fine-tuning or quantization, with all that it left."""
 
   # How the pages call it: the name of the directory.
   name: str
   path: pathlib.Path
-  # 'search' or 'finetune': the group of the configuration that it reads.
+  # 'search' or 'finetune', the group of the configuration that it reads, or
+  # 'quantization', without training.
   kind: str
   # By dotted key, sorted.
   config: Mapping[str, Any]
@@ -55,6 +56,8 @@ class Run(NamedTuple):
 
   def warnings(self) -> list[str]:
     """Say what is wrong with the run."""
+    if self.kind == "quantization":
+      return list(self.summary.get("warnings", ()))
     if self.kind == "finetune":
       chance = run_warnings.at_chance(self.summary)
       return [chance] if chance else []

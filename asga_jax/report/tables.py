@@ -14,7 +14,11 @@ from asga_jax.report import run as run_lib
 # Bars of more bits (32 for float) are cut here; their text tells the number.
 MOST_BITS = 9
 _MISTAKES = 10
-_KINDS = {"search": "search", "finetune": "fine-tuning"}
+_KINDS = {
+  "search": "search",
+  "finetune": "fine-tuning",
+  "quantization": "quantization without training",
+}
 
 
 class Cell(NamedTuple):
@@ -92,11 +96,14 @@ def _accuracies(run: run_lib.Run) -> list[Figure]:
   """Give what a run has reached."""
   found = []
   part = ", some batches" if run.config.get("report_batches") else ""
+  where = "on the proxy"
+  if run.kind == "quantization":
+    where = f"on {run.summary.get('report_images')} images"
   for name, value in run.summary.items():
     kind = name.removeprefix("ema_")
-    if name.endswith("_accuracy") and value is not None:
+    if name.endswith(("_accuracy", "agreement")) and value is not None:
       shown = f"{100 * value:.1f} %"
-      found.append(Figure(name.replace("_", " "), shown, "on the proxy"))
+      found.append(Figure(name.replace("_", " "), shown, where))
     elif kind in ("top1", "top5", "loss"):
       if value is None:
         shown = "nothing finite"
@@ -220,7 +227,7 @@ def side_by_side(runs: Sequence[run_lib.Run]) -> Table:
       "budget": run.policy.budget
       if run.policy
       else run.config.get("budget", "none: float"),
-      "steps": f"{run.steps_done} of {run.setting('steps')}",
+      "steps": _steps(run),
       **{figure.name: figure.value for figure in headline(run)},
     }
     for run in runs
@@ -230,6 +237,12 @@ def side_by_side(runs: Sequence[run_lib.Run]) -> Table:
     ["", *(run.name for run in runs)],
     [(key, *(Cell(x.get(key, "-")) for x in columns)) for key in keys],
   )
+
+
+def _steps(run: run_lib.Run) -> str:
+  if run.kind == "quantization":
+    return "none"
+  return f"{run.steps_done} of {run.setting('steps')}"
 
 
 def bits(runs: Sequence[run_lib.Run]) -> Table:

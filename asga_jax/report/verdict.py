@@ -17,16 +17,37 @@ def beats_uniform(summary: Mapping[str, Any]) -> bool | None:
   return None if interval is None else interval[0] > 0
 
 
-def sentence(summary: Mapping[str, Any], *, unit: str = "points") -> str | None:
+def as_accuracy(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Let agreement with float stand where labels, so accuracy, are not known.
+
+  Args:
+    summary: of `summary.json`.
+  """
+  if "agreement" not in summary or "float_accuracy" in summary:
+    return summary
+  return {
+    **summary,
+    "policy_accuracy": summary["agreement"],
+    "uniform_accuracy": summary["uniform_agreement"],
+    "gain_over_uniform": summary["agreement_gain_over_uniform"],
+    "gain_interval": summary["agreement_gain_interval"],
+  }
+
+
+def sentence(summary: Mapping[str, Any]) -> str | None:
   """Say how a policy compares with uniform bits of the same cost.
 
   Args:
-    summary: of `summary.json`; empty for a search that has not ended.
-    unit: what the gain is counted in.
+    summary: of `summary.json`; empty for a run that has not ended.
 
   Returns:
     One sentence; None where there was nothing to compare with.
   """
+  shown = as_accuracy(summary)
+  unit = "points"
+  if shown is not summary:
+    unit += " of agreement with the float network"
+  summary = shown
   beats = beats_uniform(summary)
   if beats is None:
     return None

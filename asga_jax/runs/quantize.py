@@ -24,6 +24,7 @@ from asga_jax.runs import (
   quantize_images,
   quantize_summary,
   read,
+  report,
   run_files,
   waits,
   workdir,
@@ -46,8 +47,8 @@ def run_quantization(
   The directory holds `config.json`, `scores.json` (kept while they are
   measured; those of gradients are not), then `policy.json`, `policy.png`,
   `weights.safetensors`, `network.onnx` and `summary.json`, and at the end
-  `pareto.png` of other budgets and its figures, `measured.json`. A run that has
-  ended is read, not repeated.
+  `pareto.png` of other budgets, its figures, `measured.json`, and
+  `report.html`. A run that has ended is read, not repeated.
 
   Args:
     config: see `config_lib.default_config`.
@@ -146,6 +147,7 @@ def _quantize(
   files.write_text_atomic(
     directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
   )
+  report.write_report([directory])
   return read.FinishedQuantization(policy, figures)
 
 

@@ -96,21 +96,8 @@ def _divergence(of_float: np.ndarray, found: np.ndarray) -> float | None:
   return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _as_accuracy(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Let agreement with the float network stand where accuracy is not known."""
-  if "float_accuracy" in summary:
-    return summary
-  return {
-    **summary,
-    "policy_accuracy": summary["agreement"],
-    "uniform_accuracy": summary["uniform_agreement"],
-    "gain_over_uniform": summary["agreement_gain_over_uniform"],
-    "gain_interval": summary["agreement_gain_interval"],
-  }
-
-
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
-  shown = _as_accuracy(summary)
+  shown = verdict.as_accuracy(summary)
   if verdict.beats_uniform(shown) is not False:
     return []
   low, high = (100 * end for end in shown["gain_interval"])
@@ -131,9 +118,8 @@ def sentence(summary: Mapping[str, Any]) -> str:
   """
   labelled = "float_accuracy" in summary
   what = "accuracy" if labelled else "agreement with the float network"
-  shown = _as_accuracy(summary)
-  unit = "points" if labelled else f"points of {what}"
-  return verdict.sentence(shown, unit=unit) or (
+  shown = verdict.as_accuracy(summary)
+  return verdict.sentence(summary) or (
     f"The policy has {100 * shown['policy_accuracy']:.1f} % {what} on"
     f" {summary['report_images']} images; no uniform bits meet the budget."
   )

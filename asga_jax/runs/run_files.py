@@ -19,7 +19,10 @@ from asga_jax.runs import workdir
 PARETO_VERSIONS = (1, curve_lib.SCHEMA_VERSION)
 EVALUATIONS = "evaluation-*.json"
 MEASURED, MEASURED_VERSION = "measured.json", 1
-_NO_NUMBERS = ("warnings", "data", "gain_interval")  # of a summary
+_INTERVALS = ("gain_interval", "agreement_gain_interval", "fall_interval")
+# Of a summary.
+_TEXTS = ("data", "split", "budget", "accuracy_budget", "fall_split")
+_NO_NUMBERS = ("warnings", *_TEXTS, *_INTERVALS)
 
 
 class RunFilesError(ValueError):
@@ -58,13 +61,11 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
       f"{directory} is no directory; expected the work directory of a run"
     )
   config = workdir.read_config(directory)
+  kind = "search"
   if workdir.is_quantization(config):
-    raise RunFilesError(
-      f"{directory} is of a quantization without training, of which there is no"
-      " page; its result is in summary.json and policy.png"
-    )
-  tuned = "finetune" in config and "search" not in config
-  kind = "finetune" if tuned else "search"
+    kind = "quantization"
+  elif "finetune" in config and "search" not in config:
+    kind = "finetune"
   _check_config(config, kind, directory / workdir.CONFIG_NAME)
   summary: Mapping[str, Any] = {}
   ended = (directory / "summary.json").exists()
@@ -72,7 +73,8 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
     summary = _read_object(directory / "summary.json")
     numbers = {k: v for k, v in summary.items() if k not in _NO_NUMBERS}
     _check_numbers(numbers, f"{directory / 'summary.json'}: ")
-    _check_interval(summary, directory / "summary.json")
+    for name in _INTERVALS:
+      _check_interval(name, summary.get(name), directory / "summary.json")
   policy = None
   # A fine-tuning keeps its policy from the start; a float one has none.
   kept = (directory / "policy.json").exists()
@@ -99,7 +101,7 @@ def read_run(path: str | os.PathLike[str]) -> run_lib.Run:
     path=directory,
     kind=kind,
     config=config_lib.flatten(config),
-    radius=radius_kind(config[kind]),
+    radius=radius_kind(config[kind]) if kind in config else "fixed",
     records=curves.of_training(records) if kind == "finetune" else records,
     policy=policy,
     provenance=config_lib.flatten(policy.provenance) if policy else {},
@@ -141,8 +143,7 @@ def _check_numbers(values: Mapping[str, Any], where: str) -> None:
       )
 
 
-def _check_interval(summary: Mapping[str, Any], file: pathlib.Path) -> None:
-  interval = summary.get("gain_interval")
+def _check_interval(name: str, interval: Any, file: pathlib.Path) -> None:
   if interval is None:
     return
   if (
@@ -151,7 +152,7 @@ def _check_interval(summary: Mapping[str, Any], file: pathlib.Path) -> None:
     or not all(map(_is_number, interval))
   ):
     raise RunFilesError(
-      f"{file}: gain_interval is {interval!r}; expected two numbers or null"
+      f"{file}: {name} is {interval!r}; expected two numbers or null"
     )
 
 
@@ -177,7 +178,7 @@ def _check_measured(measured: Mapping[str, Any], file: pathlib.Path) -> None:
     if not good:
       raise RunFilesError(
         f"{file}: {name} is {measured.get(name)!r}; remove the file and "
-        "summary.json, and the command of the search makes both again"
+        "summary.json, and the command of the run makes both again"
       )
 
 
@@ -190,9 +191,15 @@ def _check_config(
 ) -> None:
   """Check what a report reads; an older run may lack other keys."""
   flat = config_lib.flatten(config)
-  texts = ("budget",) if kind == "search" else ("data.name", "weights.path")
-  accepted = {
-    **dict.fromkeys(("model", *texts), (_is_text, "text")),
+  texts = {
+    "search": ("budget",),
+    "finetune": ("data.name", "weights.path"),
+    "quantization": ("budget", "data.name", "weights.path"),
+  }[kind]
+  accepted: dict[str, Any] = dict.fromkeys(
+    ("model", *texts), (_is_text, "text")
+  )
+  of_steps = {
     f"{kind}.steps": (_is_number, "a number"),
     f"{kind}.preset": (
       lambda value: str(value) in sharpness.PRESETS,
@@ -203,6 +210,8 @@ def _check_config(
       "a number above 0",
     ),
   }
+  if kind != "quantization":
+    accepted |= of_steps
   for name, (fits, expected) in accepted.items():
     if not fits(flat.get(name)):
       raise RunFilesError(

@@ -3,6 +3,7 @@
 import json
 from unittest import mock
 
+import made_runs
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,7 +18,6 @@ from asga_jax.runs import (
   finetune,
   quantize,
   quantize_summary,
-  report,
   workdir,
 )
 from asga_jax.scores import probe
@@ -30,6 +30,7 @@ FILES = (
   "pareto.png",
   "policy.json",
   "policy.png",
+  "report.html",
   "scores.json",
   "summary.json",
   "weights.safetensors",
@@ -144,6 +145,18 @@ def test_a_finished_run_is_read(finished, config, contents):
     quantize.run_quantization(config, path)
 
 
+def test_its_page_leads_with_what_was_measured(finished):
+  path, found = finished
+  page = made_runs.Page(path / "report.html")
+  assert quantize_summary.sentence(found.summary) in page.words
+  assert "Accuracy (%) at each cost; dashed: float" in page.charts
+  shown = f"{100 * found.summary['policy_accuracy']:.1f} %"
+  assert shown in page.words
+  assert set(found.policy.layers) < set(page.table("layer"))
+  assert "step" not in page.words.split()
+  made_runs.check_stands_alone(page)
+
+
 def test_others_open_it(finished, tmp_path):
   path, found = finished
   told = found.summary
@@ -164,8 +177,6 @@ def test_others_open_it(finished, tmp_path):
   for row in rows:
     if row["top1"] is not None:
       assert row["top1"] == pytest.approx(told["policy_accuracy"], abs=0.01)
-  with pytest.raises(ValueError, match="there is no page"):
-    report.write_report([path])
   with pytest.raises(ValueError, match=r"budget=bops=2bit is of a search"):
     next(export.export_run(path, budget="bops=2bit"))
 
@@ -188,6 +199,9 @@ def test_images_without_labels(config, folder, tmp_path, caplog):
   assert "agreement with the float network" in quantize_summary.sentence(told)
   measured = json.loads((path / "measured.json").read_text())
   assert measured["what"] == "agreement with float"
+  page = made_runs.Page(path / "report.html")
+  assert "Agreement with float (%) at each cost" in page.charts
+  assert quantize_summary.sentence(told) in page.words
   with pytest.raises(ValueError, match="no images with labels"):
     evaluate.evaluate_run(path)
   (line,) = export.export_run(path, formats=("packed",), report=False)
