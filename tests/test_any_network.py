@@ -76,16 +76,8 @@ NETWORKS = {
 }
 
 
-SLOW = ("cond", "jit", "scan", "recurrent", "vmap")
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-    for name in NETWORKS
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_layers_within_transformations_are_searched(name):
   make, x = NETWORKS[name]
   net = make()

@@ -10,6 +10,8 @@ from asga_jax.cost import macs
 from asga_jax.runs import build, quantize_config
 from asga_jax.runs import config as config_lib
 
+# Their deployed networks take five seconds and more to trace.
+LARGE = ("efficientnet_lite0", "resnet50", "vit_s", "vit_ti")
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
@@ -20,7 +22,17 @@ def _load(path):
   return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path,
+      marks=pytest.mark.slow if path.stem in LARGE else (),
+    )
+    for path in CONFIGS
+  ],
+  ids=lambda path: path.stem,
+)
 def test_configuration_is_accepted(path):
   found = {}
   for variant in ("", "cifar10", "small", "cifar10,small"):

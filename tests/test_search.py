@@ -59,7 +59,15 @@ def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
   )
 
 
-@pytest.mark.parametrize("preset", ["sgd", "sam", "gsam", "sagm"])
+@pytest.mark.parametrize(
+  "preset",
+  [
+    pytest.param("sgd", marks=pytest.mark.slow),
+    "sam",
+    pytest.param("gsam", marks=pytest.mark.slow),
+    pytest.param("sagm", marks=pytest.mark.slow),
+  ],
+)
 def test_every_preset_makes_a_step(perceptron, tiny_batches, preset):
   search = asga_jax.start_search(
     perceptron,
@@ -81,7 +89,7 @@ def test_every_preset_makes_a_step(perceptron, tiny_batches, preset):
   assert max(jax.tree.leaves(moved.weights)) > 0
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_bilevel_search_moves_logits_on_heldout_batches(
   perceptron, tiny_batches, every
 ):

@@ -18,6 +18,8 @@ from asga_jax.runs import search as search_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 BITS = (2, 4, 8, 32)
+# Its fixture is a search with a table that is measured.
+pytestmark = pytest.mark.slow
 
 
 class Tiny(nnx.Module):

@@ -15,7 +15,9 @@ from scipy import optimize
 
 from asga_jax import files
 from asga_jax import result as result_lib
+from asga_jax.allocation import choose
 from asga_jax.allocation import space as search_space
+from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.quantization import quantizers, remembered
@@ -98,9 +100,10 @@ def measure_scores(
     What `allocate` takes; gradients give all three of their scores.
 
   Raises:
-    ValueError: an unknown score, a model that is not searchable, no batches,
-      outputs that are not finite, or a cache of another network, other inputs
-      or other candidates.
+    InfeasibleBudgetError: no policy is cheap enough; nothing is measured.
+    ValueError: an unknown score, a malformed budget, a model that is not
+      searchable, no batches, outputs that are not finite, or a cache of another
+      network, other inputs or other candidates.
 
   Source: one-tensor sensitivities, as in Dong et al., "HAWQ" (2019), by the
   divergence of outputs instead of curvature.
@@ -116,6 +119,7 @@ def measure_scores(
       "rounded_on is given with score='sharp_kl', which moves weights that are"
       " not rounded yet; expected None, or another score."
     )
+  _check_budget(space, budget, costs)
   given = list(examples.each_of(batches))
   rounded_on = (
     []
@@ -165,6 +169,17 @@ def measure_scores(
     model_name=model_name,
     provenance={"method": score, "versions": result_lib.versions()},
   )
+
+
+def _check_budget(
+  space: search_space.SearchSpace, budget: str, costs: Sequence[costs_lib.Cost]
+) -> None:
+  """Check before long work that some policy meets a budget."""
+  known = search_space.known_costs(costs)
+  limits = budget_lib.resolve(
+    budget_lib.parse_budget(budget), space.network, space.choices, known
+  )
+  choose.check_feasible(space.network, space.choices, known, limits)
 
 
 def read_scores(

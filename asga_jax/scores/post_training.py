@@ -10,15 +10,12 @@ from flax import nnx
 from asga_jax import conversion
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.allocation import choose
-from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.quantization import (
   correction,
   fixing,
-  remembered,
   rounding,
   surgery,
 )
@@ -101,6 +98,8 @@ def quantize_post_training(
     InfeasibleBudgetError: no policy is cheap enough.
     ValueError: no batches, or see `searchable` and `measure_scores`.
   """
+  # Before ranges are taken; `measure_scores` checks the rest.
+  budget_lib.parse_budget(budget)
   given = list(examples.each_of(batches))
   if not 0 < scored <= len(given):
     raise ValueError(
@@ -122,7 +121,6 @@ def quantize_post_training(
     batches=raw[1:],
     method=method,
   )
-  _check_budget(searchable, budget, costs)
   result = measured.measure_scores(
     searchable,
     raw[:scored],
@@ -190,16 +188,3 @@ def apply_bits(
   given = list(batches)
   rounded = rounding.round_weights(fixed, given)
   return correction.correct_bias(rounded, given, reference=reference)
-
-
-def _check_budget(
-  searchable: nnx.Module, budget: str, costs: Sequence[costs_lib.Cost]
-) -> None:
-  """Check before long work that some policy meets a budget."""
-  network, _ = remembered.recall(searchable, "deployed_network")
-  choices = search_space.build(searchable, network).choices
-  known = search_space.known_costs(costs)
-  limits = budget_lib.resolve(
-    budget_lib.parse_budget(budget), network, choices, known
-  )
-  choose.check_feasible(network, choices, known, limits)

@@ -99,6 +99,7 @@ def test_a_batch_that_does_not_split_over_the_devices(config, tmp_path):
     search_run.run_search(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_that_diverges_names_step_and_checkpoint(config, tmp_path):
   config.search.preset = "sgd"
   config.search.learning_rate = 1e30

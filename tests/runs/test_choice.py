@@ -12,7 +12,7 @@ from asga_jax.runs import config as config_lib
 from asga_jax.runs import config_checks, export, read
 from asga_jax.runs import search as search_run
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = [pytest.mark.usefixtures("tiny_model"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

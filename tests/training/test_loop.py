@@ -156,6 +156,7 @@ def test_pairs_are_handed_on_as_two_batches():
   assert seen == [(1, 3), (2, 4)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_the_same_end(
   tiny_search, tiny_batches, compilations, tmp_path
 ):

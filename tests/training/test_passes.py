@@ -55,14 +55,16 @@ def test_a_joint_step_compiles_to_exactly_two_passes(
 @pytest.mark.parametrize(
   ("preset", "settings", "bilevel", "passes"),
   [
-    ("sgd", {}, False, 1),
+    pytest.param("sgd", {}, False, 1, marks=pytest.mark.slow),
     ("sam", {}, False, 2),
     pytest.param("gsam", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("sagm", {}, False, 2, marks=pytest.mark.slow),
-    ("asga", {}, True, 4),
+    pytest.param("asga", {}, True, 4, marks=pytest.mark.slow),
     ("asga", {"ascent": "previous"}, False, 1),
-    ("asga", {"ascent": "momentum"}, True, 2),
-    ("asga", {"ascent_every": 2}, False, 2),
+    pytest.param(
+      "asga", {"ascent": "momentum"}, True, 2, marks=pytest.mark.slow
+    ),
+    pytest.param("asga", {"ascent_every": 2}, False, 2, marks=pytest.mark.slow),
   ],
 )
 def test_passes_of_the_other_forms(

@@ -42,7 +42,7 @@ def _uses_convolution(lhs, rhs, **settings):
   ids=str,
 )
 @pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)], ids=str)
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_dense_equals_lax_in_value_and_gradients(settings, window, batch):
   keys = jax.random.split(jax.random.key(1), 2)
   lhs = jax.random.normal(keys[0], (batch, 11, 12, 5))

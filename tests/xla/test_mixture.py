@@ -110,6 +110,7 @@ def test_odd_shapes(shape, channels):
   _assert_agrees(_inputs(shape, channels), _grids())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("shape", "channels"),
   [
@@ -128,6 +129,7 @@ def test_large_tensors(shape, channels, monkeypatch):
   _assert_agrees(_inputs(shape, channels), _grids())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_gradient", ["full", "clip"])
 @pytest.mark.parametrize(
   ("shape", "channels"),
@@ -290,6 +292,7 @@ def test_memory_does_not_grow_with_the_candidates(shape):
   assert many < few + 0.2
 
 
+@pytest.mark.slow
 def test_memory_of_the_formula_does_grow():
   few_kept, _ = _memory((4, 8), formula.mixture)
   kept, _ = _memory((2, 3, 4, 6, 8), formula.mixture)

@@ -63,6 +63,7 @@ def test_equals_it_for_unsigned_codes_with_many_zeros():
   _assert_equals_the_sweep(operands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_types_are_summed_in_float32(dtype):
   operands = _operands((70, 43), (2, 8), dtype=dtype)
@@ -120,6 +121,7 @@ def test_other_platforms_are_not(platform):
   assert "triton" not in _lowered(platform)
 
 
+@pytest.mark.slow
 def test_a_gpu_is_given_it_in_64_bit_mode():
   with jax.enable_x64(True):
     assert "xla.gpu.triton" in _lowered("cuda")

@@ -46,17 +46,8 @@ def _classes(model, batch):
   return -jnp.mean(jnp.sum(jax.nn.one_hot(batch["y"], 4) * found, -1)), {}
 
 
-# The others take a minute and more.
-FAST = ("U-Net",)
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in ZOO
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
 def test_a_network_of_others(name):
   make, x, count, beside, why_not = ZOO[name]
   net = make(nnx.Rngs(0))
