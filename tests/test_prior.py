@@ -19,6 +19,7 @@ def prior(perceptron, tiny_batches):
   )
 
 
+@pytest.mark.slow
 def test_logits_that_stay_choose_what_the_prior_chooses(
   perceptron, tiny_batches, prior
 ):

@@ -227,6 +227,7 @@ def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
   assert int(state.step) == 3
 
 
+@pytest.mark.slow
 def test_steps_without_a_second_pass_report_none_of_its_figures(
   tiny_search, tiny_batches
 ):

@@ -110,6 +110,7 @@ def _constants(made):
   return {x.name: numpy_helper.to_array(x) for x in made.graph.initializer}
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_network(trained, digits, tmp_path):
   _, images, labels = digits
   made = _export(trained)
