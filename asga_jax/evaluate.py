@@ -13,7 +13,7 @@ from flax import nnx
 
 from asga_jax.data import batches as batches_lib
 from asga_jax.data import dataset as dataset_lib
-from asga_jax.training import steps
+from asga_jax.training import sharding, steps
 
 
 class Evaluation(NamedTuple):
@@ -71,6 +71,9 @@ def evaluate(
 ) -> Evaluation:
   """Evaluate a classifier on a split.
 
+  Of several processes, which must all call it, each takes its share of the
+  batches; every image is counted once, and in the order of one process.
+
   Two networks of one structure, such as two policies, share one compilation
   if they are handed the same `prepare`.
 
@@ -90,31 +93,54 @@ def evaluate(
   model = nnx.clone(model)
   model.eval()
   graphdef, state = nnx.split(model)
-  seen = 0
-  totals = dict.fromkeys(("top1", "top5", "loss"), 0.0)
-  confusion: Any = 0
-  correct: list[np.ndarray] = []
+  found: Any = None
   taken = batches_lib.eval_batches(split, batch_size)
-  for batch in itertools.islice(taken, batches or None):
-    sums, counts, right = _measure(graphdef, state, prepare, batch)
-    lowest, highest = int(split.labels.min()), int(split.labels.max())
-    if lowest < 0 or highest >= len(counts):
-      raise ValueError(
-        f"the split has labels from {lowest} to {highest} and the network"
-        f" {len(counts)} classes; expected labels from 0 and a network with a"
-        " logit for each"
+  count = -(-len(split) // batch_size)
+  count = min(count, batches or count)
+  for number, batch in enumerate(itertools.islice(taken, count)):
+    if found is None:
+      shapes = _measure.eval_shape(graphdef, state, prepare, batch)
+      classes = len(shapes[1])
+      _check_labels(split, classes)
+      found = _Found(
+        sums={name: np.zeros(count) for name in shapes[0]},
+        confusion=np.zeros((classes, classes), np.int64),
+        right=np.zeros((count, batch_size), bool),
       )
+    if number % jax.process_count() != jax.process_index():
+      continue
+    sums, counts, right = _measure(graphdef, state, prepare, batch)
     for name, value in sums.items():
-      totals[name] += float(value)
-    confusion = confusion + np.asarray(counts, np.int64)
-    seen += int(batch["mask"].sum())
-    correct.append(np.asarray(right)[np.asarray(batch["mask"]) > 0])
+      found.sums[name][number] = value
+    found.confusion[...] += np.asarray(counts, np.int64)
+    found.right[number] = right
+  found = sharding.summed(found)
+  seen = min(len(split), count * batch_size)
   return Evaluation(
     images=seen,
-    confusion=confusion,
-    correct=np.concatenate(correct),
-    **{name: total / seen for name, total in totals.items()},
+    confusion=found.confusion,
+    # Only the last batch is filled up, at its end.
+    correct=found.right.reshape(-1)[:seen],
+    **{name: float(np.cumsum(x)[-1]) / seen for name, x in found.sums.items()},
   )
+
+
+class _Found(NamedTuple):
+  """What a process has found out about its batches; zero for the others."""
+
+  sums: dict[str, np.ndarray]  # shapes=(batches,)
+  confusion: np.ndarray  # shape=(classes, classes), dtype=int64
+  right: np.ndarray  # shape=(batches, batch_size), dtype=bool
+
+
+def _check_labels(split: dataset_lib.Split, classes: int) -> None:
+  lowest, highest = int(split.labels.min()), int(split.labels.max())
+  if lowest < 0 or highest >= classes:
+    raise ValueError(
+      f"the split has labels from {lowest} to {highest} and the network"
+      f" {classes} classes; expected labels from 0 and a network with a"
+      " logit for each"
+    )
 
 
 def accuracy(

@@ -192,7 +192,7 @@ def calibrate(
     ValueError: inputs that the model cannot be run on.
   """
   old = search.state
-  # This process's copies, since other processes have no part in this.
+  # One copy, since other devices and processes have no part in this.
   params, rest = jax.tree.map(
     lambda x: x.addressable_data(0),
     placement.gathered((old.params, old.rest), search.mesh),
@@ -222,7 +222,7 @@ def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:
   params, rest = placement.gathered((state.params, state.rest), search.mesh)
   params = params._replace(logits=search.parts.layout.unstack(params.logits))
   model: nnx.Module = state_lib.merge_model(search.graphdef, params, rest)
-  last = search.parts.temperature(jnp.maximum(state.step - 1, 0))
+  last = search.parts.temperature(jnp.int32(max(int(state.step) - 1, 0)))
   model = fixing.with_temperature(model, last)
   model.eval()
   layers.stop_watching(model)
@@ -257,6 +257,7 @@ def finish_search(
   last = search.parts.temperature(jnp.int32(max(done - 1, 0)))
   # Of a search that was written before the two parts were kept apart, whole.
   of_task = state.task.total if state.task else state.params.logits
+  of_task, slopes = placement.gathered((of_task, state.slope_sum), search.mesh)
   mixed = jax.tree.map(lambda rows: rows / last, of_task)
   updates = -(-done // settings.logits_every)
   return result_lib.SearchResult(
@@ -264,7 +265,7 @@ def finish_search(
     space=search.space,
     scores=result_lib.make_scores(
       search.space.by_group(unstack(mixed)),
-      search.space.by_group(unstack(state.slope_sum)),
+      search.space.by_group(unstack(slopes)),
       updates if settings.mode == "bilevel" else done,
     ),
     budget=search.budget,

@@ -3,15 +3,13 @@
 python launch/finetune.py --config=configs/resnet8.py --policy=policy.json
 """
 
-import sys
-
+import multihost
 import process
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from asga_jax.runs import command, finetune, summary, workdir
+from asga_jax.runs import command, finetune, processes, summary, workdir
 from asga_jax.runs import config as config_lib
-from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."
@@ -31,6 +29,7 @@ _FROM = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; by default runs/<config>-<hash>."
 )
+flags.adopt_module_key_flags(multihost)
 _TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Write event files to tensorboard/ in the workdir."
 )
@@ -40,8 +39,9 @@ def main(_: list[str]) -> None:
   """Run the training and print its result."""
   process.prepare()
   command.start_logging()
+  multihost.start()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
-  try:
+  with multihost.errors_told():
     config = config_lib.of_finetune(_CONFIG.value)
     if _POLICY.value is not None:
       config.finetune.policy = _POLICY.value
@@ -51,11 +51,9 @@ def main(_: list[str]) -> None:
     finished = finetune.run_finetuning(
       config, path, tensorboard=_TENSORBOARD.value
     )
-  except (ValueError, OSError, loop.DivergedError) as error:
-    logging.error("%s: %s", type(error).__name__, error)
-    sys.exit(1)
-  print(summary.format_finetuning(finished))
-  print(f"written to {path}: weights.safetensors, report.html, finetune.png")
+  if processes.first():
+    print(summary.format_finetuning(finished))
+    print(f"written to {path}: weights.safetensors, report.html, finetune.png")
 
 
 def parse(arguments: list[str]) -> list[str]:

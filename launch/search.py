@@ -3,15 +3,13 @@
 python launch/search.py --config=configs/mobilenetv2.py
 """
 
-import sys
-
+import multihost
 import process
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from asga_jax.runs import command, search, summary, workdir
+from asga_jax.runs import command, processes, search, summary, workdir
 from asga_jax.runs import config as config_lib
-from asga_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :ARGUMENT for a variant."
@@ -19,6 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; by default runs/<config>-<hash>."
 )
+flags.adopt_module_key_flags(multihost)
 _TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Write event files to tensorboard/ in the workdir."
 )
@@ -28,16 +27,17 @@ def main(_: list[str]) -> None:
   """Run the search and print its policy."""
   process.prepare()
   command.start_logging()
+  multihost.start()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
-  try:
+  with multihost.errors_told():
     config = config_lib.of_search(_CONFIG.value)
     path = _WORKDIR.value or workdir.default_workdir(name, config)
     finished = search.run_search(config, path, tensorboard=_TENSORBOARD.value)
-  except (ValueError, OSError, loop.DivergedError) as error:
-    logging.error("%s: %s", type(error).__name__, error)
-    sys.exit(1)
-  print(summary.format_search(finished))
-  print(f"written to {path}: policy.json, report.html, policy.png, search.png")
+  if processes.first():
+    print(summary.format_search(finished))
+    print(
+      f"written to {path}: policy.json, report.html, policy.png, search.png"
+    )
 
 
 def parse(arguments: list[str]) -> list[str]:

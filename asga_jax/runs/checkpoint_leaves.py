@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 
 from asga_jax.network import kinds
 
@@ -43,10 +44,17 @@ def _shape_dtype(leaf: Any) -> tuple[list[int], str]:
   return list(leaf.shape), str(leaf.dtype)
 
 
-def checksum(data: Any) -> int | None:
-  """Sum the bytes of an array, None where other hosts hold a part of it."""
+def checksum(data: Any) -> int:
+  """Sum the bytes of an array, wherever its parts lie.
+
+  Of one that lies in parts on several processes all must ask.
+  """
   if isinstance(data, jax.Array) and not data.is_fully_addressable:
-    return None
+    data = (
+      data.addressable_data(0)
+      if data.is_fully_replicated
+      else multihost_utils.process_allgather(data, tiled=True)
+    )
   contents = np.ascontiguousarray(data).reshape(-1)
   return zlib.crc32(contents.view(np.uint8).data) if contents.size else 0
 

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
 
 from asga_jax.runs import checkpoint_leaves as leaves_lib
+from asga_jax.training import sharding
 
 _SHOWN = 5  # mismatching leaves that an error names
 # How TensorStore's errors begin where files are not what they were.
@@ -232,7 +233,8 @@ def _restore(
       # The template may be a description, which has no data to put.
       like = templates[name]
       empty = np.zeros(like.shape, like.dtype)
-      data = jax.device_put(empty, leaves_lib.device_sharding(leaf))
+      lies = leaves_lib.device_sharding(leaf)
+      data = sharding.put(empty, lies) if lies else jax.device_put(empty)
     wanted = saved[name]["crc32"]
     found = None if wanted is None else leaves_lib.checksum(data)
     if found not in (wanted, None):

@@ -12,10 +12,11 @@ from asga_jax import data as data_lib
 from asga_jax import evaluate
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.runs import build
+from asga_jax.runs import build, processes
 from asga_jax.scores import choice, measured
 
 FILE = "scores.json"
+Scores = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def measure(
@@ -53,19 +54,26 @@ def measure(
   logging.info(
     "measuring every tensor of the searched network on %d images", len(inputs)
   )
-  scored = measured.measure_scores(
-    found.model,
-    batches,
-    budget=found.budget,
-    score=config.choice.score,
-    costs=found.costs,
-    cache=directory / FILE,
-  )
-  found = _with(found, scored.scores)
+
+  def measured_scores() -> Scores:
+    scored = measured.measure_scores(
+      found.model,
+      batches,
+      budget=found.budget,
+      score=config.choice.score,
+      costs=found.costs,
+      cache=directory / FILE,
+    )
+    return scored.scores
+
+  # By one process: which images were measured is kept in a file of its own.
+  found = _with(found, processes.from_first(measured_scores))
   policy = result_lib.allocate(found)
   if config.choice.evaluations:
-    policy = choice.improve_policy(
-      found, policy, batches, evaluations=config.choice.evaluations
+    policy = processes.from_first(
+      lambda: choice.improve_policy(
+        found, policy, batches, evaluations=config.choice.evaluations
+      )
     )
   return found, policy
 
@@ -84,7 +92,7 @@ def read(
 
 def _with(
   found: result_lib.SearchResult,
-  scores: Mapping[str, Mapping[str, np.ndarray]],
+  scores: Scores,
 ) -> result_lib.SearchResult:
   (name,) = scores
   return dataclasses.replace(

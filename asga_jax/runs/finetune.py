@@ -1,7 +1,6 @@
 """One fine-tuning in a work directory: policy and data in, weights out."""
 
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import ml_collections
 from absl import logging
 
 from asga_jax import data as data_lib
-from asga_jax import files, finetune
+from asga_jax import finetune
 from asga_jax import policy as policy_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.runs import (
@@ -20,6 +19,8 @@ from asga_jax.runs import (
   checkpoints,
   finetune_start,
   lock,
+  meeting,
+  processes,
   read,
   recorded_loop,
   report,
@@ -67,6 +68,7 @@ def run_finetuning(
   config_lib.check_finetune_config(config)
   if tensorboard:
     tensorboard_lib.check_installed()
+  meeting.check_alike(config, path)
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     if tensorboard:
@@ -135,12 +137,9 @@ def _finetune(
     figures = summary.summarise_finetuning(
       config, made, state, dataset, split, directory
     )
-  summary.plot_finetuning(config, directory)
-  # The last file: it marks a training that has ended.
-  files.write_text_atomic(
-    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
-  )
-  report.write_report([directory])
+  if processes.first():
+    summary.plot_finetuning(config, directory)
+  report.end_run(directory, figures)
   return read.FinishedFinetuning(policy, figures)
 
 
@@ -210,7 +209,8 @@ def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:
   """Copy the policy; a training goes on at the one that it began with."""
   kept = directory / "policy.json"
   if not kept.exists():
-    policy_lib.save(policy, kept)
+    if processes.first():
+      policy_lib.save(policy, kept)
   elif policy_lib.load(kept).layers != policy.layers:
     raise workdir.WorkdirError(
       f"the policy is not that which the training in {directory} began with,"

@@ -104,8 +104,14 @@ def _forget() -> None:
 
 
 @contextlib.contextmanager
-def steps() -> Iterator[Callable[[], bool]]:
+def steps(
+  agree: Callable[[int], int] = lambda number: number,
+) -> Iterator[Callable[[], bool]]:
   """Hold signals back while steps are run that can be saved.
+
+  Args:
+    agree: of the number of the signal that came, or 0, to that which came to
+      any process of the run; it is called with every question and at the end.
 
   Yields:
     A function that tells, after a step, whether a signal came: then save, and
@@ -114,16 +120,15 @@ def steps() -> Iterator[Callable[[], bool]]:
   Raises:
     Stopped: at the end, if one came.
   """
-  watch = _watch
-  if watch is None:
-    yield lambda: False
-    return
+  # Without `install` none comes to this process.
+  watch = _watch or _Watch()
   with watch.lock:
     watch.in_steps = True
   try:
-    yield lambda: watch.came is not None
+    yield lambda: agree(watch.came or 0) > 0
   finally:
     with watch.lock:
       watch.in_steps = False
-  if watch.came is not None:
-    raise Stopped(128 + watch.came)
+  came = agree(watch.came or 0)
+  if came:
+    raise Stopped(128 + came)

@@ -1,14 +1,15 @@
 """The loop in a work directory: metrics, progress, checkpoints, event files."""
 
 import contextlib
+import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from asga_jax.runs import interrupts, metrics
+from asga_jax.runs import interrupts, metrics, processes
 from asga_jax.runs import tensorboard as tensorboard_lib
 from asga_jax.training import loop
 from asga_jax.training import progress as progress_lib
@@ -66,10 +67,44 @@ def train(
 
   Raises:
     DivergedError: the loss is not finite.
-    Stopped: a signal came; the step it came at is saved.
+    Stopped: a signal came; the step it came at is saved. Of several processes,
+      to any of them; the last of a block of `flush_every` steps is saved.
   """
+  telling = _telling(plan, directory, first, tensorboard)
   with (
-    interrupts.steps() as stop,
+    # Entered first: at its end the processes agree, and the metrics of the one
+    # that writes are then whole for all.
+    interrupts.steps(processes.agree) as stop,
+    telling if processes.first() else contextlib.nullcontext() as on_records,
+  ):
+    return loop.run(
+      step,
+      state,
+      batches,
+      plan.steps,
+      mesh,
+      pairs=plan.pairs,
+      flush_every=plan.flush_every,
+      on_records=on_records,
+      save=save,
+      save_every=plan.save_every,
+      last_saved=first,
+      stop=_every(plan.flush_every, stop) if processes.several() else stop,
+    )
+
+
+def _every(number: int, stop: Callable[[], bool]) -> Callable[[], bool]:
+  """Ask once in so many times: processes wait for each other to agree."""
+  asked = itertools.count(1)
+  return lambda: next(asked) % number == 0 and stop()
+
+
+@contextlib.contextmanager
+def _telling(
+  plan: Plan, directory: pathlib.Path, first: int | None, tensorboard: bool
+) -> Iterator[Callable[[list[loop.Record]], None]]:
+  """Give what writes and shows the records of steps; see `train`."""
+  with (
     metrics.MetricsWriter(
       directory / "metrics.jsonl", resume_step=first
     ) as writer,
@@ -95,17 +130,4 @@ def train(
       }
       progress.update(int(records[-1]["step"]), shown)
 
-    return loop.run(
-      step,
-      state,
-      batches,
-      plan.steps,
-      mesh,
-      pairs=plan.pairs,
-      flush_every=plan.flush_every,
-      on_records=on_records,
-      save=save,
-      save_every=plan.save_every,
-      last_saved=first,
-      stop=stop,
-    )
+    yield on_records

@@ -1,12 +1,33 @@
 """Reports: one page for each run, and one that compares several."""
 
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
 
 from asga_jax import files
 from asga_jax.report import run as run_lib
-from asga_jax.runs import run_files
+from asga_jax.runs import processes, run_files
+
+
+def end_run(directory: pathlib.Path, figures: Mapping[str, Any]) -> None:
+  """Write what marks a run that has ended, `summary.json`, and its page.
+
+  Args:
+    directory: the work directory.
+    figures: of the summary, as JSON; its `warnings` are logged.
+  """
+  if processes.first():
+    files.write_text_atomic(
+      directory / "summary.json", json.dumps(figures, indent=2) + "\n"
+    )
+    for sentence in figures.get("warnings", ()):
+      logging.warning("%s", sentence)
+    write_report([directory])
+  processes.wait("the run is written")
 
 
 def write_report(

@@ -1,6 +1,5 @@
 """One search in a work directory: data in, policy and pictures out."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from asga_jax import data as data_lib
-from asga_jax import every_budget, files, search
+from asga_jax import every_budget, search
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.allocation import curve as curve_lib
@@ -25,8 +24,10 @@ from asga_jax.runs import (
   choice,
   config_checks,
   lock,
+  meeting,
   metrics,
   pretrain,
+  processes,
   read,
   recorded_loop,
   report,
@@ -71,6 +72,7 @@ def run_search(
   budget_lib.parse_budget(config.budget)
   if tensorboard:
     tensorboard_lib.check_installed()
+  meeting.check_alike(config, path)
   directory = workdir.open_workdir(path, config, write=False)
   if (directory / "summary.json").exists():
     if tensorboard:
@@ -172,26 +174,22 @@ def _conclude(
 ) -> read.FinishedSearch:
   """Choose the policy, and write all that a search leaves."""
   found, policy = choice.measure(config, found, dataset, splits, directory)
-  policy_lib.save(policy, directory / "policy.json")
+  if processes.first():
+    policy_lib.save(policy, directory / "policy.json")
   records = metrics.read_metrics(directory / "metrics.jsonl")
   if not records:
     raise metrics.MetricsError(
       f"{directory / 'metrics.jsonl'} is empty; expected a record of each step"
     )
-  summary.plot_search(config, policy, records, directory)
   kind = budget_lib.parse_budget(config.budget).constraints[0].kind
   curve = every_budget.pareto(found, cost=kind)
-  curve_lib.save(curve, directory / "pareto.json")
+  if processes.first():
+    summary.plot_search(config, policy, records, directory)
+    curve_lib.save(curve, directory / "pareto.json")
   figures = summary.summarise_search(
     config, found, policy, curve, dataset, splits, records, directory
   )
-  # It marks a search that has ended.
-  files.write_text_atomic(
-    directory / "summary.json", json.dumps(figures, indent=2) + "\n"
-  )
-  for sentence in figures["warnings"]:
-    logging.warning("%s", sentence)
-  report.write_report([directory])
+  report.end_run(directory, figures)
   return read.FinishedSearch(policy, figures)
 
 

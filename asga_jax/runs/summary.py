@@ -24,7 +24,15 @@ from asga_jax.report import (
 )
 from asga_jax.report import radius_health as radius
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build, compare, metrics, read, run_files, waits
+from asga_jax.runs import (
+  build,
+  compare,
+  metrics,
+  processes,
+  read,
+  run_files,
+  waits,
+)
 from asga_jax.training import loop
 from asga_jax.training import state as state_lib
 from asga_jax.weights import load
@@ -72,7 +80,9 @@ def summarise_search(
   at_policy = fixing.select_bits(finished.model, bits)
   with waits.told("evaluating the policy", first=False):
     correct = judge(at_policy)
-  load.save_weights(fixing.fix_bits(at_policy, bits), directory / read.WEIGHTS)
+  if processes.first():
+    whole = fixing.fix_bits(at_policy, bits)
+    load.save_weights(whole, directory / read.WEIGHTS)
   of_policy = float(np.mean(correct))
   gain, rows = compare.compare(finished, policy, correct, judge)
   measured = {
@@ -85,10 +95,11 @@ def summarise_search(
     "float_accuracy": of_float,
     "policies": rows,
   }
-  files.write_text_atomic(
-    directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
-  )
-  measured_plot.plot_measured(measured, directory / "pareto.png")
+  if processes.first():
+    files.write_text_atomic(
+      directory / run_files.MEASURED, json.dumps(measured, indent=2) + "\n"
+    )
+    measured_plot.plot_measured(measured, directory / "pareto.png")
   summary = {
     "float_accuracy": of_float,
     **gain,
@@ -200,11 +211,13 @@ def summarise_finetuning(
 
   with waits.told("evaluating the network"):
     model, figures = settle(averaged=False)
-  load.save_weights(model, directory / read.WEIGHTS)
+  if processes.first():
+    load.save_weights(model, directory / read.WEIGHTS)
   if config.finetune.ema_decay:
     with waits.told("evaluating its average"):
       model, averaged = settle(averaged=True)
-    load.save_weights(model, directory / read.AVERAGED_WEIGHTS)
+    if processes.first():
+      load.save_weights(model, directory / read.AVERAGED_WEIGHTS)
     figures |= {f"ema_{name}": value for name, value in averaged.items()}
   return {
     "data": dataset.name,

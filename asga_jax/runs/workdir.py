@@ -5,16 +5,19 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 from typing import Any
 
+import jax
 import ml_collections
 from absl import logging
 
 from asga_jax import files
 from asga_jax.cost import latency_table
-from asga_jax.runs import config_checks
+from asga_jax.runs import config_checks, processes
 
 CONFIG_NAME = "config.json"
+_SEEN = 60.0  # seconds
 _SHOWN = 8  # differing keys that an error names
 
 
@@ -209,10 +212,12 @@ def open_workdir(
   except OSError as error:
     raise unwritable(directory, error) from error
   file = directory / CONFIG_NAME
-  if not file.exists():
-    if not write:
-      return directory
-    files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
+  if write:
+    if processes.first() and not file.exists():
+      files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
+    processes.wait("the work directory is made")
+    _wait_for(file)
+  elif not file.exists():
     return directory
   differences = _differences(read_config(directory), wanted)
   if differences:
@@ -224,6 +229,23 @@ def open_workdir(
       + "\nchoose another --workdir, or give the configuration of that run"
     )
   return directory
+
+
+def _wait_for(file: pathlib.Path) -> None:
+  """Wait until this process sees what the first has written.
+
+  Raises:
+    WorkdirError: it does not, in the time that file systems over a network
+      take.
+  """
+  late = time.monotonic() + _SEEN
+  while not file.exists():
+    if time.monotonic() > late:
+      raise WorkdirError(
+        f"process {jax.process_index()} does not see {file}, which process 0"
+        " has written; expected a work directory that all processes share"
+      )
+    time.sleep(0.5)
 
 
 def kept_table(
@@ -258,5 +280,5 @@ def keep_table(
   table = latency_table.load(config.latency_table)
   logging.info("latencies: %s", table.how or "of unknown origin")
   kept = kept_table(config, directory)
-  if not kept.exists():
+  if processes.first() and not kept.exists():
     latency_table.save(table, kept)

@@ -129,7 +129,7 @@ def without_data(shardings: Any) -> Any:
 
 def place(state: Any, shardings: Any) -> Any:
   """Put a fresh copy of a state where it is to lie; see `state_shardings`."""
-  return sharding.copied(jax.device_put(state, shardings))
+  return sharding.copied(sharding.put(state, shardings))
 
 
 def place_like(state: Any, other: Any) -> Any:
@@ -138,8 +138,15 @@ def place_like(state: Any, other: Any) -> Any:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-  """Copy every leaf whole to every device."""
-  return jax.jit(
+  """Copy every leaf whole to every device.
+
+  Of several processes each gets the copy of its first device: what is made of
+  it needs no other process.
+  """
+  copies = jax.jit(
     lambda leaves: jax.tree.map(jax.numpy.copy, leaves),
     out_shardings=sharding.replicated(mesh),
   )(tree)
+  if jax.process_count() == 1:
+    return copies
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), copies)

@@ -266,7 +266,7 @@ def start(
     # What is made in parts is never whole on a device.
     shapes = jax.eval_shape(initial_state, *known)
     lies = placement.state_shardings(shapes, mesh, settings.shard)
-    known = jax.device_put(
+    known = sharding.put(
       known, (lies.params, lies.rest, sharding.replicated(mesh))
     )
     state = jax.jit(initial_state, out_shardings=lies)(*known)

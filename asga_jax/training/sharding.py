@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
@@ -27,6 +28,12 @@ def data_mesh(
     raise ValueError(
       f"{model} devices along the axis 'model' of {len(devices)}; expected a"
       " divisor of these"
+    )
+  inside = jax.local_device_count()
+  if jax.process_count() > 1 and inside % model:
+    raise ValueError(
+      f"{model} devices along the axis 'model' of processes with {inside};"
+      " expected a divisor of these"
     )
   return jax.make_mesh(
     (len(devices) // model, model),
@@ -127,12 +134,44 @@ def _check_fits(array: Any) -> None:
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:
-  """Put a fresh copy of every leaf on every device.
+  """Put a fresh copy of every leaf on every device, of all processes.
 
   The copies do not alias what they were made of, so that a step may donate
   them.
   """
-  return copied(jax.device_put(tree, replicated(mesh)))
+  return copied(put(tree, jax.tree.map(lambda _: replicated(mesh), tree)))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+  """Put a tree where a tree of shardings says.
+
+  Args:
+    tree: arrays; of several processes each has the same, whole.
+    shardings: of each leaf.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+
+  def place(leaf, lies):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return jax.device_put(leaf, lies)
+    # Not by `device_put`, which compares all processes' values leaf by leaf.
+    whole = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    return jax.make_array_from_callback(
+      whole.shape, lies, lambda part: whole[part]
+    )
+
+  return jax.tree.map(place, tree, shardings)
+
+
+def summed(tree: Any) -> Any:
+  """Sum arrays of the host over all processes, which must all call it."""
+  if jax.process_count() == 1:
+    return tree
+  gathered = multihost_utils.process_allgather(tree)
+  return jax.tree.map(
+    lambda found, own: found.sum(axis=0, dtype=own.dtype), gathered, tree
+  )
 
 
 @jax.jit

@@ -1,0 +1,104 @@
+"""Several processes of one run: what they agree on, and how they end.
+
+Each holds its share of a batch and computes the same as the others; the first
+alone writes. Between them is JAX's distributed runtime, nothing else.
+"""
+
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+# Seconds until a process that is silent is taken for dead.
+SILENT = 30
+# Seconds that the first stays after an error: the others end with it.
+_GRACE = 3
+
+Value = TypeVar("Value")
+
+
+def say(sentence: str) -> None:
+  """Log an error, and see that it is told before the process ends."""
+  logging.error("%s", sentence)
+  sys.stderr.flush()
+  sys.stdout.flush()
+
+
+def line(error: BaseException) -> str:
+  """Give the first line of what an error says."""
+  return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def several() -> bool:
+  """Tell whether this process is one of several that have met."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+  """Tell whether this is the process that writes."""
+  return jax.process_index() == 0
+
+
+def leave(error: BaseException | None = None) -> NoReturn:
+  """End with 1 after an error; of several processes, without the others.
+
+  They learn of it as of a kill: at their next collective, or once this one has
+  been silent for `SILENT` seconds.
+
+  Args:
+    error: that is still to be told, for whatever reason it came.
+  """
+  if not several():
+    sys.exit(1)
+  if error is not None:
+    lost = isinstance(error, jax.errors.JaxRuntimeError)
+    say(
+      f"process {jax.process_index()} of {jax.process_count()} ends:"
+      + (" another has probably ended or cannot be reached:" if lost else "")
+      + f" {type(error).__name__}: {line(error)}"
+      + ("; start all of them again, to go on" if lost else "")
+    )
+  if first():
+    time.sleep(_GRACE)
+  sys.stderr.flush()
+  sys.stdout.flush()
+  os._exit(1)
+
+
+def agree(number: int) -> int:
+  """Give the largest number that any process has; all must call it."""
+  if not several():
+    return number
+  found = multihost_utils.process_allgather(np.int32(number))
+  return int(np.max(found))
+
+
+def wait(what: str) -> None:
+  """Wait until all processes are here."""
+  if several():
+    multihost_utils.sync_global_devices(what)
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+  """Make a value in the first process, and hand it to all."""
+  if not several():
+    return make()
+  made = pickle.dumps(make()) if first() else b""
+  (found,) = gathered(made)[:1]
+  value: Value = pickle.loads(found)
+  return value
+
+
+def gathered(text: bytes) -> list[bytes]:
+  """Give the bytes that each process has, to every one."""
+  sizes = multihost_utils.process_allgather(np.int32(len(text)))
+  padded = np.frombuffer(text.ljust(max(sizes), b"\0"), np.uint8)
+  rows = multihost_utils.process_allgather(padded)
+  return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
