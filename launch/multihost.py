@@ -1,7 +1,6 @@
 """Flags of commands that many processes run together, and how they end."""
 
 import contextlib
-import traceback
 from collections.abc import Iterator
 
 from absl import flags, logging
@@ -58,5 +57,4 @@ def errors_told() -> Iterator[None]:
   except Exception as error:
     if not processes.several():
       raise
-    traceback.print_exc()
     processes.leave(error)

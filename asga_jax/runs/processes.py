@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -53,23 +54,31 @@ def leave(error: BaseException | None = None) -> NoReturn:
   been silent for `SILENT` seconds.
 
   Args:
-    error: that is still to be told, for whatever reason it came.
+    error: that is still to be told.
   """
   if not several():
     sys.exit(1)
   if error is not None:
-    lost = isinstance(error, jax.errors.JaxRuntimeError)
-    say(
-      f"process {jax.process_index()} of {jax.process_count()} ends:"
-      + (" another has probably ended or cannot be reached:" if lost else "")
-      + f" {type(error).__name__}: {line(error)}"
-      + ("; start all of them again, to go on" if lost else "")
-    )
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    if _lost_another(error):
+      say(
+        f"{me} ends, since another has ended or cannot be reached; start all of"
+        f" them again to go on from the last checkpoint ({line(error)})"
+      )
+    else:
+      traceback.print_exception(error)
+      say(f"{me} ends: {type(error).__name__}: {line(error)}")
   if first():
     time.sleep(_GRACE)
   sys.stderr.flush()
   sys.stdout.flush()
   os._exit(1)
+
+
+def _lost_another(error: BaseException) -> bool:
+  """Tell whether an error is that of a collective; that of memory is not."""
+  memory = str(error).startswith("RESOURCE_EXHAUSTED")
+  return isinstance(error, jax.errors.JaxRuntimeError) and not memory
 
 
 def agree(number: int) -> int:
