@@ -63,7 +63,7 @@ def start_training(
   """
   settings = settings or FinetuneSettings()
   setup.check_settings(settings)
-  taken = state_lib.take_apart(model)
+  taken = state_lib.take_apart(model, compute_dtype=settings.compute_dtype)
   optimizer = setup.weight_optimizer(
     settings,
     schedule=settings.schedule,
@@ -217,6 +217,7 @@ def train_policy(
     label="fine-tuning",
     figures=SHOWN,
     progress=progress,
+    skip_nonfinite=settings.skip_nonfinite,
   )
   trained = trained_model(training, state, averaged=settings.ema_decay > 0)
   batch_norm.warn_unmoved(model, trained)

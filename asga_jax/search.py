@@ -98,7 +98,9 @@ def start_search(
   limits = budget_lib.resolve(parsed, network, space.choices, known)
   allocation.check_feasible(network, space.choices, known, limits)
   taken = state_lib.take_apart(
-    model, freeze_batch_norm=settings.freeze_batch_norm
+    model,
+    freeze_batch_norm=settings.freeze_batch_norm,
+    compute_dtype=settings.compute_dtype,
   )
   started = setup.start(
     taken,
@@ -340,6 +342,7 @@ def search_policy(
     label="search",
     figures=SHOWN,
     progress=progress,
+    skip_nonfinite=search.settings.skip_nonfinite,
     pairs=search.settings.mode == "bilevel",
   )
   result = finish_search(search, state)

@@ -29,6 +29,9 @@ def compile_step(
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
   def step(state, *batches):
+    if parts.accumulate > 1:
+      for leaf in jax.tree.leaves(batches):
+        sharding.check_batch_size(len(leaf), mesh, parts.accumulate)
     return steps.train_step(parts, state, *batches)
 
   lies = whole if state is None else state

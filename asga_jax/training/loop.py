@@ -1,5 +1,6 @@
 """The loop over steps: figures in blocks, checkpoints, a stop at NaN."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from asga_jax.training import nonfinite, sharding
 from asga_jax.training import progress as progress_lib
-from asga_jax.training import sharding
 from asga_jax.training import state as state_lib
 
 # Figures of one step, 'step' (counted from 1) among them.
@@ -53,7 +54,7 @@ class DivergedError(RuntimeError):
 
 def _diverged(record: Record) -> str | None:
   """Name the figure that shows that a step spoilt the weights."""
-  names = ["loss", "gradient_norm", "perturbed_gradient_norm", "logit_spread"]
+  names = list(nonfinite.TELLING)
   # A second pass that was skipped has used no radius.
   if math.isnan(record.get("radius", 0.0)):
     names.remove("perturbed_gradient_norm")
@@ -61,6 +62,13 @@ def _diverged(record: Record) -> str | None:
     if not math.isfinite(record.get(name, 0.0)):
       return name
   return None
+
+
+def _ends(record: Record, skip_nonfinite: int) -> bool:
+  """Tell whether a run ends at a step."""
+  if skip_nonfinite:
+    return bool(record["skipped"] > skip_nonfinite)
+  return _diverged(record) is not None
 
 
 def run(
@@ -77,6 +85,8 @@ def run(
   save_every: int = 100,
   last_saved: int | None = None,
   stop: Callable[[], bool] = lambda: False,
+  skip_nonfinite: int = 0,
+  saved_in: str = "",
 ) -> state_lib.TrainState:
   """Run a compiled step until `total` steps are done.
 
@@ -98,13 +108,16 @@ def run(
     save_every: steps from one save to the next; the last step is saved too.
     last_saved: the step of the newest checkpoint there is, for the error.
     stop: asked after each step whether to end there; that step is saved.
+    skip_nonfinite: how many steps the compiled step may leave out, as its
+      settings say.
+    saved_in: where checkpoints lie, for the error.
 
   Returns:
     The state after the last step that was run.
 
   Raises:
-    DivergedError: a loss is not finite; it names the step and the last
-      checkpoint.
+    DivergedError: a loss is not finite, once more than may be left out; it
+      names the step and the last checkpoint.
     ValueError: `batches` is or gives something else, or too few; known before
       the first step where they have a length.
   """
@@ -125,16 +138,17 @@ def run(
 
   def flush() -> None:
     records = buffer.flush()
-    bad = next((r for r in records if _diverged(r)), None)
+    bad = next((r for r in records if _ends(r, skip_nonfinite)), None)
     if on_records is not None:
       on_records(records[: records.index(bad) + 1] if bad else records)
     if bad is not None:
-      name = _diverged(bad) or "loss"
-      kept = (
-        "there is no checkpoint"
-        if last_saved is None
-        else f"the last good checkpoint is that of step {last_saved}"
-      )
+      name = _diverged(bad) or "gradient"
+      kept = "there is no checkpoint"
+      if last_saved is not None:
+        place = f", {saved_in}/{last_saved}" if saved_in else ""
+        kept = f"the last good checkpoint is that of step {last_saved}{place}"
+      if skip_nonfinite:
+        kept = f"skip_nonfinite={skip_nonfinite} steps were left out; {kept}"
       advice = "A lower learning rate or a smaller rho_max may help."
       if bad["step"] == 1:
         advice = (
@@ -142,7 +156,8 @@ def run(
           "below the number of logits."
         )
       raise DivergedError(
-        f"the {name} of step {bad['step']} is {bad[name]}; {kept}. {advice}"
+        f"the {name} of step {bad['step']} is {bad.get(name, 'not finite')};"
+        f" {kept}. {advice}"
       )
 
   while done < total:
@@ -188,6 +203,7 @@ def run_watched(
   figures: Iterable[str],
   progress: bool,
   pairs: bool = False,
+  skip_nonfinite: int = 0,
 ) -> state_lib.TrainState:
   """Run a compiled step as `run` does, for somebody who looks on.
 
@@ -202,6 +218,7 @@ def run_watched(
     progress: whether to show steps and time left on a terminal or in a
       notebook; elsewhere nothing is shown.
     pairs: see `run`.
+    skip_nonfinite: see `run`.
 
   Returns:
     The state after the last step.
@@ -209,8 +226,18 @@ def run_watched(
   Raises:
     DivergedError, ValueError: see `run`.
   """
+  run_all = functools.partial(
+    run,
+    step,
+    state,
+    batches,
+    total,
+    mesh,
+    pairs=pairs,
+    skip_nonfinite=skip_nonfinite,
+  )
   if not progress:
-    return run(step, state, batches, total, mesh, pairs=pairs)
+    return run_all()
   with progress_lib.Progress(
     total, initial=int(state.step), label=label, lines=False
   ) as display:
@@ -221,4 +248,4 @@ def run_watched(
         last["step"], {name: last[name] for name in figures if name in last}
       )
 
-    return run(step, state, batches, total, mesh, pairs=pairs, on_records=show)
+    return run_all(on_records=show)

@@ -46,6 +46,43 @@ def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   )
 
 
+def averaged_pass(
+  one_pass: Callable[..., Any], mesh: Mesh
+) -> Callable[..., Any]:
+  """Run a pass on each shard of a batch by itself, and average what it gives.
+
+  Gradients are those of the whole batch but for norms, which take their
+  statistics from each shard.
+
+  Args:
+    one_pass: of (params, rest, data) to ((mean loss, (figures, rest after)),
+      gradients).
+    mesh: of the axis `data`.
+
+  Returns:
+    The same function of the whole batch; see `averaged` for the rest.
+  """
+  whole, split = PartitionSpec(), PartitionSpec(sharding.DATA_AXIS)
+
+  def of_shard(params, rest, data):
+    (value, (figures, after)), gradients = one_pass(
+      _vary(params), _vary(rest), data
+    )
+    after = jax.tree.map(_joined, after, rest)
+    value, figures, gradients = jax.tree.map(
+      lambda x: _joined(x, x), (value, figures, gradients)
+    )
+    return (value, (figures, after)), gradients
+
+  return jax.shard_map(
+    of_shard,
+    mesh=mesh,
+    in_specs=(whole, whole, split),
+    out_specs=whole,
+    axis_names={sharding.DATA_AXIS},
+  )
+
+
 def _vary(tree: Any) -> Any:
   return sharpness.vary(tree, sharding.DATA_AXIS)
 

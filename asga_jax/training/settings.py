@@ -30,7 +30,9 @@ Checks = Mapping[str, tuple[bool, str]]
 SHARPNESS_DEFAULTS = {"rho_max": 0.05, "phi": 2e-3, "gap_ema": 0.9}
 
 
-PERTURBATIONS = ("global", "shard")
+# Of what part of a batch something is taken: of all, or of each device's own.
+PARTS = ("global", "shard")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,17 @@ class TrainingSettings:
   # 'global': weights are perturbed by the gradient of the whole batch; 'shard':
   # on each device by that of its own part, batch norm with it.
   perturbation: str = "global"
+  # 'global': batch norm takes its statistics from the whole batch (of a pass or
+  # a micro-batch); 'shard': on each device from its own part.
+  batch_norm: str = "global"
+  # How many micro-batches a batch is split into, one after the other: less
+  # memory for activations, see accumulation.accumulated.
+  accumulate: int = 1
+  # What layers compute in, see quantization.compute; parameters and their
+  # perturbation, quantizers, statistics and the loss are float32 in any case.
+  compute_dtype: str = "float32"
+  # How many steps of a run may be left out because they are not finite.
+  skip_nonfinite: int = 0
   # Devices along the mesh's axis `model`, where a mesh is not given.
   model_devices: int = 1
 
@@ -67,9 +80,16 @@ class TrainingSettings:
           f"one of {sorted(sharpness_lib.PRESETS)}",
         ),
         "perturbation": (
-          self.perturbation in PERTURBATIONS,
-          f"one of {PERTURBATIONS}",
+          self.perturbation in PARTS,
+          f"one of {PARTS}",
         ),
+        "batch_norm": (self.batch_norm in PARTS, f"one of {PARTS}"),
+        "accumulate": (self.accumulate >= 1, "at least 1"),
+        "compute_dtype": (
+          self.compute_dtype in COMPUTE_DTYPES,
+          f"one of {COMPUTE_DTYPES}",
+        ),
+        "skip_nonfinite": (self.skip_nonfinite >= 0, "at least 0"),
       }
     )
     placement.check_rules(self.shard)
@@ -92,6 +112,11 @@ def make_transform(settings: TrainingSettings) -> sharpness_lib.Transformation:
     for name in sharpness_lib.unread_by(settings.preset, given):
       if given[name] == SHARPNESS_DEFAULTS.get(name):
         del given[name]
+    estimate = {"gap_from_gradients": True}
+    if settings.compute_dtype != "float32":
+      read = not sharpness_lib.unread_by(settings.preset, estimate)
+      # The difference of two losses drowns in what a pass is rounded to.
+      given = estimate | given if read else given
     if settings.perturbation == "shard":
       given["axis_name"] = sharding.DATA_AXIS
     return sharpness_lib.preset(
@@ -251,6 +276,13 @@ def start(
     # The one candidate of each tensor has nothing to learn.
     logit_optimizer=logit_optimizer or optax.set_to_zero(),
     shards=mesh if settings.perturbation == "shard" else None,
+    norm_shards=(
+      mesh
+      if (settings.perturbation, settings.batch_norm) == ("global", "shard")
+      else None
+    ),
+    accumulate=settings.accumulate,
+    skips_nonfinite=settings.skip_nonfinite > 0,
     **choosing,
   )
   initial_state = functools.partial(
@@ -259,6 +291,7 @@ def start(
     optimizer=parts.optimizer,
     logit_optimizer=parts.logit_optimizer,
     budgets=budgets,
+    skips_nonfinite=parts.skips_nonfinite,
   )
   key = jax.random.key(settings.seed)
   known = taken.params, taken.rest, key
@@ -294,8 +327,9 @@ def placed(
     step = compiled.compile_step(parts, mesh, bilevel=bilevel)
     return step, sharding.place_replicated(state, mesh)
   lies = placement.state_shardings(state, mesh, settings.shard)
-  # Else the compiler may move activations instead.
-  gathered = placement.without_data(lies.params.weights)
-  parts = parts._replace(gathered=gathered)
+  if not (parts.shards or parts.norm_shards):
+    # Else the compiler may move activations instead.
+    gathered = placement.without_data(lies.params.weights)
+    parts = parts._replace(gathered=gathered)
   step = compiled.compile_step(parts, mesh, bilevel=bilevel, state=lies)
   return step, placement.place(state, lies)

@@ -68,17 +68,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Check that a batch splits evenly over the devices.
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Check that a batch, and each micro-batch, splits evenly over the devices.
 
   Raises:
     ValueError: it does not; it names both.
   """
   parts = mesh.shape[DATA_AXIS]
-  if batch_size < 1 or batch_size % parts:
+  if batch_size < 1 or batch_size % (parts * accumulate):
+    into = f" into accumulate={accumulate} parts" if accumulate > 1 else ""
     raise ValueError(
-      f"batch_size={batch_size} does not split over {parts} devices; "
-      f"expected a positive multiple of {parts}."
+      f"batch_size={batch_size} does not split{into} over {parts} devices; "
+      f"expected a positive multiple of {parts * accumulate}."
     )
 
 

@@ -11,6 +11,7 @@ from asga_jax import sharpness
 from asga_jax.quantization import (
   batch_norm,
   bit_choice,
+  compute,
   fixing,
   layers,
   logit_layout,
@@ -49,6 +50,9 @@ class TrainState(NamedTuple):
   slope_sum: logit_layout.StackedLogits
   # The task's part of the logits; () where there is no budget.
   task: Any = ()
+  # How many steps were not finite and left out, shape=(), dtype=int32; () where
+  # none may be.
+  skipped: Any = ()
 
 
 _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
@@ -114,7 +118,10 @@ class Trainable(NamedTuple):
 
 
 def take_apart(
-  model: nnx.Module, *, freeze_batch_norm: bool = False
+  model: nnx.Module,
+  *,
+  freeze_batch_norm: bool = False,
+  compute_dtype: str = "float32",
 ) -> Trainable:
   """Take a copy of a network apart, in training mode whatever its own.
 
@@ -122,9 +129,11 @@ def take_apart(
     model: a network; it is not changed.
     freeze_batch_norm: whether its norms use their running statistics, which
       then stay as they are.
+    compute_dtype: what the network computes in within a step; what is put
+      together again afterwards computes as before.
 
   Raises:
-    ValueError: no module.
+    ValueError: no module, or one without a layer that takes a dtype.
   """
   if not isinstance(model, nnx.Module):
     raise ValueError(
@@ -137,11 +146,12 @@ def take_apart(
   layers.start_watching(model)
   graphdef, params, rest = split_model(model)
   layout = logit_layout.LogitLayout.of(params.logits)
+  in_step = lowering.with_fast_convolutions(fixing.holding_probabilities(model))
+  if compute_dtype != "float32":
+    compute.narrow(in_step, compute_dtype)
   return Trainable(
     graphdef=graphdef,
-    step_graphdef=split_model(
-      lowering.with_fast_convolutions(fixing.holding_probabilities(model))
-    )[0],
+    step_graphdef=split_model(in_step)[0],
     layout=layout,
     params=params._replace(logits=layout.stack(params.logits)),
     rest=rest,
@@ -157,6 +167,7 @@ def initial_state(
   optimizer: optax.GradientTransformation,
   logit_optimizer: optax.GradientTransformation,
   budgets: int,
+  skips_nonfinite: bool = False,
 ) -> TrainState:
   """Make the state before the first step; `params` holds stacked logits."""
   trained = {"weights": params.weights, "quantizers": params.quantizers}
@@ -171,4 +182,5 @@ def initial_state(
     multiplier=jnp.zeros(budgets),
     slope_sum=jax.tree.map(jnp.zeros_like, params.logits),
     task=task_logits.start(params.logits) if budgets else (),
+    skipped=jnp.zeros((), jnp.int32) if skips_nonfinite else (),
   )

@@ -14,9 +14,12 @@ from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout, promotion
 from asga_jax.training import (
+  accumulation,
   changed_codes,
   checks,
+  nonfinite,
   per_shard,
+  sharding,
   task_logits,
 )
 from asga_jax.training import figures as figures_lib
@@ -50,10 +53,16 @@ class StepParts(NamedTuple):
   multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
   logits_every: int = 1
-  # The mesh over whose axis `data` each shard is perturbed by itself.
+  # The mesh over whose axis `data` each shard is perturbed, or only normalised,
+  # by itself.
   shards: Mesh | None = None
+  norm_shards: Mesh | None = None
   # Where weights lie while the network runs on them, of a state in parts.
   gathered: Any = None
+  # How many micro-batches a pass is made of.
+  accumulate: int = 1
+  # Whether a step that is not finite is left out, see `nonfinite`.
+  skips_nonfinite: bool = False
 
 
 def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -175,8 +184,11 @@ def train_step(
     multiplier=chosen.multiplier,
     slope_sum=chosen.slope_sum,
     task=chosen.task,
+    skipped=state.skipped,
   )
   figures |= figures_lib.of_state(new_state, temperature, parts.expected_use)
+  if parts.skips_nonfinite:
+    new_state, figures = nonfinite.left_out(state, new_state, figures)
   return new_state, figures
 
 
@@ -195,7 +207,13 @@ def make_pass(parts: StepParts) -> Pass:
     value, figures = checks.checked(result)
     return value, (figures, state_lib.rest_after(model, params, rest))
 
-  return outline.outlined(jax.value_and_grad(loss, has_aux=True))
+  one_pass: Pass = outline.outlined(jax.value_and_grad(loss, has_aux=True))
+  axis = sharding.DATA_AXIS if parts.shards or parts.norm_shards else None
+  if parts.accumulate > 1:
+    one_pass = accumulation.accumulated(one_pass, parts.accumulate, axis)
+  if parts.norm_shards is not None:
+    one_pass = per_shard.averaged_pass(one_pass, parts.norm_shards)
+  return one_pass
 
 
 def aligned_gradient(
