@@ -7,69 +7,75 @@ before it is taken instead). What cannot be read for another reason, such as a
 permission, is an error: only proven damage sets a checkpoint aside.
 """
 
-import json
-import os
+import contextlib
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
+from asga_jax.runs import checkpoint_damage as damage
 from asga_jax.runs import checkpoint_leaves as leaves_lib
+from asga_jax.runs.checkpoint_damage import CheckpointError
 from asga_jax.training import sharding
 
 _SHOWN = 5  # mismatching leaves that an error names
-# How TensorStore's errors begin where files are not what they were.
-_OF_DAMAGE = (
-  "DATA_LOSS",
-  "FAILED_PRECONDITION",
-  "INVALID_ARGUMENT",
-  "NOT_FOUND",
-  "OUT_OF_RANGE",
-)
-
-
-class CheckpointError(ValueError):
-  """Checkpoints that cannot be read, or that belong to another model."""
-
-
-class _DamageError(ValueError):
-  """What was read is not what was written."""
 
 
 class Checkpoints:
-  """Writes the checkpoints of one run and keeps the last few.
+  """Writes the checkpoints of one run and keeps the last few and the best.
 
   A save is written in the background, under a temporary name until it is
   whole; what a killed run left half-written is removed at the start. Use it as
   a context manager, so that the last save is on disk at the end.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
+  def __init__(
+    self, directory: str | pathlib.Path, *, keep: int = 3, best: int = 0
+  ):
     """Open a directory, creating it.
 
     Args:
       directory: where the checkpoints lie, one folder a step.
       keep: how many of the newest to keep, at least 2, so that one remains
         where the newest is damaged.
+      best: how many of the lowest loss to keep beside them.
 
     Raises:
-      ValueError: if `keep` is below 2.
+      ValueError: if `keep` is below 2 or `best` below 0.
     """
-    if keep < 2:
-      raise ValueError(f"keep is {keep}; it must be 2 or more")
-      # Not left to Orbax, which does it in the background and may not finish.
+    if keep < 2 or best < 0:
+      raise ValueError(
+        f"keep is {keep} and best {best}; expected 2 or more, and 0 or more"
+      )
+    # Not left to Orbax, which does it in the background and may not finish.
     if jax.process_index() == 0:
       for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    self._directory = pathlib.Path(directory).absolute()
+    policy: Any = policies.LatestN(n=keep)
+    if best:
+      lowest = policies.BestN(
+        get_metric_fn=_loss,
+        reverse=True,
+        n=best,
+        keep_checkpoints_without_metrics=False,
+      )
+      policy = policies.AnyPreservationPolicy([policy, lowest])
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(directory).absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=_loss if best else None,
+        best_mode="min",
+        create=True,
+      ),
     )
 
   def save(
@@ -77,6 +83,7 @@ class Checkpoints:
     step: int,
     state: Any,
     *,
+    loss: float | None = None,
     metadata: Mapping[str, Any] | None = None,
   ) -> None:
     """Save the state of one step.
@@ -87,12 +94,14 @@ class Checkpoints:
     Args:
       step: the step, 0 or more, after those that are there.
       state: a pytree of arrays, numbers and typed random keys.
+      loss: by which it is among the best; never so without.
       metadata: what else to keep of this step, as JSON (`read_metadata`).
 
     Raises:
       TypeError: if a leaf is none of those; the message names it.
       ValueError: if this step or a later one is there: Orbax would save nothing
         and say nothing.
+      CheckpointError: the one before could not be written.
     """
     leaves = leaves_lib.named_leaves(state)
     arrays = {name: leaves_lib.to_data(leaf) for name, leaf in leaves.items()}
@@ -102,29 +111,59 @@ class Checkpoints:
       },
       "metadata": dict(metadata or {}),
     }
-    self._manager.wait_until_finished()
+    self.wait()
     latest = self._manager.latest_step()
     if latest is not None and step <= latest:
       raise ValueError(f"step is {step}; expected one after {latest}, the last")
     # Orbax refuses empty arrays; the index is enough to restore them.
     filled = {name: array for name, array in arrays.items() if array.size}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(filled), index=ocp.args.JsonSave(index)
-      ),
-    )
+    with self._written():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(filled), index=ocp.args.JsonSave(index)
+        ),
+        metrics=None if loss is None else {"loss": loss},
+      )
+
+  def wait(self) -> None:
+    """Wait until what was saved is on disk; raises CheckpointError."""
+    with self._written():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _written(self) -> Iterator[None]:
+    """Say in a sentence what could not be written, and what there is."""
+    try:
+      yield
+    except Exception as error:
+      step = latest_step(self._directory)
+      good = (
+        "there is none" if step is None else f"that of step {step} is whole"
+      )
+      raise CheckpointError(
+        f"a checkpoint cannot be written to {self._directory}:"
+        f" {damage.first_line(error)}; {good}. Make room there, and give the same"
+        " command again"
+      ) from error
 
   def close(self) -> None:
-    """Wait until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Wait until everything is on disk; raises CheckpointError."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+  """Give what a checkpoint was saved with."""
+  return metrics["loss"]
 
 
 def _steps(directory: str | pathlib.Path) -> list[int]:
@@ -149,53 +188,8 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     index = reader.restore(path / "index")
   if not isinstance(index, dict) or not {"leaves", "metadata"} <= index.keys():
-    raise _DamageError("its index is not that of a checkpoint")
+    raise damage.DamageError("its index is not that of a checkpoint")
   return index
-
-
-def _first_line(error: BaseException) -> str:
-  lines = str(error).splitlines() or [type(error).__name__]
-  return lines[0].partition(" See full TensorStore")[0]
-
-
-def _tell_damage(path: pathlib.Path, error: Exception) -> None:
-  """Warn of a damaged checkpoint.
-
-  It is damaged if all of its files can be read, and what they hold is wrong.
-
-  Raises:
-    CheckpointError: it cannot be read for another reason.
-  """
-  try:
-    for folder, _, names in os.walk(path, onerror=_raise):
-      for name in names:
-        with open(pathlib.Path(folder, name), "rb") as file:
-          while file.read(1 << 24):
-            pass
-  except OSError as failure:
-    error = failure
-  else:
-    kinds = (_DamageError, json.JSONDecodeError, UnicodeError)
-    if isinstance(error, (*kinds, FileNotFoundError)) or (
-      isinstance(error, ValueError) and str(error).startswith(_OF_DAMAGE)
-    ):
-      logging.warning(
-        "The checkpoint of step %s is damaged (%s): %s",
-        path.name,
-        path,
-        _first_line(error),
-      )
-      return
-  raise CheckpointError(
-    f"the checkpoint {path} cannot be read, which does not prove it damaged: "
-    f"{type(error).__name__}: {_first_line(error)}; mend that and give the "
-    "same command again, or move the checkpoint away to go on from the one "
-    "before it"
-  ) from error
-
-
-def _raise(error: OSError) -> NoReturn:
-  raise error
 
 
 def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -210,7 +204,7 @@ def latest_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
     try:
       return _read_index(path)["metadata"]
     except Exception as error:
-      _tell_damage(path, error)
+      damage.tell(path, error)
   raise CheckpointError(
     f"{directory} holds no checkpoint that is whole; expected the work "
     "directory of a search"
@@ -238,7 +232,7 @@ def _restore(
     wanted = saved[name]["crc32"]
     found = None if wanted is None else leaves_lib.checksum(data)
     if found not in (wanted, None):
-      raise _DamageError(f"the checksum of {name} is wrong")
+      raise damage.DamageError(f"the checksum of {name} is wrong")
     restored.append(leaves_lib.to_leaf(leaf, data, saved[name]))
   return restored
 
@@ -275,7 +269,7 @@ def restore_latest(
       mismatches = leaves_lib.mismatches(saved, leaves)
       restored = None if mismatches else _restore(path, saved, leaves)
     except Exception as error:
-      _tell_damage(path, error)
+      damage.tell(path, error)
       damaged.append(path)
       continue
     if restored is None:

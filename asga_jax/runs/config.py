@@ -128,6 +128,9 @@ def default_config() -> ml_collections.ConfigDict:
         "scores": "",
       },
       "checkpoint_every": 100,
+      # How many checkpoints are kept: the last, at least 2, and those of lowest
+      # training loss, a mean over the steps since the one before.
+      "checkpoints": {"keep": 3, "best": 0},
       "flush_every": 10,
     }
   )
@@ -258,6 +261,8 @@ def check_common(config: ml_collections.ConfigDict) -> None:
     "batch_size": 1,
     "eval_batch_size": 1,
     "checkpoint_every": 1,
+    "checkpoints.keep": 2,
+    "checkpoints.best": 0,
     "flush_every": 1,
     "batch_norm_batches": 0,
     "report_batches": 0,

@@ -116,7 +116,9 @@ def _finetune(
     made = made._replace(step=compiled)
     batches = itertools.chain([example], batches)
   # Open to the end: the last checkpoint is written while the result is made.
-  with checkpoints.Checkpoints(directory / "checkpoints") as kept:
+  with checkpoints.Checkpoints(
+    directory / "checkpoints", **config.checkpoints
+  ) as kept:
     state = recorded_loop.train(
       made.step,
       state,
@@ -128,6 +130,7 @@ def _finetune(
         flush_every=config.flush_every,
         save_every=config.checkpoint_every,
         shown=SHOWN,
+        skip_nonfinite=config.finetune.skip_nonfinite,
       ),
       directory,
       first,
@@ -168,7 +171,7 @@ def build_finetuning(
       devices.
   """
   mesh = sharding.data_mesh(model=config.finetune.model_devices)
-  sharding.check_batch_size(config.batch_size, mesh)
+  sharding.check_batch_size(config.batch_size, mesh, config.finetune.accumulate)
   batches_lib.steps_per_epoch(len(split), config.batch_size)
   batches_lib.steps_per_epoch(len(split), config.eval_batch_size)
   raw = batches_lib.batch_at(

@@ -9,6 +9,14 @@ from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune, read
 
 FLOAT = "float"
+# Settings that come from the search, whose batches and devices it shares.
+_AS_SEARCH = (
+  "model_devices",
+  "batch_norm",
+  "accumulate",
+  "compute_dtype",
+  "skip_nonfinite",
+)
 
 
 def is_due(config: ml_collections.ConfigDict) -> bool:
@@ -26,7 +34,7 @@ def of_pretraining(
     {
       "policy": "float",
       "seed": config.search.seed,
-      "model_devices": config.search.model_devices,
+      **{name: config.search[name] for name in _AS_SEARCH},
       **config.pretrain,
     }
   )

@@ -15,6 +15,7 @@ UNREAD = (
   "batch_size",
   "batch_norm_batches",
   "checkpoint_every",
+  "checkpoints",
   "flush_every",
   "data.pad",
   "data.heldout_fraction",

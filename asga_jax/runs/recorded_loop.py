@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import pathlib
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ class Plan(NamedTuple):
   shown: tuple[str, ...]
   # Whether the step takes two batches.
   pairs: bool = False
+  # How many steps the step may leave out.
+  skip_nonfinite: int = 0
 
 
 def open_events(
@@ -45,7 +48,7 @@ def train(
   plan: Plan,
   directory: pathlib.Path,
   first: int | None,
-  save: Callable[[int, state_lib.TrainState], None],
+  save: Callable[..., None],
   *,
   tensorboard: bool = False,
 ) -> state_lib.TrainState:
@@ -59,7 +62,8 @@ def train(
     plan: how long, and what to tell.
     directory: the work directory; metrics.jsonl goes there.
     first: the step of the checkpoint that `state` comes from, None for none.
-    save: takes (steps done, state), for a checkpoint.
+    save: takes (steps done, state, loss=), for a checkpoint; the loss is the
+      mean since the one before, None where no step's was finite.
     tensorboard: whether event files go to tensorboard/ there.
 
   Returns:
@@ -75,8 +79,21 @@ def train(
     # Entered first: at its end the processes agree, and the metrics of the one
     # that writes are then whole for all.
     interrupts.steps(processes.agree) as stop,
-    telling if processes.first() else contextlib.nullcontext() as on_records,
+    telling if processes.first() else contextlib.nullcontext() as tell,
   ):
+    losses: list[float] = []
+
+    def save_with_loss(done: int, state: state_lib.TrainState) -> None:
+      save(done, state, loss=statistics.fmean(losses) if losses else None)
+      losses.clear()
+
+    def on_records(records: list[loop.Record]) -> None:
+      losses.extend(
+        float(r["loss"]) for r in records if math.isfinite(r["loss"])
+      )
+      if tell is not None:
+        tell(records)
+
     return loop.run(
       step,
       state,
@@ -86,10 +103,12 @@ def train(
       pairs=plan.pairs,
       flush_every=plan.flush_every,
       on_records=on_records,
-      save=save,
+      save=save_with_loss,
       save_every=plan.save_every,
       last_saved=first,
       stop=_every(plan.flush_every, stop) if processes.several() else stop,
+      skip_nonfinite=plan.skip_nonfinite,
+      saved_in=str(directory / "checkpoints"),
     )
 
 

@@ -1,5 +1,6 @@
 """One search in a work directory: data in, policy and pictures out."""
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -89,12 +90,11 @@ def _search(
   # Not used yet: whoever misses a table is to know before data is fetched.
   build.make_costs(config)
   info = build.describe_data(config)
-  begun = checkpoints.latest_step(directory / "checkpoints") is not None
+  saved = directory / "checkpoints"
+  begun = checkpoints.latest_step(saved) is not None
   pretrains = pretrain.is_due(config)
   made = build_search(config, info, trained=not begun and not pretrains)
-  restored = checkpoints.restore_latest(
-    directory / "checkpoints", made.state, set_aside=True
-  )
+  restored = checkpoints.restore_latest(saved, made.state, set_aside=True)
   first, state = restored or (None, made.state)
   workdir.check_table(config, directory)
   if pretrains and not begun:
@@ -135,7 +135,7 @@ def _search(
     made = made._replace(step=compiling.result())
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
   # Open to the end: the last checkpoint is written while the result is made.
-  with checkpoints.Checkpoints(directory / "checkpoints") as kept:
+  with checkpoints.Checkpoints(saved, **config.checkpoints) as kept:
     state = recorded_loop.train(
       made.step,
       state,
@@ -144,7 +144,7 @@ def _search(
       make_plan(config),
       directory,
       first,
-      lambda step, state: kept.save(step, state, metadata=metadata),
+      functools.partial(kept.save, metadata=metadata),
       tensorboard=tensorboard,
     )
     found = read.end_search(config, made, state, dataset.name)
@@ -227,7 +227,7 @@ def build_search(
       that is larger than the proxy or does not divide over the devices.
   """
   mesh = sharding.data_mesh(model=config.search.model_devices)
-  sharding.check_batch_size(config.batch_size, mesh)
+  sharding.check_batch_size(config.batch_size, mesh, config.search.accumulate)
   batches_lib.steps_per_epoch(info.train_images, config.batch_size)
   batches_lib.steps_per_epoch(info.train_images, config.eval_batch_size)
   prepare = build.make_prepare(config, info, train=True)
@@ -299,6 +299,7 @@ def make_plan(config: ml_collections.ConfigDict) -> recorded_loop.Plan:
     save_every=config.checkpoint_every,
     shown=search.SHOWN,
     pairs=config.search.mode == "bilevel",
+    skip_nonfinite=config.search.skip_nonfinite,
   )
 
 

@@ -43,12 +43,13 @@ def _canonical(value: Any) -> Any:
 
 
 def _flat(config: config_checks.Config) -> dict[str, Any]:
-  """List what decides a run; where its arrays lie does not."""
+  """List what decides a run; where its arrays lie, or are kept, does not."""
   flat = config_checks.flatten(config)
   return {
     key: _canonical(value)
     for key, value in flat.items()
     if key.rpartition(".")[2] not in ("shard", "model_devices")
+    and not key.startswith("checkpoints.")
   }
 
 
@@ -104,7 +105,15 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
   return lines
 
 
-_OF_DEVICES = {"shard": (), "perturbation": "global", "model_devices": 1}
+_OF_DEVICES = {
+  "shard": (),
+  "perturbation": "global",
+  "batch_norm": "global",
+  "model_devices": 1,
+  "accumulate": 1,
+  "compute_dtype": "float32",
+  "skip_nonfinite": 0,
+}
 # What runs did before there was a setting for it.
 _BEFORE_SETTINGS = {
   "data": {"crop": 1.0, "normalisation": ""},
@@ -117,6 +126,7 @@ _BEFORE_SETTINGS = {
   "pretrain": {"steps": 0, "learning_rate": 0.05},
   "choice": {"score": "", "images": 128, "evaluations": 0},
   "post_training": {"curve": ()},
+  "checkpoints": {"keep": 3, "best": 0},
 }
 
 
@@ -160,6 +170,8 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
   if "search" in groups:
     for name in ("pretrain", "choice"):
       groups[name] = found.get(name, {})
+  if {"search", "finetune"} & groups.keys():
+    groups["checkpoints"] = found.get("checkpoints", {})
   return found | {
     name: _BEFORE_SETTINGS[name] | group for name, group in groups.items()
   }

@@ -190,3 +190,19 @@ def test_all_damaged_is_an_error(tmp_path, warned):
   ):
     checkpoints.restore_latest(tmp_path, at(0))
   assert len(warned) == 2
+
+
+def test_a_changed_byte_of_weights_is_found_by_our_checksum_alone(
+  tmp_path, warned
+):
+  """Why there are checksums: TensorStore reads other weights without a word."""
+  rng = np.random.default_rng(0)
+  state = {"w": rng.normal(size=(64, 64)).astype(np.float32)}
+  save_all(tmp_path, {1: state, 2: state})
+  files = (p for p in (tmp_path / "2/state").rglob("*") if p.is_file())
+  flip(max(files, key=lambda path: path.stat().st_size))
+  with ocp.StandardCheckpointer() as reader:
+    (read,) = reader.restore(tmp_path / "2/state").values()
+  assert (np.asarray(read) != state["w"]).sum() == 1
+  assert checkpoints.restore_latest(tmp_path, state)[0] == 1
+  assert "the checksum of state['w'] is wrong" in warned[0]

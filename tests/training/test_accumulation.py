@@ -125,29 +125,6 @@ def test_so_they_do_in_a_bilevel_search_in_parts_and_by_shards():
   _assert_same(shards, in_parts)
 
 
-def test_a_step_of_micro_batches_is_that_of_the_batch(perceptron, tiny_batches):
-  ends = []
-  for count in (1, 4):
-    search = asga_jax.start_search(
-      perceptron,
-      budget="bops=3bit",
-      settings=asga_jax.SearchSettings(steps=2, accumulate=count),
-    )
-    records = []
-    state = loop.run(
-      search.step,
-      search.state,
-      tiny_batches,
-      2,
-      search.mesh,
-      on_records=records.extend,
-    )
-    ends.append((state.params, records))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *ends
-  )
-
-
 def _of_squares(params, rest, data):
   """A pass whose results are known: f = mean (w x)^2."""
   value, gradient = jax.value_and_grad(
