@@ -68,7 +68,7 @@ def _in_type(product: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     return product(*map(cast, args), **settings)
 
   def cast(x):
-    is_float = jnp.issubdtype(getattr(x, "dtype", None), jnp.floating)
+    is_float = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(dtype) if is_float else x
 
   return call

@@ -138,13 +138,13 @@ class Checkpoints:
       yield
     except Exception as error:
       step = latest_step(self._directory)
-      good = (
-        "there is none" if step is None else f"that of step {step} is whole"
-      )
+      good = "there is no other"
+      if step is not None:
+        good = f"that of step {step} is whole"
       raise CheckpointError(
         f"a checkpoint cannot be written to {self._directory}:"
-        f" {damage.first_line(error)}; {good}. Make room there, and give the same"
-        " command again"
+        f" {damage.first_line(error)}; {good}. Make room there, and give the"
+        " same command again"
       ) from error
 
   def close(self) -> None:

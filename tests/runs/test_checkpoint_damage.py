@@ -203,6 +203,6 @@ def test_a_changed_byte_of_weights_is_found_by_our_checksum_alone(
   flip(max(files, key=lambda path: path.stat().st_size))
   with ocp.StandardCheckpointer() as reader:
     (read,) = reader.restore(tmp_path / "2/state").values()
-  assert (np.asarray(read) != state["w"]).sum() == 1
+  assert (np.asarray(read) != state["w"]).any()
   assert checkpoints.restore_latest(tmp_path, state)[0] == 1
   assert "the checksum of state['w'] is wrong" in warned[0]
