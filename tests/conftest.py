@@ -6,6 +6,7 @@ from unittest import mock
 
 import draws
 import jax
+import multihost  # noqa: F401, whose flags are those of scripts
 import numpy as np
 import process
 import pytest

@@ -1,5 +1,8 @@
 """Evaluation against scikit-learn and NumPy."""
 
+from unittest import mock
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from sklearn import metrics
 
 from asga_jax import evaluate
 from asga_jax.data import dataset as dataset_lib
+from asga_jax.training import sharding
 
 CLASSES = 8
 
@@ -85,3 +89,27 @@ def test_nan_is_wrong_and_shows_in_the_loss(split):
   found = evaluate.evaluate(Table(), split, spoil)
   assert (found.top1, found.top5) == (0, 0)
   assert np.isnan(found.loss)
+
+
+def test_shares_of_processes_sum_to_the_whole(split):
+  """Of three processes the last has no batch where there are two."""
+  for size in (25, 60):
+    whole = evaluate.evaluate(Table(), split, _prepare, batch_size=size)
+    shares = []
+    with mock.patch.object(jax, "process_count", return_value=3):
+      for index in range(3):
+        with (
+          mock.patch.object(jax, "process_index", return_value=index),
+          mock.patch.object(sharding, "summed", lambda own: own),
+        ):
+          shares.append(
+            evaluate.evaluate(Table(), split, _prepare, batch_size=size)
+          )
+    np.testing.assert_array_equal(
+      sum(share.confusion for share in shares), whole.confusion
+    )
+    # Each image in one share at most.
+    right = np.array([share.correct for share in shares])
+    np.testing.assert_array_equal(right.sum(axis=0), whole.correct)
+    assert sum(share.loss for share in shares) == pytest.approx(whole.loss)
+    assert all(share.images == 103 for share in shares)

@@ -79,6 +79,23 @@ def test_a_bad_flag_ends_in_a_line(script, flag, named):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ("flags", "named"),
+  [
+    (("--coordinator=host:1",), "of --multihost; expected that flag too"),
+    (("--multihost", "--processes=2"), "no --coordinator=HOST:PORT and"),
+    (("--multihost",), "the processes cannot meet: "),
+  ],
+)
+def test_processes_that_cannot_meet_end_with_code_one(
+  script, flags, named, caplog
+):
+  with pytest.raises(SystemExit) as caught:
+    _run(script, *flags)
+  assert caught.value.code == 1
+  assert named in caplog.text
+
+
 def test_a_bad_policy_ends_with_code_one(script, tmp_path, caplog):
   with pytest.raises(SystemExit) as caught:
     _run(script, "--policy=9bit", f"--workdir={tmp_path}")

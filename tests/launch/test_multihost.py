@@ -192,7 +192,7 @@ def test_a_network_trained_and_measured_by_two_is_that_of_one(
     *FEW,
     "--config.pretrain.steps=4",
     "--config.search.steps=4",
-    "--config.choice.score=loss",
+    "--config.choice.score=kl",
     "--config.choice.images=32",
     "--config.choice.evaluations=1",
   )
@@ -223,7 +223,15 @@ def test_what_differs_is_named_before_the_first_step(command, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-MEET = "import sys\nfrom asga_jax.runs import meeting\nmeeting.start("
+def test_a_batch_that_does_not_divide_is_told(command, tmp_path):
+  run = ("search", *FEW, f"--workdir={tmp_path / 'run'}")
+  for told in outputs(command(*run, "--config.batch_size=15", count=2), 1):
+    assert "batch_size=15 does not split over 2 devices" in told
+    assert "Traceback" not in told
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+MEET = "from asga_jax.runs import meeting\nmeeting.start("
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -325,8 +333,10 @@ def steps(environment, folder, *, count=1, devices=1, way="whole", mode="run"):
   xla_flags = " ".join((count_flag, *fake_devices.UNOPTIMIZED))
   started = [
     subprocess.Popen(
-      [sys.executable, "-c", STEPS, str(port), str(count), str(index), way]
-      + [str(folder), mode],
+      [
+        *(sys.executable, "-c", STEPS),
+        *(str(port), str(count), str(index), way, str(folder), mode),
+      ],
       cwd=ROOT,
       env={**environment, "JAX_ENABLE_X64": "1", "XLA_FLAGS": xla_flags},
       stdout=subprocess.PIPE,

@@ -122,3 +122,29 @@ def test_a_stream_that_nobody_reads_does_not_hold_the_end(tmp_path):
 def test_nothing_is_held_back_where_nothing_is_installed():
   with interrupts.steps() as stop:
     assert not stop()
+
+
+def test_a_signal_to_another_process_ends_the_steps():
+  """Of a process that gets none, when the others agree on theirs."""
+  said = []
+
+  def agree(own):
+    said.append(own)
+    return signal.SIGTERM if len(said) > 2 else 0
+
+  with (
+    pytest.raises(interrupts.Stopped) as caught,
+    interrupts.steps(agree) as stop,
+  ):
+    assert [stop(), stop(), stop()] == [False, False, True]
+  assert caught.value.code == 128 + signal.SIGTERM
+  # Once more at the end, where one may have gone on alone.
+  assert said == [0, 0, 0, 0]
+
+
+def test_after_an_error_nobody_is_asked():
+  with (
+    pytest.raises(ZeroDivisionError),
+    interrupts.steps(lambda own: pytest.fail(str(own))),
+  ):
+    _ = 1 / 0
