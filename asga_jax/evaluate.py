@@ -101,12 +101,12 @@ def evaluate(
     if found is None:
       shapes = _measure.eval_shape(graphdef, state, prepare, batch)
       classes = len(shapes[1])
-      _check_labels(split, classes)
       found = _Found(
         sums={name: np.zeros(count) for name in shapes[0]},
         confusion=np.zeros((classes, classes), np.int64),
         right=np.zeros((count, batch_size), bool),
       )
+    _check_labels(batch["label"], len(found.confusion))
     if number % jax.process_count() != jax.process_index():
       continue
     sums, counts, right = _measure(graphdef, state, prepare, batch)
@@ -133,13 +133,13 @@ class _Found(NamedTuple):
   right: np.ndarray  # shape=(batches, batch_size), dtype=bool
 
 
-def _check_labels(split: dataset_lib.Split, classes: int) -> None:
-  lowest, highest = int(split.labels.min()), int(split.labels.max())
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+  lowest, highest = int(labels.min()), int(labels.max())
   if lowest < 0 or highest >= classes:
     raise ValueError(
-      f"the split has labels from {lowest} to {highest} and the network"
-      f" {classes} classes; expected labels from 0 and a network with a"
-      " logit for each"
+      f"a batch has labels from {lowest} to {highest} and the network"
+      f" {classes} classes; expected labels from 0 and a network with a logit"
+      " for each"
     )
 
 
@@ -186,6 +186,7 @@ def norm_inputs(
     batches: how many.
     seed: of their order.
   """
-  for step in range(batches):
-    raw = batches_lib.batch_at(split, step, batch_size=batch_size, seed=seed)
+  for raw in batches_lib.batches_at(
+    split, range(batches), batch_size=batch_size, seed=seed
+  ):
     yield prepare(jax.random.key(0), raw)["image"]

@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from asga_jax.data import dataset as dataset_lib
+from asga_jax.data import streamed
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -35,6 +37,7 @@ def batch_at(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
+  crops: bool = False,
 ) -> dict[str, np.ndarray]:
   """Return the training batch of one step.
 
@@ -48,21 +51,94 @@ def batch_at(
     seed: of the order.
     process_index: which process asks.
     process_count: how many share the batch; it must divide `batch_size`.
+    crops: whether of streamed images a random part is taken, which the seed,
+      the epoch and the image decide; otherwise what evaluation sees.
 
   Returns:
     "image", uint8 [batch_size / process_count, H, W, C], and "label", int32
     [batch_size / process_count]: this process's slice of the batch.
 
   Raises:
-    ValueError: if `step` is negative, or the batch cannot be drawn or divided.
+    ValueError: if `step` is negative, or the batch cannot be drawn or divided,
+      or more images are damaged than may be.
   """
+  batch = _batch_at(
+    split, step, batch_size, seed, process_index, process_count, crops
+  )
+  return _counted(split, batch)
+
+
+def batches_at(
+  split: dataset_lib.Split,
+  steps: range,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  crops: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yield the batches of steps in order; streamed ones are made in advance.
+
+  Args:
+    split: see `batch_at`.
+    steps: their numbers.
+    batch_size: see `batch_at`.
+    seed: see `batch_at`.
+    process_index: see `batch_at`.
+    process_count: see `batch_at`.
+    crops: see `batch_at`; such batches are made by processes of their own, if
+      the images ask for workers.
+
+  Raises:
+    ValueError: see `batch_at`.
+  """
+  place: Any = {
+    "batch_size": batch_size,
+    "seed": seed,
+    "process_index": process_index,
+    "process_count": process_count,
+    "crops": crops,
+  }
+  if not isinstance(split.images, streamed.Images):
+    for step in steps:
+      yield batch_at(split, step, **place)
+    return
+  for batch in streamed.prefetched(
+    functools.partial(_batch_at, split, **place),
+    steps,
+    workers=split.images.workers,
+    processes=crops,
+  ):
+    yield _counted(split, batch)
+
+
+def _counted(
+  split: dataset_lib.Split, batch: dict[str, Any]
+) -> dict[str, np.ndarray]:
+  """Count the damaged images of a batch, and keep what is one of others."""
+  if isinstance(split.images, streamed.Images):
+    split.images.note(batch.pop("bad"))
+    batch.pop("whole")
+  return batch
+
+
+def _batch_at(
+  split: dataset_lib.Split,
+  step: int,
+  batch_size: int,
+  seed: int,
+  process_index: int,
+  process_count: int,
+  crops: bool,
+) -> dict[str, Any]:
   if step < 0:
     raise ValueError(f"step is {step}; expected a number from 0")
   epoch, position = divmod(step, steps_per_epoch(len(split), batch_size))
   order = _permutation(len(split), seed, epoch)
   chosen = order[position * batch_size : (position + 1) * batch_size]
   mine = chosen[_share(batch_size, process_index, process_count)]
-  return {"image": split.images[mine], "label": split.labels[mine]}
+  return split.take(mine, draw=(seed, epoch) if crops else None)
 
 
 def statistics(
@@ -125,25 +201,41 @@ def eval_batches(
   Yields:
     "image" and "label" as `batch_at`, and "mask", float32
     [batch_size / process_count]: 1 for an image, 0 for the black images of
-    label 0 that fill the last batch.
+    label 0 that fill the last batch, or stand for damaged ones.
 
   Raises:
-    ValueError: if `batch_size` is not positive or cannot be divided.
+    ValueError: if `batch_size` is not positive or cannot be divided, or more
+      images are damaged than may be.
   """
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
   share = _share(batch_size, process_index, process_count)
+  make = functools.partial(_eval_batch, split, batch_size, share)
+  numbers = range(-(-len(split) // batch_size))
+  made: Iterator[dict[str, Any]] = map(make, numbers)
+  if isinstance(split.images, streamed.Images):
+    made = streamed.prefetched(
+      make, numbers, workers=split.images.workers, processes=False
+    )
+  for batch in made:
+    yield _counted(split, batch)
+
+
+def _eval_batch(
+  split: dataset_lib.Split, batch_size: int, share: slice, number: int
+) -> dict[str, Any]:
   size = share.stop - share.start
-  for start in range(0, len(split), batch_size):
-    first = start + share.start
-    images = split.images[first : first + size]
-    labels = split.labels[first : first + size]
-    missing = size - len(labels)
-    yield {
-      "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-      "label": np.pad(labels, (0, missing)),
-      "mask": (np.arange(size) < len(labels)).astype(np.float32),
-    }
+  first = number * batch_size + share.start
+  batch = split.take(slice(first, first + size), replace=False)
+  images, labels = batch["image"], batch["label"]
+  missing = size - len(labels)
+  mask = batch.get("whole", np.ones(len(labels), np.float32))
+  return {
+    **batch,
+    "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+    "label": np.pad(labels, (0, missing)),
+    "mask": np.pad(mask, (0, missing)),
+  }
 
 
 # Two splits in turn, each at the border of two epochs.

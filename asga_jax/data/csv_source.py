@@ -7,16 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
 
 from asga_jax.data import dataset as dataset_lib
+from asga_jax.data import decoding, presets
 
 _COLUMNS = ("path", "label")
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_RESAMPLING = {
-  "bilinear": PIL.Image.Resampling.BILINEAR,
-  "bicubic": PIL.Image.Resampling.BICUBIC,
-}
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Row(NamedTuple):
@@ -43,10 +39,7 @@ def read_list(path: str | os.PathLike[str], *, within: str = "") -> list[Row]:
       row without an existing file and a label, with its line.
   """
   path = pathlib.Path(path)
-  rows = [
-    Row(_file(name, path, where), _label(label, where))
-    for where, name, label in _lines(path, _COLUMNS)
-  ]
+  rows = [Row(path.parent / name, label) for name, label in read_rows(path)]
   folder = path.parent / within
   rows = [row for row in rows if folder in row.path.parents]
   if not rows:
@@ -55,6 +48,24 @@ def read_list(path: str | os.PathLike[str], *, within: str = "") -> list[Row]:
       " or more"
     )
   return rows
+
+
+def read_rows(
+  path: pathlib.Path, *, classes: int = 0
+) -> Iterator[tuple[str, int]]:
+  """Yield the rows of a list as they are written, once they are checked.
+
+  Args:
+    path: see `read_list`.
+    classes: how many there are; 0 for any number.
+
+  Raises:
+    DataError: see `read_list`, and a label of no class, with its line.
+  """
+  for where, name, label in _lines(path, _COLUMNS):
+    _file(name, path, where)
+    assert name
+    yield name, _label(label, where, classes)
 
 
 def find_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -74,9 +85,9 @@ def find_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   path = pathlib.Path(path)
   if path.is_dir():
     found = sorted(
-      file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES
+      file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES
     )
-    expected = f"image files in it or below it ({', '.join(_SUFFIXES)})"
+    expected = f"image files in it or below it ({', '.join(SUFFIXES)})"
   else:
     found = [
       _file(name, path, where) for where, name, _ in _lines(path, _COLUMNS[:1])
@@ -123,12 +134,14 @@ def _file(name: str | None, source: pathlib.Path, where: str) -> pathlib.Path:
   return found
 
 
-def _label(label: str | None, where: str) -> int:
-  if not (label and label.isascii() and label.isdigit()):
+def _label(label: str | None, where: str, classes: int) -> int:
+  whole = label and label.isascii() and label.isdigit()
+  if not whole or (classes and int(label or 0) >= classes):
+    up_to = f" to {classes - 1}" if classes else ""
     raise dataset_lib.DataError(
-      f"{where}: label is {label!r}; expected an integer from 0"
+      f"{where}: label is {label!r}; expected an integer from 0{up_to}"
     )
-  return int(label)
+  return int(label or 0)
 
 
 def decode(
@@ -154,40 +167,29 @@ def decode(
   Raises:
     DataError: a file that is no image or ends early, or bad settings.
   """
-  if size < 1 or not 0 < crop <= 1:
+  return decode_files(paths, size, presets.Preset("", crop, resample))
+
+
+def decode_files(
+  paths: Sequence[pathlib.Path], size: int, preset: presets.Preset
+) -> np.ndarray:
+  """Decode image files as evaluation sees them; see `decode`."""
+  share = preset.share(size)
+  if size < 1 or not 0 < share <= 1:
     raise dataset_lib.DataError(
-      f"size is {size} and crop {crop}; expected a number of pixels and a "
+      f"size is {size} and crop {share}; expected a number of pixels and a "
       "share above 0 and up to 1"
     )
-  if resample not in _RESAMPLING:
+  if preset.resample not in decoding.RESAMPLING:
     raise dataset_lib.DataError(
-      f"resample is {resample!r}; expected one of {', '.join(_RESAMPLING)}"
+      f"resample is {preset.resample!r}; expected one of "
+      f"{', '.join(decoding.RESAMPLING)}"
     )
   images = np.empty((len(paths), size, size, 3), np.uint8)
   for index, path in enumerate(paths):
-    images[index] = _decode_one(path, size, crop, resample)
+    image = decoding.decode(path, str(path))
+    images[index] = decoding.centre(image, size, preset)
   return images
-
-
-def _decode_one(
-  path: pathlib.Path, size: int, crop: float, resample: str
-) -> np.ndarray:
-  # Pillow raises errors of many kinds on damaged files.
-  try:
-    with PIL.Image.open(path) as opened:
-      image = opened.convert("RGB")
-  except Exception as error:
-    raise dataset_lib.DataError(
-      f"{path} cannot be decoded: {error}; expected a whole image file"
-    ) from error
-  side = max(1, round(min(image.size) * crop))
-  left, top = ((extent - side) // 2 for extent in image.size)
-  box = (left, top, left + side, top + side)
-  if side != size:
-    image = image.resize((size, size), _RESAMPLING[resample], box=box)
-  else:
-    image = image.crop(box)
-  return np.asarray(image)
 
 
 def read_images(
@@ -198,10 +200,7 @@ def read_images(
   within: str = "",
 ) -> dataset_lib.Split:
   """Read listed images into memory; see `read_list` and `decode`."""
-  return _split(read_list(path, within=within), size, crop)
-
-
-def _split(rows: Sequence[Row], size: int, crop: float) -> dataset_lib.Split:
+  rows = read_list(path, within=within)
   return dataset_lib.Split(
     decode([row.path for row in rows], size=size, crop=crop),
     np.array([row.label for row in rows], np.int32),
@@ -211,70 +210,3 @@ def _split(rows: Sequence[Row], size: int, crop: float) -> dataset_lib.Split:
 def is_list(name: str) -> bool:
   """Tell whether the name of a data set is that of CSV files."""
   return ".csv" in name
-
-
-def load_csv(
-  name: str,
-  *,
-  data_dir: str | os.PathLike[str] | None = None,
-  size: int = 224,
-  crop: float = 1.0,
-) -> dataset_lib.Dataset:
-  """Read a data set that two CSV files list.
-
-  Classes are 0 to the highest label of both.
-
-  Args:
-    name: 'TRAIN.csv,TEST.csv'.
-    data_dir: the folder that these are relative to; None for the current one.
-    size: see `decode`.
-    crop: see `decode`.
-
-  Raises:
-    DataError: see `read_list` and `decode`.
-  """
-  parts = _parts(name, data_dir)
-  train, test = (_split(rows, size, crop) for rows in parts)
-  return dataset_lib.Dataset(
-    name=name,
-    train_images=train.images,
-    train_labels=train.labels,
-    test_images=test.images,
-    test_labels=test.labels,
-    class_names=_classes(parts),
-  )
-
-
-def describe_csv(
-  name: str,
-  *,
-  data_dir: str | os.PathLike[str] | None = None,
-  size: int = 224,
-) -> dataset_lib.DatasetInfo:
-  """Tell what the CSV files say; see `load_csv`."""
-  parts = _parts(name, data_dir)
-  return dataset_lib.DatasetInfo(
-    name=name,
-    image_shape=(size, size, 3),
-    class_names=_classes(parts),
-    train_images=len(parts[0]),
-  )
-
-
-def _parts(
-  name: str, data_dir: str | os.PathLike[str] | None
-) -> tuple[list[Row], list[Row]]:
-  files = name.split(",")
-  if len(files) != 2 or not all(files):
-    raise dataset_lib.DataError(
-      f"data set {name!r}: expected the CSV files of two parts, such as "
-      "'train.csv,test.csv'"
-    )
-  folder = pathlib.Path(data_dir or ".").expanduser()
-  train, test = (read_list(folder / file.strip()) for file in files)
-  return train, test
-
-
-def _classes(parts: Sequence[Sequence[Row]]) -> tuple[str, ...]:
-  highest = max(row.label for rows in parts for row in rows)
-  return tuple(str(label) for label in range(highest + 1))

@@ -2,8 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any, TypeAlias
 
 import numpy as np
+
+# An array, or what indexes like one: `streamed.Images`, and the labels that
+# TFDS stores beside these.
+Images: TypeAlias = np.ndarray | Any
+Labels: TypeAlias = np.ndarray | Any
 
 
 class DataError(ValueError):
@@ -29,17 +35,17 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-  """Labelled images in memory.
+  """Labelled images, in memory or `streamed.Images`.
 
   Invariants, checked: images are uint8 of one shape [N, H, W, C] with C of 1
   or 3, labels int32 in [0, num_classes), and no part is empty.
   """
 
   name: str
-  train_images: np.ndarray  # shape=(N, H, W, C), dtype=uint8
-  train_labels: np.ndarray  # shape=(N,), dtype=int32
-  test_images: np.ndarray  # shape=(M, H, W, C), dtype=uint8
-  test_labels: np.ndarray  # shape=(M,), dtype=int32
+  train_images: Images  # shape=(N, H, W, C), dtype=uint8
+  train_labels: Labels  # shape=(N,), dtype=int32
+  test_images: Images  # shape=(M, H, W, C), dtype=uint8
+  test_labels: Labels  # shape=(M,), dtype=int32
   class_names: tuple[str, ...]
   flip: bool = True  # see `DatasetInfo`
   # The name the source gives to the part that only reports.
@@ -69,7 +75,10 @@ class Dataset:
           f"{where}: labels must be int32 of shape [{len(images)}]; found "
           f"{labels.dtype} of shape {list(labels.shape)}"
         )
-      if labels.min() < 0 or labels.max() >= self.num_classes:
+      # Others were checked when they were listed or written.
+      if isinstance(labels, np.ndarray) and (
+        labels.min() < 0 or labels.max() >= self.num_classes
+      ):
         raise DataError(
           f"{where}: labels must lie in [0, {self.num_classes}); found "
           f"{labels.min()} to {labels.max()}"
@@ -135,11 +144,44 @@ class Dataset:
 class Split:
   """Images and labels of one purpose."""
 
-  images: np.ndarray  # shape=(N, H, W, C), dtype=uint8
-  labels: np.ndarray  # shape=(N,), dtype=int32
+  images: Images  # shape=(N, H, W, C), dtype=uint8
+  labels: Labels  # shape=(N,), dtype=int32
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  def only(self, which: np.ndarray) -> "Split":
+    """Give the images of a mask, shape [N]; streamed ones are not read."""
+    if isinstance(self.images, np.ndarray):
+      return Split(self.images[which], self.labels[which])
+    if which.all():
+      return self
+    # Their labels may have to be read, which none is no reason for.
+    labels = self.labels[which] if which.any() else np.empty(0, np.int32)
+    return Split(self.images.only(which), labels)
+
+  def take(
+    self,
+    which: np.ndarray | slice,
+    *,
+    draw: tuple[int, ...] | None = None,
+    replace: bool = True,
+  ) -> dict[str, Any]:
+    """Give images and labels of a batch.
+
+    Args:
+      which: numbers of images.
+      draw: see `streamed.Images.take`; of no matter to images in memory.
+      replace: likewise.
+
+    Returns:
+      "image" and "label"; of streamed images "whole" and "bad" as well.
+    """
+    if isinstance(self.images, np.ndarray):
+      return {"image": self.images[which], "label": self.labels[which]}
+    chosen = np.arange(len(self))[which]
+    found: dict[str, Any] = self.images.take(chosen, draw, replace)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -179,8 +221,9 @@ def split_proxy(
     )
   generator = np.random.default_rng(seed)
   held = np.zeros(len(dataset.train_labels), bool)
+  labels = np.asarray(dataset.train_labels if heldout_fraction else ())
   for label, name in enumerate(dataset.class_names):
-    members = np.flatnonzero(dataset.train_labels == label)
+    members = np.flatnonzero(labels == label)
     count = round(heldout_fraction * len(members))
     if heldout_fraction and len(members) and count in (0, len(members)):
       raise DataError(
@@ -189,8 +232,9 @@ def split_proxy(
         f"{dataset.name!r} into held-out; expected some and not all"
       )
     held[generator.permutation(members)[:count]] = True
+  whole = Split(dataset.train_images, dataset.train_labels)
   return Splits(
-    train=Split(dataset.train_images[~held], dataset.train_labels[~held]),
-    heldout=Split(dataset.train_images[held], dataset.train_labels[held]),
+    train=whole.only(~held),
+    heldout=whole.only(held),
     report=Split(dataset.test_images, dataset.test_labels),
   )

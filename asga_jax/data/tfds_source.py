@@ -1,13 +1,15 @@
 """Data sets that TensorFlow Datasets has prepared, read without TensorFlow."""
 
+import functools
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from asga_jax.data import dataset as dataset_lib
-from asga_jax.data import embedded
+from asga_jax.data import embedded, presets, streamed
 
 DATA_DIR_VARIABLE = "ASGA_DATA_DIR"
 
@@ -45,6 +47,99 @@ def load_tfds(
     class_names=tuple(builder.info.features["label"].names),
     test_split=test_split,
   )
+
+
+def stream_tfds(
+  name: str,
+  size: int,
+  preset: presets.Preset,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  workers: int = 0,
+  bad_images: int = 0,
+) -> dataset_lib.Dataset:
+  """Open a prepared data set whose images are decoded when they are needed.
+
+  Args:
+    name: see `load_tfds`.
+    size: of the images, which may be stored in any.
+    preset: how they are cropped and resized.
+    data_dir: see `load_tfds`.
+    workers: see `streamed.Images`.
+    bad_images: see `streamed.Images`.
+
+  Raises:
+    DataError: see `load_tfds`.
+  """
+  builder, test_split = _open(name, data_dir)
+  parts = [Records(name, builder, split) for split in ("train", test_split)]
+  train, test = (
+    streamed.Images(part, size, preset, workers=workers, bad_images=bad_images)
+    for part in parts
+  )
+  return dataset_lib.Dataset(
+    name=name,
+    train_images=train,
+    train_labels=Labels(parts[0]),
+    test_images=test,
+    test_labels=Labels(parts[1]),
+    class_names=tuple(builder.info.features["label"].names),
+    test_split=test_split,
+  )
+
+
+class Records:
+  """The encoded images of a split, see `streamed.Records`."""
+
+  def __init__(self, name: str, builder: Any, split: str):
+    import tensorflow_datasets as tfds
+
+    self.name = f"{name}, {split}"
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    self.source = builder.as_data_source(split=split, decoders=encoded)
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> streamed.Record:
+    found: Any = self.source[index]
+    name = f"{self.name}, image {index}"
+    return streamed.Record(name, found["image"], int(found["label"]))
+
+
+class Labels:
+  """The labels of a split, int32 [N]: all are read where one is asked for.
+
+  They stand in the same records as the images, which is a lot to read; batches
+  have their own.
+  """
+
+  dtype, ndim = np.dtype(np.int32), 1
+
+  def __init__(self, records: Records):
+    self._records = records
+    self.shape = (len(records),)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    return np.array(self._read, dtype)
+
+  def __getitem__(self, which: Any) -> Any:
+    return self._read[which]
+
+  @functools.cached_property
+  def _read(self) -> np.ndarray:
+    logging.info("reading the labels of %s", self._records.name)
+    source, count = self._records.source, len(self)
+    found = np.empty(count, np.int32)
+    for start in range(0, count, _CHUNK):
+      chunk = range(start, min(start + _CHUNK, count))
+      found[chunk.start : chunk.stop] = [
+        record["label"] for record in source.__getitems__(chunk)
+      ]
+    return found
 
 
 def describe_tfds(

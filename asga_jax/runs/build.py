@@ -17,7 +17,7 @@ from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table
-from asga_jax.data import augmentation
+from asga_jax.data import augmentation, presets
 from asga_jax.runs import config as config_lib
 from asga_jax.training import steps
 from asga_jax.weights import load as weights_load
@@ -157,14 +157,32 @@ def make_searchable(
 
 
 def load_data(config: ml_collections.ConfigDict) -> data_lib.Dataset:
-  """Read the data that a configuration names; raises DataError."""
-  return data_lib.load(
-    config.data.name,
-    data_dir=config.data.dir or None,
-    size=config.data.image_size,
-    crop=config.data.crop,
-    normalisation=config.data.normalisation,
+  """Read or open the data that a configuration names; raises DataError."""
+  given = config.data
+  settings: dict[str, Any] = {
+    "data_dir": given.dir or None,
+    "size": given.image_size,
+    "crop": given.crop,
+    "normalisation": given.normalisation,
+    "preset": given.preset,
+    "classes": given.classes,
+  }
+  if not given.stream:
+    return data_lib.load(given.name, **settings)
+  return data_lib.stream(
+    given.name,
+    workers=given.workers,
+    bad_images=given.bad_images,
+    **settings,
   )
+
+
+def preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Tell what a named preset does to images, for a policy's provenance."""
+  if not config.data.preset:
+    return {}
+  size = config.data.image_size
+  return {"preprocessing": presets.settings(config.data.preset, size)}
 
 
 def describe_data(config: ml_collections.ConfigDict) -> data_lib.DatasetInfo:
@@ -173,6 +191,8 @@ def describe_data(config: ml_collections.ConfigDict) -> data_lib.DatasetInfo:
     config.data.name,
     data_dir=config.data.dir or None,
     size=config.data.image_size,
+    classes=config.data.classes,
+    streamed=config.data.stream,
   )
 
 
@@ -198,12 +218,13 @@ def make_prepare(
     augmentation.preprocess, size=config.data.image_size
   )
 
+  # Streamed images were cropped at random when they were decoded.
+  pad = 0 if config.data.stream else config.data.get("pad", 0)
+
   def prepare(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
     images = batch["image"]
     if train:
-      images = augmentation.augment(
-        key, images, pad=config.data.pad, flip=dataset.flip
-      )
+      images = augmentation.augment(key, images, pad=pad, flip=dataset.flip)
     known: Any = batch
     if isinstance(dataset, data_lib.Dataset):
       known = {"mean": dataset.mean, "std": dataset.std}

@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from asga_jax import finetune, models
-from asga_jax.data import normalisations
+from asga_jax.data import normalisations, presets
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
 from asga_jax.runs import config_checks
@@ -77,17 +77,31 @@ def default_config() -> ml_collections.ConfigDict:
       "per_channel": True,
       "data": {
         # 'fashion_mnist_8k', 'digits', what TFDS calls it, or two lists of
-        # images with labels, 'TRAIN.csv,TEST.csv'.
+        # images with labels, 'TRAIN.csv,TEST.csv', or two folders with one a
+        # class, 'TRAIN,VAL'.
         "name": "fashion_mnist_8k",
-        # A TFDS data directory; empty for $ASGA_DATA_DIR. Of lists: theirs.
+        # A TFDS data directory; empty for $ASGA_DATA_DIR. Of lists and folders
+        # where they are.
         "dir": "",
+        # Of lists, how many classes there are; 0 for the highest label and one.
+        "classes": 0,
+        # Whether images are read when they are needed, and cropped at random
+        # for training, instead of being held in memory.
+        "stream": False,
+        # Of streamed images, how many processes decode; 0 for this one.
+        "workers": 0,
+        # Of streamed images, how many damaged ones are skipped.
+        "bad_images": 0,
         "image_size": 32,
-        # Of images in lists, the share of the short side that is kept.
+        # One of data.presets, such as 'torchvision', of crop, resizing and
+        # normalisation; empty for the two settings below.
+        "preset": "",
+        # Of image files, the share of the short side that is kept.
         "crop": 1.0,
         # One of data.normalisations, such as 'torchvision'; empty for mean and
         # deviation of the training images.
         "normalisation": "",
-        # Pixels of the random crop's padding.
+        # Pixels of the random crop's padding, of images in memory.
         "pad": 4,
         # The share of training images that a bilevel search holds out.
         "heldout_fraction": 0.5,
@@ -252,7 +266,16 @@ def check_common(config: ml_collections.ConfigDict) -> None:
   """
   models.constructor(config.model)
   make_rules(config)
-  normalisations.find(config.data.normalisation)
+  data = config.data
+  normalisations.find(data.normalisation)
+  presets.find(data.preset, crop=data.crop, normalisation=data.normalisation)
+  if not data.stream:
+    for name in ("workers", "bad_images"):
+      if data[name]:
+        raise config_checks.ConfigError(
+          f"config.data.{name} is {data[name]} and config.data.stream is False;"
+          " expected 0, or True"
+        )
   if not 0 < config.data.crop <= 1:
     raise config_checks.ConfigError(
       f"config.data.crop is {config.data.crop}; expected above 0 and up to 1"
@@ -269,6 +292,9 @@ def check_common(config: ml_collections.ConfigDict) -> None:
     "pretrain.steps": 0,
     "pretrain.learning_rate": 0,
     "data.pad": 0,
+    "data.workers": 0,
+    "data.bad_images": 0,
+    "data.classes": 0,
     "data.image_size": 1,
     "deployed.image_size": 1,
     "deployed.num_classes": 1,

@@ -79,7 +79,7 @@ def evaluate_run(
   report = {
     "data": dataset.name,
     "split": name,
-    "images": len(data.parts[name]),
+    "images": found[first].images,
     "class_names": list(dataset.class_names),
     "networks": {
       label: {**x.figures(), "confusion": x.confusion.tolist()}

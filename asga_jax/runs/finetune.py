@@ -196,16 +196,16 @@ def build_finetuning(
 def _batches(
   config: ml_collections.ConfigDict, split: data_lib.Split, first: int
 ) -> Iterator[Any]:
-  """Yield this process's raw batches from a step on."""
-  for step in range(first, config.finetune.steps):
-    yield batches_lib.batch_at(
-      split,
-      step,
-      batch_size=config.batch_size,
-      seed=config.finetune.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+  """Give this process's raw batches from a step on."""
+  return batches_lib.batches_at(
+    split,
+    range(first, config.finetune.steps),
+    batch_size=config.batch_size,
+    seed=config.finetune.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    crops=True,
+  )
 
 
 def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:

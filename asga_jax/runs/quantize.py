@@ -125,6 +125,7 @@ def _quantize(
     provenance={
       **policy.provenance,
       "images": config.post_training.source or config.data.name,
+      **build.preprocessing(config),
       "config_sha256": workdir.config_sha256(config),
     },
   )

@@ -76,7 +76,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.data.name and config.post_training.source are both empty;"
       " expected data, or --images=PATH with a folder or a list of images"
     )
-  if not (config.data.name or config.data.normalisation):
+  data = config.data
+  if not (data.name or data.normalisation or data.preset):
     raise config_checks.ConfigError(
       "config.data.normalisation is empty, and so is config.data.name, by"
       " whose images one could normalise; expected the normalisation that the"

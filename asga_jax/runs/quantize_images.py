@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from asga_jax import data as data_lib
-from asga_jax.data import augmentation, csv_source, normalisations
+from asga_jax.data import augmentation, csv_source, normalisations, presets
 from asga_jax.runs import build
 from asga_jax.runs import data as run_data
 
@@ -50,7 +50,8 @@ def read(config: ml_collections.ConfigDict) -> Images:
     ValueError: no such images, or too few.
   """
   given = config.post_training
-  known = normalisations.find(config.data.normalisation)
+  preset = _preset(config)
+  known = normalisations.find(preset.normalisation)
   dataset = None
   if config.data.name:
     dataset = run_data.with_classes(
@@ -149,11 +150,18 @@ def _evenly(count: int, wanted: int) -> np.ndarray:
   return np.linspace(0, count - 1, wanted).round().astype(int)
 
 
-def _decode(config: ml_collections.ConfigDict, files: Sequence) -> np.ndarray:
-  images = csv_source.decode(
-    files,
-    size=config.data.image_size,
-    crop=config.post_training.crop or config.data.crop,
+def _preset(config: ml_collections.ConfigDict) -> presets.Preset:
+  given = config.data
+  return presets.find(
+    given.preset, crop=given.crop, normalisation=given.normalisation
   )
-  known = normalisations.find(config.data.normalisation)
+
+
+def _decode(config: ml_collections.ConfigDict, files: Sequence) -> np.ndarray:
+  preset = _preset(config)
+  if config.post_training.crop:
+    crop = config.post_training.crop
+    preset = preset._replace(crop=crop, resize_first=False)
+  images = csv_source.decode_files(files, config.data.image_size, preset)
+  known = normalisations.find(preset.normalisation)
   return images if known is None else known.turn(images)

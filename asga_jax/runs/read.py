@@ -190,6 +190,7 @@ def end_search(
     model_name=config.model,
     provenance={
       "proxy": proxy,
+      **build.preprocessing(config),
       "config_sha256": workdir.config_sha256(config),
     },
   )

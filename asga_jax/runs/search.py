@@ -329,20 +329,19 @@ def make_batches(
     batches_lib.statistics(dataset, share), mesh
   )
 
-  def batch_at(split: data_lib.Split, step: int) -> dict[str, Any]:
-    batch = batches_lib.batch_at(
+  def of(split: data_lib.Split) -> Iterator[dict[str, Any]]:
+    for batch in batches_lib.batches_at(
       split,
-      step,
+      range(first, config.search.steps),
       batch_size=config.batch_size,
       seed=config.search.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-    )
-    return {**batch, **statistics}
+      crops=True,
+    ):
+      yield {**batch, **statistics}
 
-  for step in range(first, config.search.steps):
-    batch = batch_at(splits.train, step)
-    if config.search.mode == "bilevel":
-      yield batch, batch_at(splits.heldout, step)
-    else:
-      yield batch
+  if config.search.mode == "bilevel":
+    yield from zip(of(splits.train), of(splits.heldout), strict=True)
+  else:
+    yield from of(splits.train)

@@ -42,13 +42,16 @@ def _canonical(value: Any) -> Any:
   return value
 
 
+_OF_PLACE = ("shard", "model_devices", "workers", "bad_images")
+
+
 def _flat(config: config_checks.Config) -> dict[str, Any]:
   """List what decides a run; where its arrays lie, or are kept, does not."""
   flat = config_checks.flatten(config)
   return {
     key: _canonical(value)
     for key, value in flat.items()
-    if key.rpartition(".")[2] not in ("shard", "model_devices")
+    if key.rpartition(".")[2] not in _OF_PLACE
     and not key.startswith("checkpoints.")
   }
 
@@ -116,7 +119,15 @@ _OF_DEVICES = {
 }
 # What runs did before there was a setting for it.
 _BEFORE_SETTINGS = {
-  "data": {"crop": 1.0, "normalisation": ""},
+  "data": {
+    "crop": 1.0,
+    "normalisation": "",
+    "preset": "",
+    "classes": 0,
+    "stream": False,
+    "workers": 0,
+    "bad_images": 0,
+  },
   "search": {
     "freeze_batch_norm": False,
     "prior_strength": 30.0,
