@@ -257,7 +257,7 @@ def finish_search(
   settings = search.settings
   unstack = search.parts.layout.unstack
   last = search.parts.temperature(jnp.int32(max(done - 1, 0)))
-  # Of a search that was written before the two parts were kept apart, whole.
+  # Of a search from before the two parts were kept apart, whole.
   of_task = state.task.total if state.task else state.params.logits
   of_task, slopes = placement.gathered((of_task, state.slope_sum), search.mesh)
   mixed = jax.tree.map(lambda rows: rows / last, of_task)
@@ -313,8 +313,7 @@ def search_policy(
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
-    progress: whether to show steps and time left on a terminal or in a
-      notebook.
+    progress: whether to show steps and time left, where somebody looks.
 
   Returns:
     A network and logits that have been trained, for `allocate`.

@@ -27,7 +27,7 @@ def narrow(model: nnx.Module, dtype: str) -> None:
     ValueError: no layer has Flax's fields `dtype` and `param_dtype`.
   """
   wide = (None, jnp.float32, "float32")
-  held = [
+  held: list[Any] = [
     module
     for _, module in nnx.iter_modules(model)
     if {"dtype", "param_dtype"} <= vars(module).keys()

@@ -80,21 +80,18 @@ def default_config() -> ml_collections.ConfigDict:
         # images with labels, 'TRAIN.csv,TEST.csv', or two folders with one a
         # class, 'TRAIN,VAL'.
         "name": "fashion_mnist_8k",
-        # A TFDS data directory; empty for $ASGA_DATA_DIR. Of lists and folders
-        # where they are.
+        # Of TFDS, empty for $ASGA_DATA_DIR, or where lists and folders are.
         "dir": "",
         # Of lists, how many classes there are; 0 for the highest label and one.
         "classes": 0,
-        # Whether images are read when they are needed, and cropped at random
-        # for training, instead of being held in memory.
+        # Whether images are read when needed, and cropped at random to train.
         "stream": False,
-        # Of streamed images, how many processes decode; 0 for this one.
+        # Of streamed images, how many processes decode (0: this one), and how
+        # many damaged images are skipped.
         "workers": 0,
-        # Of streamed images, how many damaged ones are skipped.
         "bad_images": 0,
         "image_size": 32,
-        # One of data.presets, such as 'torchvision', of crop, resizing and
-        # normalisation; empty for the two settings below.
+        # One of data.presets; empty for the two settings below.
         "preset": "",
         # Of image files, the share of the short side that is kept.
         "crop": 1.0,
