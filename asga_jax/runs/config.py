@@ -62,8 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Such as 'bops=4bit', 'bops=34.7G', 'bops=2%', 'size=6MB', or several
       # joined by commas.
       "budget": "bops=4bit",
-      # A file for latency budgets, see cost.latency_table; launch/latency.py
-      # measures one.
+      # A file for latency budgets, which launch/latency.py measures.
       "latency_table": "",
       "bits": surgery.DEFAULT_BITS,
       # Bits of the first and the last layer, which are not searched.
@@ -95,8 +94,7 @@ def default_config() -> ml_collections.ConfigDict:
         "preset": "",
         # Of image files, the share of the short side that is kept.
         "crop": 1.0,
-        # One of data.normalisations, such as 'torchvision'; empty for mean and
-        # deviation of the training images.
+        # One of data.normalisations; empty for that of the training images.
         "normalisation": "",
         # Pixels of the random crop's padding, of images in memory.
         "pad": 4,
