@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -21,14 +22,26 @@ FLAGS = (
 )
 
 
-def with_cache(folder):
-  """Make a function that starts a script, with one cache of programs."""
-  environment = {
+def environment_with(folder):
+  """Give the environment of a command, with one cache of programs."""
+  return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(folder),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
+
+
+def free_port():
+  """Give the number of a port at which nobody listens."""
+  with socket.socket() as taken:
+    taken.bind(("localhost", 0))
+    return taken.getsockname()[1]
+
+
+def with_cache(folder):
+  """Make a function that starts a script, with one cache of programs."""
+  environment = environment_with(folder)
 
   def start(script, *arguments):
     return subprocess.Popen(

@@ -235,12 +235,13 @@ def open_workdir(
   except OSError as error:
     raise unwritable(directory, error) from error
   file = directory / CONFIG_NAME
+  made = write and processes.first() and not file.exists()
+  if made:
+    files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
   if write:
-    if processes.first() and not file.exists():
-      files.write_text_atomic(file, json.dumps(wanted, indent=2) + "\n")
     processes.wait("the work directory is made")
     _wait_for(file)
-  elif not file.exists():
+  if made or not file.exists():
     return directory
   differences = _differences(read_config(directory), wanted)
   if differences:
