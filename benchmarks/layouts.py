@@ -2,7 +2,8 @@
 
 Compiles the step of a search (SGD with momentum, two passes, 6 candidates for
 every tensor) on as many fake devices of this CPU, with the state whole on each
-of them and in parts along `data`, and prints what each device holds and what
+of them and in parts along `data` (or with other settings, see LAYOUTS), and
+prints what each device holds and what
 travels. Nothing is run; batches grow with the devices. Compiling one takes
 minutes.
 
@@ -23,10 +24,20 @@ _MODEL = flags.DEFINE_string("model", "resnet50", "Of models.CONSTRUCTORS.")
 _DEVICES = flags.DEFINE_list("devices", ["1", "4", "16"], "How many.")
 _SIZE = flags.DEFINE_integer("size", 224, "Of images.")
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Images of each device.")
+_LAYOUTS = flags.DEFINE_list("layouts", ["whole", "in parts"], "Of LAYOUTS.")
 _OUTPUT = flags.DEFINE_string("output", "runs/layouts", "Where cells go.")
 _ONE = flags.DEFINE_string("one", "", "Compile one layout in this process.")
 
-LAYOUTS = {"whole": (), "in parts": (("weights/", "data"),)}
+# Name -> what differs from the default settings.
+LAYOUTS: dict[str, dict[str, Any]] = {
+  "whole": {},
+  "in parts": {"shard": (("weights/", "data"),)},
+  "accumulating": {"accumulate": 4},
+  "normed by shard": {"batch_norm": "shard"},
+  "normed by shard and accumulating": {"batch_norm": "shard", "accumulate": 4},
+  "bfloat16": {"compute_dtype": "bfloat16"},
+  "skipping": {"skip_nonfinite": 1},
+}
 
 
 def compile_one(devices: int, layout: str) -> dict[str, Any]:
@@ -50,7 +61,7 @@ def compile_one(devices: int, layout: str) -> dict[str, Any]:
   search = asga_jax.start_search(
     asga_jax.searchable(network, jax.ShapeDtypeStruct((1, *shape), "float32")),
     budget="bops=4bit",
-    settings=asga_jax.SearchSettings(steps=10, shard=LAYOUTS[layout]),
+    settings=asga_jax.SearchSettings(steps=10, **LAYOUTS[layout]),
     mesh=sharding.data_mesh(jax.devices()[:devices]),
   )
   images = devices * _BATCH.value
@@ -67,15 +78,15 @@ def main(_: list[str]) -> None:
   """Compile each layout in a process of its own, and print the table."""
   logging.set_verbosity(logging.INFO)
   if _ONE.value:
-    count, layout = _ONE.value.split(",")
+    count, layout = _ONE.value.split(",", 1)
     print(json.dumps(compile_one(int(count), layout)))
     return
   folder = pathlib.Path(_OUTPUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   rows = []
   for devices in map(int, _DEVICES.value):
-    for layout in LAYOUTS:
-      if devices == 1 and LAYOUTS[layout]:
+    for layout in _LAYOUTS.value:
+      if devices == 1 and layout == "in parts":
         continue
       stem = f"{_MODEL.value}_{_SIZE.value}_{_BATCH.value}_{devices}_{layout}"
       path = folder / f"{stem.replace(' ', '_')}.json"

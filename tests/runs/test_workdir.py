@@ -8,6 +8,7 @@ import ml_collections
 import pytest
 
 from asga_jax import files
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import workdir as workdir_lib
 
 CONFIG = {"seed": 0, "bits": (2, 4), "data": {"name": "digits", "pad": 4.0}}
@@ -182,3 +183,20 @@ def test_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
     files.write_text_atomic(path, "third")
   assert path.read_text() == "second"
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_run_from_before_steps_had_options_is_that_of_their_defaults(
+  tmp_path, make_tiny
+):
+  config = config_lib.of_search(make_tiny())
+  old = json.loads(config.to_json())
+  del old["checkpoints"]
+  for name in ("accumulate", "compute_dtype", "skip_nonfinite", "batch_norm"):
+    del old["search"][name]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  workdir_lib.open_workdir(tmp_path, config)
+  config.checkpoints.best = 1  # no other run
+  workdir_lib.open_workdir(tmp_path, config)
+  config.search.accumulate = 2
+  with pytest.raises(workdir_lib.WorkdirError, match="accumulate: 1 there, 2"):
+    workdir_lib.open_workdir(tmp_path, config)
