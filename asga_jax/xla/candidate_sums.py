@@ -145,6 +145,9 @@ def _by_slices(terms, x, g, inverse, grids):
   if turns:
     kind = jnp.result_type(inverse.dtype, jnp.complex64)
     sums = jnp.zeros((whole, height, inverse.shape[0], columns), kind)
+    # Inside `jax.shard_map` each shard has its own.
+    axes = tuple(jax.typeof(gs).manual_axis_type.varying)
+    sums = jax.lax.pcast(sums, axes, to="varying") if axes else sums
     sums = jax.lax.fori_loop(0, turns, turn, sums)
   else:
     sums = added(0)

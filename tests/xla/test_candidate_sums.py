@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from asga_jax.training import sharding
 from asga_jax.xla import candidate_sums
 
 
@@ -69,3 +70,32 @@ def test_a_batch_over_cpus_is_not_gathered():
   # Sums of 16384 terms of order 1.
   for one, other in zip(of_split, of_plain, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
+
+
+def test_slices_are_summed_by_each_shard_of_a_manual_axis():
+  """On a tensor of several slices, whose sums are carried through a loop."""
+  x, g = np.random.default_rng(0).normal(size=(2, 64, 32, 64)).astype("float32")
+  inverse = np.float32([1.0, 4.0])
+  grids = np.float32([-2, -8]), np.float32([1, 7]), np.array([False, True])
+
+  def sums(x, g, inverse):
+    return candidate_sums.of(
+      x, g, inverse, grids, offset=0.0, step_gradient="full"
+    )
+
+  def of_shard(x, g, inverse):
+    inverse = jax.lax.pcast(inverse, "data", to="varying")
+    return jax.lax.psum(sums(x, g, inverse), "data")
+
+  assert candidate_sums._turns(x.size // 256, 256)[0]
+  split, whole = jax.P("data"), jax.P()
+  mapped = jax.shard_map(
+    of_shard,
+    mesh=sharding.data_mesh(jax.devices()[:1]),
+    in_specs=(split, split, whole),
+    out_specs=whole,
+  )
+  for found, wanted in zip(
+    jax.jit(mapped)(x, g, inverse), sums(x, g, inverse), strict=True
+  ):
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
