@@ -240,7 +240,13 @@ def prefetched(
       worker_init_fn=_start_worker,
     )
   with contextlib.closing(iter(batches)) as made:
-    yield from made
+    for batch in made:
+      if processes:
+        # Out of memory that is shared with a worker, which is little.
+        for name, value in batch.items():
+          if isinstance(value, np.ndarray):
+            batch[name] = np.array(value)
+      yield batch
 
 
 def _start_worker(index: int, count: int) -> None:

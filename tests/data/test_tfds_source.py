@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import pickle
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import PIL.Image
 import pytest
 
 from asga_jax import data
+from asga_jax.data import batches
 
 _DATA_DIR = os.environ.get("ASGA_DATA_DIR", "")
 
@@ -100,6 +102,41 @@ def test_a_prepared_set_is_read_as_it_was_written(tmp_path, monkeypatch):
   monkeypatch.setenv("ASGA_DATA_DIR", str(tmp_path))
   again = data.load("tiny_made/1.0.0")
   np.testing.assert_array_equal(again.train_images, dataset.train_images)
+
+
+def test_a_prepared_set_is_streamed_whatever_shape_its_images_have(tmp_path):
+  rows = _rows([0, 200, 10, 255])
+  rows[2]["image"] = _picture(10, height=9, width=5)
+  _prepare(tmp_path, {"train": rows, "test": _rows([30, 220])})
+  dataset = data.stream(
+    "tiny_made", data_dir=tmp_path, size=4, preset="tensorflow"
+  )
+  told = data.describe("tiny_made", data_dir=tmp_path, size=4, streamed=True)
+  assert told == dataset.info
+  assert (told.train_images, told.image_shape) == (4, (4, 4, 3))
+  seen = list(batches.eval_batches(_train(dataset), 3))
+  values = np.concatenate([batch["image"][:, 1, 1, 0] for batch in seen])
+  labels = np.concatenate([batch["label"] for batch in seen])
+  assert sorted(values[:4]) == [0, 10, 200, 255]
+  np.testing.assert_array_equal(labels[:4], values[:4] > 127)
+  # Only who asks for labels alone reads all of them.
+  assert "_read" not in vars(dataset.train_labels)
+  splits = data.split_proxy(dataset, heldout_fraction=0.5, seed=0)
+  for part in (splits.train, splits.heldout):
+    taken = part.take(np.arange(2))
+    np.testing.assert_array_equal(taken["label"], part.labels)
+    np.testing.assert_array_equal(taken["image"][:, 0, 0, 0] > 127, part.labels)
+  # Records travel to other processes.
+  again = pickle.loads(pickle.dumps(dataset.test_images))
+  np.testing.assert_array_equal(again[:], dataset.test_images[:])
+  with pytest.raises(data.DataError, match="classes is 3, and 'tiny_made'"):
+    data.stream("tiny_made", data_dir=tmp_path, preset="tensorflow", classes=3)
+  with pytest.raises(data.DataError, match="preset is 'tensorflow', and the"):
+    data.load("tiny_made", data_dir=tmp_path, preset="tensorflow")
+
+
+def _train(dataset):
+  return data.Split(dataset.train_images, dataset.train_labels)
 
 
 def test_the_newest_version_is_read_and_validation_reports(tmp_path):

@@ -59,13 +59,17 @@ def test_open_creates_and_opens_again(tmp_path):
 def test_a_run_of_before_there_was_a_setting_opens(tmp_path):
   data = {"name": "digits", "image_size": 8}
   workdir_lib.open_workdir(tmp_path / "a", {**CONFIG, "data": data})
-  now = {**data, "crop": 1.0, "normalisation": ""}
+  now = {**data, "crop": 1.0, "normalisation": "", "preset": "", "classes": 0}
+  now |= {"stream": False, "workers": 0, "bad_images": 0}
   workdir_lib.open_workdir(tmp_path / "a", {**CONFIG, "data": now})
   assert workdir_lib.read_config(tmp_path / "a")["data"] == now
   with pytest.raises(workdir_lib.WorkdirError, match=r"data.crop: 1 there"):
     workdir_lib.open_workdir(
       tmp_path / "a", {**CONFIG, "data": {**now, "crop": 0.875}}
     )
+  # Where images are decoded, and what may be skipped, decides no run.
+  elsewhere = {**now, "workers": 3, "bad_images": 2}
+  workdir_lib.open_workdir(tmp_path / "a", {**CONFIG, "data": elsewhere})
 
 
 def test_a_search_of_before_there_was_a_float_training_had_none(tmp_path):
