@@ -249,3 +249,37 @@ def test_seeds_are_compared_pairwise(monkeypatch):
   assert "2.00 (-0.48 to 4.48)" in table[2]
   assert table[2].split()[:2] == ["prior", "84.00"]
   assert table[1].split()[2] == "-"
+
+
+def test_tpu_plan_bounds_a_step_by_each_peak(tmp_path):
+  found = {
+    "arguments": 1e9,
+    "temporary": 2e9,
+    "peak": 3e9,
+    "code": 5e8,
+    "flops": 197e12 / 2,  # half a second of products
+    "accessed": 819e9 / 4,
+    # A ring of four sends 2 * 3/4 of what it sums up.
+    "collectives": {"all-reduce": 200e9 / 1.5 / 8},
+    "fits": True,
+  }
+  cells = {
+    "imagenet_resnet18_4_4096": {"needs": 33.5e9, "fits": False},
+    "imagenet_resnet18_4_1024": found,
+  }
+  for name, cell in cells.items():
+    (tmp_path / f"{name}.json").write_text(json.dumps(cell))
+  printed = _run(
+    "tpu_plan.py",
+    "--kept",
+    "--model=resnet18",
+    "--chips=4,16",
+    "--price=2",
+    f"--output={tmp_path}",
+  )
+  _, first, second = printed.strip().splitlines()
+  assert first.endswith("33.5, too much")
+  # 1,281,167 images, 1,024 in half a second: 625.6 s of four chips.
+  for text in ("3.50", "98.50", "500.0 / 250.0 / 125.0", "10.4", "1.39"):
+    assert f" {text}" in second
+  assert second.split()[:4] == ["imagenet", "resnet18", "4", "1024"]

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from asga_jax.training import sharding, steps
 from asga_jax.training import state as state_lib
-from asga_jax.xla import lowering
+from asga_jax.xla import lowering, target
 
 
 def compile_step(
@@ -28,11 +28,17 @@ def compile_step(
   """
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
+  # Of devices that may be described alone, see `jax.experimental.topologies`.
+  platform = mesh.devices.flat[0].platform
+  with target.aimed_at(platform):
+    options = lowering.compiler_options()
+
   def step(state, *batches):
     if parts.accumulate > 1:
       for leaf in jax.tree.leaves(batches):
         sharding.check_batch_size(len(leaf), mesh, parts.accumulate)
-    return steps.train_step(parts, state, *batches)
+    with target.aimed_at(platform):
+      return steps.train_step(parts, state, *batches)
 
   lies = whole if state is None else state
   return jax.jit(
@@ -40,5 +46,5 @@ def compile_step(
     in_shardings=(lies, split, split) if bilevel else (lies, split),
     out_shardings=(lies, whole),
     donate_argnums=0,
-    compiler_options=lowering.compiler_options(),
+    compiler_options=options,
   )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from asga_jax.xla import reductions
+from asga_jax.xla import reductions, target
 
 # On a CPU, XLA reduces an element at a time, but adds arrays in vectors. So
 # slices of a tensor are added up element by element until one is left: large
@@ -83,7 +83,7 @@ def of(
     slope = jnp.where(inside, inner, code)
     return g * jnp.where(is_float, x, code), g * slope
 
-  if jax.default_backend() == "cpu":
+  if target.platform() == "cpu":
     return _by_slices(terms, x, g, inverse, grids)
 
   def beside(value):

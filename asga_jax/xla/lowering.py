@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from asga_jax.xla import depthwise, outline, wide_windows
+from asga_jax.xla import depthwise, outline, target, wide_windows
 
 # XLA calls these experimental: it may drop them.
 CPU_OPTIONS = {
@@ -69,7 +69,7 @@ def conv_general_dilated(
   numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   depthwise_groups = feature_group_count == lhs.shape[-1] == rhs.shape[-1] > 1
   if (
-    jax.default_backend() != "cpu"
+    target.platform() != "cpu"
     or not (feature_group_count == 1 or depthwise_groups)
     or any(v not in (None, 1) for v in others.values())
     or any(d != 1 for d in lhs_dilation or ())
@@ -106,11 +106,11 @@ def conv_general_dilated(
 
 
 def compiler_options() -> dict[str, Any]:
-  """Give the options that a step is compiled with on this platform.
+  """Give the options that a step is compiled with for this platform.
 
   Those that the installed XLA does not know are left out, and logged once.
   """
-  if jax.default_backend() != "cpu":
+  if target.platform() != "cpu":
     return {}
   return {
     name: value for name, value in CPU_OPTIONS.items() if _knows(name, value)

@@ -13,7 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from asga_jax.xla import candidate_sums, mixture_kernel, outline, reductions
+from asga_jax.xla import (
+  candidate_sums,
+  mixture_kernel,
+  outline,
+  reductions,
+  target,
+)
 
 # Lowest and highest codes, and which candidates are the tensor as it is; each
 # of shape (candidates,).
@@ -54,7 +60,13 @@ def mix(
   Returns:
     The mixture, shape and dtype of x.
   """
-  return _mix(x, steps, probabilities, grids, shift, settings)
+  mixed = _mix(x, steps, probabilities, grids, shift, settings)
+  # On a TPU, XLA makes one kernel of a product and what it reads: all
+  # candidates again for each pass over the mixture, and twice the time to
+  # compile.
+  if target.platform() == "tpu":
+    mixed = jax.lax.optimization_barrier(mixed)
+  return mixed
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

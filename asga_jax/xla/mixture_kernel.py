@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from asga_jax.xla import target
+
 # Elements and warps of one program of the kernel: the fastest of five pairs on
 # an H200. Programs of several blocks, summed once at their end, were slower.
 BLOCK = 2048
@@ -47,6 +49,7 @@ def runs(x: jax.Array, steps: jax.Array) -> bool:
     steps.ndim == 1
     and SMALLEST <= x.size < 1 << 31
     and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    and target.platform() == "gpu"
     and _capable()
   )
 

@@ -15,6 +15,8 @@ import jax
 from jax.experimental import xla_metadata
 from jax.extend import core
 
+from asga_jax.xla import target
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -41,7 +43,7 @@ def outlined(function: Callable[P, R]) -> Callable[P, R]:
 
   @functools.wraps(function)
   def call(*args: P.args, **kwargs: P.kwargs) -> R:
-    if jax.default_backend() != "cpu":
+    if target.platform() != "cpu":
       return compiled(*args, **kwargs)
     with xla_metadata.set_xla_metadata(inlineable="false"):
       if _runs_fast(compiled.trace(*args, **kwargs).jaxpr.jaxpr):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from asga_jax.xla import target
+
 # Elements that are left to be reduced.
 FEW = 2048
 # Elements of an array whose halves are added up by themselves.
@@ -43,7 +45,7 @@ def total(arrays: Sequence[jax.Array]) -> jax.Array:
   """
   # Where an array may be split over devices, putting it in a row with others
   # would gather it.
-  if jax.default_backend() != "cpu" or jax.device_count() > 1:
+  if target.platform() != "cpu" or jax.device_count() > 1:
     return jnp.sum(jnp.stack([jnp.sum(x) for x in arrays]))
   # Small ones are not worth kernels of their own.
   flat = [
