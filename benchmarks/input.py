@@ -166,6 +166,7 @@ def main(_: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   with tempfile.TemporaryDirectory() as made:
     folder = pathlib.Path(made)
+    assert _DATA.value
     print(make_files(pathlib.Path(_DATA.value), folder))
     for title, heads, measure in (
       (
