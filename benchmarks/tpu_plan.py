@@ -56,8 +56,8 @@ _EFFORT = flags.DEFINE_float(
 _PRICE = flags.DEFINE_float(
   "price",
   1.2,
-  "US dollars for a chip and hour: of v5e on demand in the US; look it up at "
-  "cloud.google.com/tpu/pricing.",
+  "US dollars for a chip and hour: of v5e on demand in the US, as others "
+  "quoted it in August 2026; look it up at cloud.google.com/tpu/pricing.",
 )
 _KEPT = flags.DEFINE_bool("kept", False, "Compile nothing: print what is kept.")
 _OUTPUT = flags.DEFINE_string("output", "runs/tpu_plan", "Where cells go.")
