@@ -5,17 +5,14 @@ from unittest import mock
 
 import made_runs
 import numpy as np
-import PIL.Image
 import pytest
 from quantizations import make_config, unlabelled
 
 import asga_jax
 from asga_jax import data as data_lib
-from asga_jax.runs import config as config_lib
 from asga_jax.runs import (
   evaluate,
   export,
-  finetune,
   quantize,
   quantize_summary,
   workdir,
@@ -39,19 +36,6 @@ FILES = (
 CURVE = (1.03, 1.3, 1e-6)
 
 
-@pytest.fixture(scope="module")
-def weights(make_tiny, tmp_path_factory):
-  """Of the tiny network, trained a little on digits."""
-  config = config_lib.of_finetune(make_tiny())
-  config.finetune.steps = 1500
-  config.finetune.learning_rate = 0.05
-  config.data.pad = 0
-  config.checkpoint_every = 5000
-  path = tmp_path_factory.mktemp("float") / "run"
-  finetune.run_finetuning(config, path)
-  return path / "weights.safetensors"
-
-
 @pytest.fixture
 def config(make_tiny, weights):
   return make_config(make_tiny, weights)
@@ -63,18 +47,6 @@ def finished(make_tiny, weights, tmp_path_factory):
   config = make_config(make_tiny, weights)
   config.post_training.curve = CURVE
   return path, quantize.run_quantization(config, path)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Images of digits without labels, in folders."""
-  place = tmp_path_factory.mktemp("images")
-  for index, image in enumerate(data_lib.load("digits").test_images[:100]):
-    sub = place / f"part{index % 3}"
-    sub.mkdir(exist_ok=True)
-    PIL.Image.fromarray(image[..., 0]).save(sub / f"{index:03}.png")
-  (place / "notes.txt").write_text("no image")
-  return place
 
 
 def test_a_run_leaves_what_it_says(finished):
