@@ -28,8 +28,9 @@ from asga_jax.data import csv_source
 
 _DATA = flags.DEFINE_string("data", None, "Holds val.csv and its images.")
 _IMAGES = flags.DEFINE_integer("images", 320, "How many are made.")
-_BATCHES = flags.DEFINE_integer("batches", 12, "Of 32 images, each way.")
+_BATCHES = flags.DEFINE_integer("batches", 64, "Of 32 images, each way.")
 _STEPS = flags.DEFINE_integer("steps", 12, "Of the search.")
+_WORKERS = flags.DEFINE_list("workers", ["0", "1"], "How many, of each row.")
 _SIZE = flags.DEFINE_integer("size", 32, "Of the images of the search.")
 
 SHAPE = (500, 375)
@@ -81,24 +82,25 @@ def time_reading(folder: pathlib.Path, workers: int) -> tuple[Any, ...]:
     workers=workers,
   )
 
-  def read(first: int, last: int) -> tuple[float, float, float]:
+  def read(count: int) -> tuple[float, float, float]:
     used, began = _processor_time(), time.perf_counter()
-    started = 0.0
+    started = last = 0.0
     for _ in batches_lib.batches_at(
       data_lib.Split(opened.train_images, opened.train_labels),
-      range(first, last),
+      range(count),
       batch_size=BATCH,
       seed=0,
       crops=True,
     ):
-      started = started or time.perf_counter() - began
-    took = time.perf_counter() - began - started
+      last = time.perf_counter() - began
+      started = started or last
+    took = last - started
     return started, took, _processor_time() - used
 
-  read(0, 1)  # imports
+  read(1)  # imports
   # What it takes to start, and the first batch, to be taken off.
-  _, _, start = read(0, 1)
-  started, took, used = read(0, _BATCHES.value)
+  _, _, start = read(1)
+  started, took, used = read(_BATCHES.value)
   images = BATCH * (_BATCHES.value - 1)
   return (
     f"{workers} workers",
@@ -117,6 +119,7 @@ def time_search(folder: pathlib.Path, workers: int) -> tuple[Any, ...]:
 
   config = config_lib.default_config()
   config.model = "resnet8"
+  config.bits = (2, 4)
   config.data.name = "train,val"
   config.data.dir = str(folder)
   config.data.stream = True
@@ -180,8 +183,11 @@ def main(_: list[str]) -> None:
         time_search,
       ),
     ):
-      rows = [measure(folder, workers) for workers in (0, 1)]
-      print(tabulate.tabulate(rows, headers=(title, *heads), tablefmt="github"))
+      rows = [measure(folder, int(workers)) for workers in _WORKERS.value]
+      print(
+        tabulate.tabulate(rows, headers=(title, *heads), tablefmt="github"),
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

@@ -283,3 +283,25 @@ def test_tpu_plan_bounds_a_step_by_each_peak(tmp_path):
   for text in ("3.50", "98.50", "500.0 / 250.0 / 125.0", "10.4", "1.39"):
     assert f" {text}" in second
   assert second.split()[:4] == ["imagenet", "resnet18", "4", "1024"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not (DATA / "imagenet/val.csv").is_file(),
+  reason=f"no imagenet/val.csv in {DATA}, beside ASGA_DATA_DIR",
+)
+def test_input():
+  printed = _run(
+    "input.py",
+    f"--data={DATA / 'imagenet'}",
+    "--images=40",
+    "--batches=3",
+    "--steps=1",
+    "--workers=0",
+  )
+  assert printed.startswith("45 files of 500 x 375 (or upright), enlarged from")
+  reading, searching = printed.split("search of resnet8")
+  cells = reading.splitlines()[-2].split("|")[2:5]
+  assert all(float(cell) > 0 for cell in cells)
+  shares = searching.splitlines()[-1].split("|")
+  assert 0 <= float(shares[4].strip(" %")) <= 100

@@ -50,23 +50,17 @@ def load(
   Raises:
     DataError: if it is missing, unprepared or not of the expected form.
   """
+  _check_settings(name, preset, classes, streamed=False)
   chosen = presets.find(preset, crop=crop, normalisation=normalisation)
   known = normalisations.find(chosen.normalisation)
   if image_files.is_named(name):
     found = image_files.load(
       name, size, chosen, data_dir=data_dir, classes=classes
     )
-  elif preset:
-    raise DataError(
-      f"preset is {preset!r}, and the images of {name!r} are read as they are"
-      " stored; expected '' and a normalisation, or image files"
-    )
+  elif name in embedded.SOURCES:
+    found = embedded.SOURCES[name]()
   else:
-    _check_classes(name, classes)
-    if name in embedded.SOURCES:
-      found = embedded.SOURCES[name]()
-    else:
-      found = tfds_source.load_tfds(name, data_dir=data_dir)
+    found = tfds_source.load_tfds(name, data_dir=data_dir)
   if known is None:
     return found
   return dataclasses.replace(
@@ -105,25 +99,17 @@ def stream(
   Raises:
     DataError: see `load`; damaged images are found when they are read.
   """
-  chosen = presets.find(preset, crop=crop, normalisation=normalisation)
+  _check_settings(name, preset, classes, streamed=True)
+  chosen = presets.find(
+    preset, crop=crop, normalisation=normalisation, streamed=True
+  )
   known = normalisations.find(chosen.normalisation)
-  if known is None:
-    raise DataError(
-      "preset and normalisation are '', and mean and deviation of images that"
-      " are not in memory are not known; expected one of "
-      + ", ".join(presets.PRESETS)
-    )
+  assert known is not None
   reading: dict[str, Any] = {"workers": workers, "bad_images": bad_images}
-  if name in embedded.SOURCES:
-    raise DataError(
-      f"the images of {name!r} come with the package, in memory; expected those"
-      " of TFDS, two lists or two folders as a stream"
-    )
   if image_files.is_named(name):
     reading["classes"] = classes
     found = image_files.stream(name, size, chosen, data_dir=data_dir, **reading)
   else:
-    _check_classes(name, classes)
     found = tfds_source.stream_tfds(
       name, size, chosen, data_dir=data_dir, **reading
     )
@@ -135,6 +121,7 @@ def describe(
   *,
   data_dir: str | os.PathLike | None = None,
   size: int = 224,
+  preset: str = "",
   classes: int = 0,
   streamed: bool = False,
 ) -> dataset.DatasetInfo:
@@ -146,12 +133,14 @@ def describe(
     name: see `load`.
     data_dir: see `load`.
     size: see `load`.
+    preset: see `load`.
     classes: see `load`.
     streamed: whether it is opened by `stream`.
 
   Raises:
     DataError: see `load`; but images beyond the first are not looked at.
   """
+  _check_settings(name, preset, classes, streamed)
   if name in embedded.SOURCES:
     return embedded.SOURCES[name]().info
   if image_files.is_named(name):
@@ -165,9 +154,22 @@ def describe(
   return tfds_source.describe_tfds(name, data_dir=data_dir)
 
 
-def _check_classes(name: str, classes: int) -> None:
-  """Raise DataError for a number of classes where the data tell theirs."""
-  if classes:
+def _check_settings(
+  name: str, preset: str, classes: int, streamed: bool
+) -> None:
+  """Raise DataError for settings that a data set cannot have."""
+  if streamed and name in embedded.SOURCES:
+    raise DataError(
+      f"the images of {name!r} come with the package, in memory; expected those"
+      " of TFDS, two lists or two folders as a stream"
+    )
+  files = image_files.is_named(name)
+  if preset and not (files or streamed):
+    raise DataError(
+      f"preset is {preset!r}, and the images of {name!r} are read as they are"
+      " stored; expected '' and a normalisation, or image files"
+    )
+  if classes and not files:
     raise DataError(
       f"classes is {classes}, and {name!r} says which it has; expected 0"
     )

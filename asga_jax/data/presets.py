@@ -39,14 +39,33 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def find(name: str, *, crop: float = 1.0, normalisation: str = "") -> Preset:
+def find(
+  name: str,
+  *,
+  crop: float = 1.0,
+  normalisation: str = "",
+  streamed: bool = False,
+) -> Preset:
   """Return the preset of a name; of '' that of the settings beside it.
 
+  Args:
+    name: one of `PRESETS`, or ''.
+    crop: see `Preset`.
+    normalisation: see `Preset`.
+    streamed: whether it is of images that are not in memory.
+
   Raises:
-    DataError: an unknown name, or settings beside a name.
+    DataError: an unknown name, settings beside a name, or a normalisation by
+      images that are not in memory.
   """
   if not name:
     normalisations.find(normalisation)
+    if streamed and not normalisation:
+      raise dataset_lib.DataError(
+        "preset and normalisation are '', and mean and deviation of images"
+        " that are not in memory are not known; expected one of "
+        + ", ".join(PRESETS)
+      )
     return Preset(normalisation, crop)
   if name not in PRESETS:
     raise dataset_lib.DataError(

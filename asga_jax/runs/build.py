@@ -191,6 +191,7 @@ def describe_data(config: ml_collections.ConfigDict) -> data_lib.DatasetInfo:
     config.data.name,
     data_dir=config.data.dir or None,
     size=config.data.image_size,
+    preset=config.data.preset,
     classes=config.data.classes,
     streamed=config.data.stream,
   )

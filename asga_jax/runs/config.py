@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from asga_jax import finetune, models
-from asga_jax.data import normalisations, presets
+from asga_jax.data import presets
 from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
 from asga_jax.runs import config_checks
@@ -75,9 +75,8 @@ def default_config() -> ml_collections.ConfigDict:
       "activation_quantizer": "lsq_plus",
       "per_channel": True,
       "data": {
-        # 'fashion_mnist_8k', 'digits', what TFDS calls it, or two lists of
-        # images with labels, 'TRAIN.csv,TEST.csv', or two folders with one a
-        # class, 'TRAIN,VAL'.
+        # 'fashion_mnist_8k', 'digits', what TFDS calls it, or image files: two
+        # lists, 'TRAIN.csv,TEST.csv', or folders of class folders, 'TRAIN,VAL'.
         "name": "fashion_mnist_8k",
         # Of TFDS, empty for $ASGA_DATA_DIR, or where lists and folders are.
         "dir": "",
@@ -85,8 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
         "classes": 0,
         # Whether images are read when needed, and cropped at random to train.
         "stream": False,
-        # Of streamed images, how many processes decode (0: this one), and how
-        # many damaged images are skipped.
+        # Streamed: processes that decode, damaged images to skip.
         "workers": 0,
         "bad_images": 0,
         "image_size": 32,
@@ -262,8 +260,8 @@ def check_common(config: ml_collections.ConfigDict) -> None:
   models.constructor(config.model)
   make_rules(config)
   data = config.data
-  normalisations.find(data.normalisation)
-  presets.find(data.preset, crop=data.crop, normalisation=data.normalisation)
+  given = {"crop": data.crop, "normalisation": data.normalisation}
+  presets.find(data.preset, streamed=data.stream, **given)
   if not data.stream:
     for name in ("workers", "bad_images"):
       if data[name]:
@@ -271,9 +269,9 @@ def check_common(config: ml_collections.ConfigDict) -> None:
           f"config.data.{name} is {data[name]} and config.data.stream is False;"
           " expected 0, or True"
         )
-  if not 0 < config.data.crop <= 1:
+  if not 0 < data.crop <= 1:
     raise config_checks.ConfigError(
-      f"config.data.crop is {config.data.crop}; expected above 0 and up to 1"
+      f"config.data.crop is {data.crop}; expected above 0 and up to 1"
     )
   lowest = {
     "batch_size": 1,
