@@ -10,6 +10,20 @@ UNOPTIMIZED = (
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
 )
+# A convolution with batch norm and a head, for scripts to begin with.
+NETWORK = """
+from flax import nnx
+
+class Network(nnx.Module):
+  def __init__(self, rngs, dtype):
+    keys = {"rngs": rngs, "param_dtype": dtype}
+    self.first = nnx.Conv(1, 4, (3, 3), **keys)
+    self.norm = nnx.BatchNorm(4, **keys)
+    self.head = nnx.Linear(4, 3, **keys)
+  def __call__(self, x):
+    x = nnx.relu(self.norm(self.first(x))).mean(axis=(1, 2))
+    return self.head(x)
+"""
 
 
 def run(script, *arguments, devices, flags=(), x64=False):

@@ -39,19 +39,24 @@ def free_port():
     return taken.getsockname()[1]
 
 
+def python(environment, *arguments):
+  """Start Python in the project's folder; all that it prints is one text."""
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
 def with_cache(folder):
   """Make a function that starts a script, with one cache of programs."""
   environment = environment_with(folder)
 
   def start(script, *arguments):
-    return subprocess.Popen(
-      [sys.executable, f"launch/{script}.py", *arguments],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
+    return python(environment, f"launch/{script}.py", *arguments)
 
   return start
 

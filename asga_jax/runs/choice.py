@@ -1,6 +1,7 @@
 """The score that a search's policy is chosen by, measured once it has ended."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -55,7 +56,7 @@ def measure(
     "measuring every tensor of the searched network on %d images", len(inputs)
   )
 
-  def measured_scores() -> Scores:
+  def measured_scores() -> str:
     scored = measured.measure_scores(
       found.model,
       batches,
@@ -64,17 +65,31 @@ def measure(
       costs=found.costs,
       cache=directory / FILE,
     )
-    return scored.scores
+    return json.dumps(
+      {
+        name: {group: values.tolist() for group, values in groups.items()}
+        for name, groups in scored.scores.items()
+      }
+    )
+
+  def improved() -> str:
+    better = choice.improve_policy(
+      found, policy, batches, evaluations=config.choice.evaluations
+    )
+    return policy_lib.to_json(better)
 
   # By one process: which images were measured is kept in a file of its own.
-  found = _with(found, processes.from_first(measured_scores))
+  told = json.loads(processes.from_first(measured_scores))
+  found = _with(
+    found,
+    {
+      name: {group: np.asarray(values) for group, values in groups.items()}
+      for name, groups in told.items()
+    },
+  )
   policy = result_lib.allocate(found)
   if config.choice.evaluations:
-    policy = processes.from_first(
-      lambda: choice.improve_policy(
-        found, policy, batches, evaluations=config.choice.evaluations
-      )
-    )
+    policy = policy_lib.from_json(processes.from_first(improved))
   return found, policy
 
 

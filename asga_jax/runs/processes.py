@@ -5,12 +5,11 @@ alone writes. Between them is JAX's distributed runtime, nothing else.
 """
 
 import os
-import pickle
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -21,8 +20,6 @@ from jax.experimental import multihost_utils
 SILENT = 30
 # Seconds that the first stays after an error: the others end with it.
 _GRACE = 3
-
-Value = TypeVar("Value")
 
 
 def say(sentence: str) -> None:
@@ -95,14 +92,12 @@ def wait(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
-def from_first(make: Callable[[], Value]) -> Value:
-  """Make a value in the first process, and hand it to all."""
+def from_first(make: Callable[[], str]) -> str:
+  """Make a text in the first process, and hand it to all."""
   if not several():
     return make()
-  made = pickle.dumps(make()) if first() else b""
-  (found,) = gathered(made)[:1]
-  value: Value = pickle.loads(found)
-  return value
+  made = make() if first() else ""
+  return gathered(made.encode())[0].decode()
 
 
 def gathered(text: bytes) -> list[bytes]:

@@ -8,7 +8,14 @@ import sys
 import time
 
 import pytest
-from started import FLAGS, ROOT, environment_with, free_port, output
+from started import (
+  FLAGS,
+  ROOT,
+  environment_with,
+  free_port,
+  output,
+  python,
+)
 
 from asga_jax.runs import checkpoints, metrics
 
@@ -47,16 +54,8 @@ def command(environment):
           f"--processes={count}",
           f"--process={index}",
         )
-      started.append(
-        subprocess.Popen(
-          [sys.executable, COMMAND, script, *arguments, *flags, *own[index]],
-          cwd=ROOT,
-          env=environment,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          text=True,
-        )
-      )
+      words = (COMMAND, script, *arguments, *flags, *own[index])
+      started.append(python(environment, *words))
     return started
 
   return start

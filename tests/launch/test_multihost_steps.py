@@ -12,7 +12,9 @@ from started import ROOT, environment_with, free_port
 pytestmark = pytest.mark.slow
 # 20 steps in float64 of a state that lies whole or in parts, and its
 # checkpoint, which another number of processes reads.
-STEPS = """
+STEPS = (
+  fake_devices.NETWORK
+  + """
 import json, sys
 from asga_jax.runs import meeting
 port, count, index, way, folder, mode = sys.argv[1:]
@@ -24,16 +26,6 @@ from flax import nnx
 import asga_jax
 from asga_jax.runs import checkpoints
 from asga_jax.training import loop, sharding
-
-class Network(nnx.Module):
-  def __init__(self, rngs):
-    keys = {"rngs": rngs, "param_dtype": jnp.float64}
-    self.first = nnx.Conv(1, 4, (3, 3), **keys)
-    self.norm = nnx.BatchNorm(4, **keys)
-    self.head = nnx.Linear(4, 3, **keys)
-  def __call__(self, x):
-    x = nnx.relu(self.norm(self.first(x))).mean(axis=(1, 2))
-    return self.head(x)
 
 rng = np.random.default_rng(0)
 share = slice(16 * index // count, 16 * (index + 1) // count)
@@ -49,7 +41,7 @@ def prepare(key, batch):
 
 shard = (("weights/", "data"),) if way == "parts" else ()
 model = asga_jax.searchable(
-  Network(nnx.Rngs(0)), example,
+  Network(nnx.Rngs(0), jnp.float64), example,
   rules=[asga_jax.Rule(".*", weight_bits=(2, 4, 8),
                        activation_bits=(2, 4, 8))])
 made = asga_jax.start_search(
@@ -77,6 +69,7 @@ print(json.dumps({
   "bits": {path: (layer.weight_bits, layer.activation_bits)
            for path, layer in policy.layers.items()}}))
 """
+)
 
 
 def steps(environment, folder, *, count=1, devices=1, way="whole", mode="run"):

@@ -6,28 +6,20 @@ import pytest
 
 import asga_jax
 
-SCRIPT = """
+SCRIPT = (
+  fake_devices.NETWORK
+  + """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 import asga_jax
 from asga_jax.training import sharding
 
-class Network(nnx.Module):
-  def __init__(self, rngs):
-    keys = {"rngs": rngs, "param_dtype": jnp.float64}
-    self.first = nnx.Conv(1, 4, (3, 3), **keys)
-    self.norm = nnx.BatchNorm(4, **keys)
-    self.head = nnx.Linear(4, 3, **keys)
-  def __call__(self, x):
-    x = nnx.relu(self.norm(self.first(x))).mean(axis=(1, 2))
-    return self.head(x)
-
 rng = np.random.default_rng(0)
 batch = {"image": rng.normal(size=(16, 6, 6, 1)),
          "label": rng.integers(0, 3, 16).astype(np.int32)}
 model = asga_jax.searchable(
-  Network(nnx.Rngs(0)), batch["image"],
+  Network(nnx.Rngs(0), jnp.float64), batch["image"],
   rules=[asga_jax.Rule(".*", weight_bits=(2, 4, 8), activation_bits=(2, 4, 8))])
 
 def after(batch, count, perturbation):
@@ -52,6 +44,7 @@ json.dump({"mean": mean, "shard": after(batch, 8, "shard"),
            "one": after(batch, 1, "shard"), "global": after(batch, 8, "global"),
            }, sys.stdout)
 """
+)
 
 
 @pytest.mark.slow

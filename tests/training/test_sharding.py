@@ -13,7 +13,9 @@ from jax.sharding import PartitionSpec
 from asga_jax.training import placement, sharding
 
 # Fake devices must be asked for before jax starts, so a process of its own.
-SCRIPT = """
+SCRIPT = (
+  fake_devices.NETWORK
+  + """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
@@ -26,16 +28,6 @@ jax.monitoring.register_event_duration_secs_listener(
   lambda name, *_, **__: compiled.append(name)
   if name.endswith("backend_compile_duration") else None)
 assert jax.device_count() == 8
-
-class Network(nnx.Module):
-  def __init__(self, rngs):
-    keys = {"rngs": rngs, "param_dtype": dtype}
-    self.first = nnx.Conv(1, 4, (3, 3), **keys)
-    self.norm = nnx.BatchNorm(4, **keys)
-    self.head = nnx.Linear(4, 3, **keys)
-  def __call__(self, x):
-    x = nnx.relu(self.norm(self.first(x))).mean(axis=(1, 2))
-    return self.head(x)
 
 rng = np.random.default_rng(0)
 batches = [
@@ -58,7 +50,7 @@ out = {}
 for case in sys.argv[2:]:
   count, along, shard = layouts[case]
   model = asga_jax.searchable(
-    Network(nnx.Rngs(0)), batches[0]["image"],
+    Network(nnx.Rngs(0), dtype), batches[0]["image"],
     rules=[asga_jax.Rule(".*", weight_bits=(2, 4, 8),
                          activation_bits=(2, 4, 8))])
   search = asga_jax.start_search(
@@ -90,6 +82,7 @@ for case in sys.argv[2:]:
              for path, layer in policy.layers.items()}}
 json.dump(out, sys.stdout)
 """
+)
 
 
 def _run(dtype, *layouts):
