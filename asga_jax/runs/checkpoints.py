@@ -136,6 +136,9 @@ class Checkpoints:
     """Say in a sentence what could not be written, and what there is."""
     try:
       yield
+    except jax.errors.JaxRuntimeError:
+      # Another process has ended: no fault of the disk.
+      raise
     except Exception as error:
       step = latest_step(self._directory)
       good = "there is no other"
