@@ -1,9 +1,8 @@
 """How good a network is on a split: loss, top-1, top-5, confusion matrix."""
 
 import functools
-import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,34 +92,37 @@ def evaluate(
   model = nnx.clone(model)
   model.eval()
   graphdef, state = nnx.split(model)
-  found: Any = None
-  taken = batches_lib.eval_batches(split, batch_size)
   count = -(-len(split) // batch_size)
   count = min(count, batches or count)
-  for number, batch in enumerate(itertools.islice(taken, count)):
-    if found is None:
-      shapes = _measure.eval_shape(graphdef, state, prepare, batch)
-      classes = len(shapes[1])
-      found = _Found(
-        sums={name: np.zeros(count) for name in shapes[0]},
-        confusion=np.zeros((classes, classes), np.int64),
-        right=np.zeros((count, batch_size), bool),
-      )
-    _check_labels(batch["label"], len(found.confusion))
-    if number % jax.process_count() != jax.process_index():
-      continue
+  shape = (batch_size, *split.images.shape[1:])
+  like = {
+    "image": jax.ShapeDtypeStruct(shape, np.uint8),
+    "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+    "mask": jax.ShapeDtypeStruct(shape[:1], np.float32),
+  }
+  shapes = _measure.eval_shape(graphdef, state, prepare, like)
+  classes = len(shapes[1])
+  found = _Found(
+    sums={name: np.zeros(count) for name in shapes[0]},
+    confusion=np.zeros((classes, classes), np.int64),
+    right=np.zeros((count, batch_size), bool),
+    counted=np.zeros((count, batch_size), bool),
+  )
+  own = range(jax.process_index(), count, jax.process_count())
+  taken = batches_lib.eval_batches(split, batch_size, numbers=own)
+  for number, batch in zip(own, taken, strict=True):
+    _check_labels(batch["label"], classes)
     sums, counts, right = _measure(graphdef, state, prepare, batch)
     for name, value in sums.items():
       found.sums[name][number] = value
     found.confusion[...] += np.asarray(counts, np.int64)
-    found.right[number] = right
+    found.right[number], found.counted[number] = right, batch["mask"] > 0
   found = sharding.summed(found)
-  seen = min(len(split), count * batch_size)
+  seen = int(found.counted.sum())
   return Evaluation(
     images=seen,
     confusion=found.confusion,
-    # Only the last batch is filled up, at its end.
-    correct=found.right.reshape(-1)[:seen],
+    correct=found.right[found.counted],
     **{name: float(np.cumsum(x)[-1]) / seen for name, x in found.sums.items()},
   )
 
@@ -131,6 +133,8 @@ class _Found(NamedTuple):
   sums: dict[str, np.ndarray]  # shapes=(batches,)
   confusion: np.ndarray  # shape=(classes, classes), dtype=int64
   right: np.ndarray  # shape=(batches, batch_size), dtype=bool
+  # Not what fills a batch up, or stands for a damaged image; likewise.
+  counted: np.ndarray
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:

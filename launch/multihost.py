@@ -52,6 +52,8 @@ def errors_told() -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError, loop.DivergedError) as error:
+    if processes.lost_another(error):
+      processes.leave(error)
     logging.error("%s: %s", type(error).__name__, error)
     processes.leave()
   except Exception as error:

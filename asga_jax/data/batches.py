@@ -187,31 +187,29 @@ def eval_batches(
   split: dataset_lib.Split,
   batch_size: int,
   *,
-  process_index: int = 0,
-  process_count: int = 1,
+  numbers: range | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yield a split once, in its own order, in batches of one shape.
 
   Args:
     split: what to go through.
-    batch_size: of all processes together.
-    process_index: which process asks.
-    process_count: how many share each batch; it must divide `batch_size`.
+    batch_size: of every batch.
+    numbers: of the batches to yield; None for all.
 
   Yields:
-    "image" and "label" as `batch_at`, and "mask", float32
-    [batch_size / process_count]: 1 for an image, 0 for the black images of
-    label 0 that fill the last batch, or stand for damaged ones.
+    "image" and "label" as `batch_at`, and "mask", float32 [batch_size]: 1 for
+    an image, 0 for the black images of label 0 that fill the last batch, or
+    stand for damaged ones.
 
   Raises:
-    ValueError: if `batch_size` is not positive or cannot be divided, or more
-      images are damaged than may be.
+    ValueError: if `batch_size` is not positive, or more images are damaged than
+      may be.
   """
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
-  share = _share(batch_size, process_index, process_count)
-  make = functools.partial(_eval_batch, split, batch_size, share)
-  numbers = range(-(-len(split) // batch_size))
+  make = functools.partial(_eval_batch, split, batch_size)
+  if numbers is None:
+    numbers = range(-(-len(split) // batch_size))
   made: Iterator[dict[str, Any]] = map(make, numbers)
   if isinstance(split.images, streamed.Images):
     made = streamed.prefetched(
@@ -222,13 +220,12 @@ def eval_batches(
 
 
 def _eval_batch(
-  split: dataset_lib.Split, batch_size: int, share: slice, number: int
+  split: dataset_lib.Split, batch_size: int, number: int
 ) -> dict[str, Any]:
-  size = share.stop - share.start
-  first = number * batch_size + share.start
-  batch = split.take(slice(first, first + size), replace=False)
+  first = number * batch_size
+  batch = split.take(slice(first, first + batch_size), replace=False)
   images, labels = batch["image"], batch["label"]
-  missing = size - len(labels)
+  missing = batch_size - len(labels)
   mask = batch.get("whole", np.ones(len(labels), np.float32))
   return {
     **batch,

@@ -139,6 +139,12 @@ def _parts(
       "'train.csv,test.csv', or two folders of class folders, 'train,val'"
     )
   folder = pathlib.Path(data_dir or ".").expanduser()
+  of_folders = [(folder / part).is_dir() for part in given]
+  if of_folders == [False, True]:
+    raise dataset_lib.DataError(
+      f"data set {name!r}: {given[0]} is a list, which does not name classes as"
+      f" the folders of {given[1]} do; expected a list there too"
+    )
   train = _listed(folder / given[0], classes, None)
   return train, _listed(folder / given[1], classes, train.classes)
 

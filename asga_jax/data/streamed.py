@@ -225,7 +225,8 @@ def prefetched(
 
   processes = processes and workers > 0
   threads = 1 if processes else min(max(1, workers), len(steps))
-  source = grain.MapDataset.range(steps.start, steps.stop).map(make)
+  source = grain.MapDataset.range(steps.start, steps.stop, steps.step)
+  source = source.map(make)
   batches = source.to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   )

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from absl import logging
 
+from asga_jax.runs import processes
+
 # How TensorStore's errors begin where files are not what they were.
 _OF_DAMAGE = (
   "DATA_LOSS",
@@ -27,8 +29,7 @@ class DamageError(ValueError):
 
 def first_line(error: BaseException) -> str:
   """Shorten an error to the line that says what is wrong."""
-  lines = str(error).splitlines() or [type(error).__name__]
-  return lines[0].partition(" See full TensorStore")[0]
+  return processes.line(error).partition(" See full TensorStore")[0]
 
 
 def tell(path: pathlib.Path, error: Exception) -> None:

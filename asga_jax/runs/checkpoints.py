@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from asga_jax.runs import checkpoint_damage as damage
 from asga_jax.runs import checkpoint_leaves as leaves_lib
+from asga_jax.runs import processes
 from asga_jax.runs.checkpoint_damage import CheckpointError
 from asga_jax.training import sharding
 
@@ -136,10 +137,9 @@ class Checkpoints:
     """Say in a sentence what could not be written, and what there is."""
     try:
       yield
-    except jax.errors.JaxRuntimeError:
-      # Another process has ended: no fault of the disk.
-      raise
-    except Exception as error:
+    except (OSError, ValueError) as error:
+      if processes.lost_another(error):
+        raise  # no fault of the disk
       step = latest_step(self._directory)
       good = "there is no other"
       if step is not None:

@@ -83,6 +83,8 @@ def _finetune(
 ) -> read.FinishedFinetuning:
   """Run what is left of a training, in a directory that is held."""
   policy = finetune_start.read_policy(config)
+  if policy is not None:
+    _check_alike(policy)
   dataset = build.load_data(config)
   split = data_lib.Split(dataset.train_images, dataset.train_labels)
   begun = checkpoints.latest_step(directory / "checkpoints") is not None
@@ -206,6 +208,16 @@ def _batches(
     process_count=jax.process_count(),
     crops=True,
   )
+
+
+def _check_alike(policy: policy_lib.Policy) -> None:
+  """Raise MeetingError where the policy is not that of the first process."""
+  told = processes.from_first(lambda: policy_lib.to_json(policy))
+  if policy_lib.from_json(told).layers != policy.layers:
+    raise meeting.MeetingError(
+      "this process reads another policy than process 0; expected one file for"
+      " all, or equal ones"
+    )
 
 
 def _keep_policy(policy: policy_lib.Policy, directory: pathlib.Path) -> None:

@@ -18,6 +18,17 @@ from jax.experimental import multihost_utils
 
 # Seconds until a process that is silent is taken for dead.
 SILENT = 30
+# How errors of a process that is lost begin, or what they speak of.
+_OF_LOSS = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+_OF_LINKS = (
+  "Connection",
+  "Gloo",
+  "NCCL",
+  "barrier",
+  "gloo",
+  "heartbeat",
+  "peer",
+)
 # Seconds that the first stays after an error: the others end with it.
 _GRACE = 3
 
@@ -55,9 +66,10 @@ def leave(error: BaseException | None = None) -> NoReturn:
   """
   if not several():
     sys.exit(1)
+  lost = error is not None and lost_another(error)
   if error is not None:
     me = f"process {jax.process_index()} of {jax.process_count()}"
-    if _lost_another(error):
+    if lost:
       say(
         f"{me} ends, since another has ended or cannot be reached; start all of"
         f" them again to go on from the last checkpoint ({line(error)})"
@@ -65,17 +77,27 @@ def leave(error: BaseException | None = None) -> NoReturn:
     else:
       traceback.print_exception(error)
       say(f"{me} ends: {type(error).__name__}: {line(error)}")
-  if first():
+  # Where one is lost the others see it, and JAX may abort who stays.
+  if first() and not lost:
     time.sleep(_GRACE)
   sys.stderr.flush()
   sys.stdout.flush()
   os._exit(1)
 
 
-def _lost_another(error: BaseException) -> bool:
-  """Tell whether an error is that of a collective; that of memory is not."""
-  memory = str(error).startswith("RESOURCE_EXHAUSTED")
-  return isinstance(error, jax.errors.JaxRuntimeError) and not memory
+def lost_another(error: BaseException) -> bool:
+  """Tell whether an error is that of a process which cannot be reached.
+
+  JAX raises such errors as ValueError too, where arrays are fetched.
+  """
+  text = str(error)
+  return several() and (
+    any(word in text for word in _OF_LINKS)
+    or (
+      isinstance(error, jax.errors.JaxRuntimeError)
+      and text.startswith(_OF_LOSS)
+    )
+  )
 
 
 def agree(number: int) -> int:

@@ -106,15 +106,19 @@ def train(
       save=save_with_loss,
       save_every=plan.save_every,
       last_saved=first,
-      stop=_every(plan.flush_every, stop) if processes.several() else stop,
+      stop=_every(plan.flush_every, first or 0, stop)
+      if processes.several()
+      else stop,
       skip_nonfinite=plan.skip_nonfinite,
       saved_in=str(directory / "checkpoints"),
     )
 
 
-def _every(number: int, stop: Callable[[], bool]) -> Callable[[], bool]:
-  """Ask once in so many times: processes wait for each other to agree."""
-  asked = itertools.count(1)
+def _every(
+  number: int, first: int, stop: Callable[[], bool]
+) -> Callable[[], bool]:
+  """Ask once in so many steps: processes wait for each other to agree."""
+  asked = itertools.count(first + 1)
   return lambda: next(asked) % number == 0 and stop()
 
 

@@ -30,7 +30,7 @@ def left_out(
     figures: of the step.
 
   Returns:
-    `after` where its parameters and the step's loss and gradients are finite,
+    `after` where its parameters, statistics, loss and gradients are finite,
     else `before`, but that the number of the step moves on, and another batch
     with it; and the figures, with how many steps of the run were left out.
   """
@@ -42,7 +42,12 @@ def left_out(
     for name in TELLING
   ]
   # A gradient of a step size or a logit shows in what it has moved alone.
-  moved = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after.params)]
+  # So does a variance that overflows, by which all is normalised to nothing.
+  moved = [
+    jnp.all(jnp.isfinite(x))
+    for x in jax.tree.leaves((after.params, after.rest))
+    if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
   finite = jnp.all(jnp.stack(told + moved))
 
   def choose(new: Any, old: Any) -> Any:

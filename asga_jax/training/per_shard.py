@@ -31,7 +31,7 @@ def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
   def of_shard(before, rest, params, data, temperature):
     combined, after, new_rest, figures = compute(
-      before, _vary(rest), _vary(params), data, temperature
+      before, _own(rest), _vary(params), data, temperature
     )
     new_rest = jax.tree.map(_joined, new_rest, rest)
     figures = jax.tree.map(lambda x: _joined(x, x), figures)
@@ -66,7 +66,7 @@ def averaged_pass(
 
   def of_shard(params, rest, data):
     (value, (figures, after)), gradients = one_pass(
-      _vary(params), _vary(rest), data
+      _vary(params), _own(rest), data
     )
     after = jax.tree.map(_joined, after, rest)
     value, figures, gradients = jax.tree.map(
@@ -85,6 +85,19 @@ def averaged_pass(
 
 def _vary(tree: Any) -> Any:
   return sharpness.vary(tree, sharding.DATA_AXIS)
+
+
+def _own(rest: Any) -> Any:
+  """Give a shard random keys of its own, so that no two drop the same."""
+  index = jax.lax.axis_index(sharding.DATA_AXIS)
+
+  def fold(leaf: jax.Array) -> jax.Array:
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return leaf
+    folded = jax.vmap(lambda key: jax.random.fold_in(key, index))
+    return folded(leaf.reshape(-1)).reshape(leaf.shape)
+
+  return jax.tree.map(fold, _vary(rest))
 
 
 def _joined(leaf: jax.Array, before: jax.Array) -> jax.Array:

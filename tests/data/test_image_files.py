@@ -96,6 +96,9 @@ def test_bad_folders_are_told(root):
     _open(root, "train/cat,val")
   with pytest.raises(data.DataError, match="nowhere cannot be read as a list"):
     _open(root, "train,nowhere")
+  (root / "train.csv").write_text("path,label\ntrain/dog/1.jpg,1\n")
+  with pytest.raises(data.DataError, match=r"train\.csv is a list, which does"):
+    _open(root, "train.csv,val")
   (root / "val" / "fox").mkdir()
   with pytest.raises(
     data.DataError, match=r"val/fox is of no class .* 'cat' to 'elk'"

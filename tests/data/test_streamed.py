@@ -1,10 +1,12 @@
 """Images in their files: the same batches wherever they are made, and when."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from made_images import damage, leave_folders, numbers
 
-from asga_jax import data
+from asga_jax import data, evaluate
 from asga_jax.data import batches, decoding
 
 SETTINGS = {"batch_size": 8, "seed": 3, "crops": True}
@@ -142,10 +144,9 @@ def test_evaluation_counts_every_image_once(folders, count, batch_size):
     for batch in batches.eval_batches(
       data.Split(dataset.test_images, dataset.test_labels),
       batch_size,
-      process_index=index,
-      process_count=count,
+      numbers=range(index, -(-18 // batch_size), count),
     ):
-      assert batch["image"].shape == (batch_size // count, 8, 8, 3)
+      assert batch["image"].shape == (batch_size, 8, 8, 3)
       counted = batch["mask"] > 0
       found = numbers(batch["image"])[counted]
       np.testing.assert_array_equal(batch["label"][counted], found // 6)
@@ -222,6 +223,31 @@ def test_evaluation_leaves_a_damaged_image_out(damaged):
   assert sorted(numbers(shown)) == list(range(17))
   with pytest.raises(data.DataError, match=r"elk/5\.jpg cannot be decoded"):
     list(batches.eval_batches(_test(damaged), 4))
+
+
+def test_a_damaged_image_counts_for_no_accuracy(damaged):
+  """All that can be read are right, so that a share below one is a fault."""
+  opened = _opened(damaged, bad_images=1)
+  test = data.Split(opened.test_images, opened.test_labels)
+
+  class Knowing(nnx.Module):
+    def __call__(self, x):
+      return jax.nn.one_hot(x, 3)
+
+  def prepare(key, batch):
+    del key
+    return {"image": batch["label"]}
+
+  found = evaluate.evaluate(Knowing(), test, prepare, batch_size=4)
+  assert found.images == len(found.correct) == 17
+  assert found.top1 == 1
+  assert found.confusion.sum() == 17
+  assert (
+    list(batches.eval_batches(test, 4, numbers=range(1, 5, 2)))[1][
+      "label"
+    ].tolist()
+    == opened.test_labels[12:16].tolist()
+  )
 
 
 def _test(root):

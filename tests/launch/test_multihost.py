@@ -100,6 +100,19 @@ def same_run(workdir, whole):
   assert measured[0] == measured[1]
 
 
+def check_it_ends(alone):
+  """Checks that the process that is left ends, and says why."""
+  began = time.monotonic()
+  told, _ = alone.communicate(timeout=60)
+  assert time.monotonic() < began + 60
+  assert alone.returncode not in (0, None)
+  # Our own sentence, or JAX's, whoever sees it first.
+  ours = "another has ended or cannot be reached" in told
+  assert ours or "another task died" in told
+  # With a checkpoint half-written JAX may yet abort after that.
+  assert "Make room" not in told
+
+
 def test_two_processes_go_on_as_two_and_find_the_policy_of_one(
   command, whole, tmp_path
 ):
@@ -107,12 +120,8 @@ def test_two_processes_go_on_as_two_and_find_the_policy_of_one(
   killed = command(*run, count=2)
   wait_for_step(tmp_path, BEGUN, killed)
   killed[1].send_signal(signal.SIGKILL)
-  began = time.monotonic()
-  told = output(killed[0], 1)
-  assert time.monotonic() < began + 60
+  check_it_ends(killed[0])
   killed[1].communicate()
-  assert "another has ended or cannot be reached" in told
-  assert "Traceback" not in told
   assert not (tmp_path / "summary.json").exists()
   first, second = outputs(command(*run, count=2))
   assert "going on from the checkpoint of step" in first
@@ -128,16 +137,8 @@ def test_without_its_coordinator_a_process_ends(command, tmp_path):
   killed = command(*run, count=2)
   wait_for_step(tmp_path, 3, killed)
   killed[0].send_signal(signal.SIGKILL)
-  began = time.monotonic()
-  told, _ = killed[1].communicate(timeout=60)
-  assert time.monotonic() < began + 60
+  check_it_ends(killed[1])
   killed[0].communicate()
-  assert killed[1].returncode not in (0, None)
-  # Our own sentence, or JAX's, whoever sees it first.
-  assert (
-    "another has ended or cannot be reached" in told
-    or "another task died" in told
-  )
 
 
 def test_a_signal_to_one_ends_two_that_go_on_as_one(command, whole, tmp_path):

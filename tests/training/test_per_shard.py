@@ -1,5 +1,7 @@
 """Perturbations by shard against searches of each shard alone."""
 
+import textwrap
+
 import fake_devices
 import numpy as np
 import pytest
@@ -66,3 +68,28 @@ def test_each_shard_is_perturbed_by_its_own_gradient():
 def test_a_perturbation_that_is_not_known_is_named():
   with pytest.raises(ValueError, match="perturbation='host'; expected one of"):
     asga_jax.SearchSettings(perturbation="host")
+
+
+@pytest.mark.slow
+def test_no_two_shards_draw_the_same():
+  script = """
+    import json
+    import jax, jax.numpy as jnp
+    from asga_jax.training import per_shard, sharding
+
+    def one_pass(params, rest, data):
+      draw = jax.random.uniform(rest["key"])
+      return (draw, ({"square": draw**2}, rest)), params
+
+    made = per_shard.averaged_pass(one_pass, sharding.data_mesh())
+    key = jax.random.key(0)
+    (mean, (figures, rest)), _ = jax.jit(made)(
+      jnp.ones(()), {"key": key}, jnp.ones(4))
+    print(json.dumps({
+      "variance": float(figures["square"] - mean**2),
+      "kept": bool(jnp.all(jax.random.key_data(rest["key"])
+                           == jax.random.key_data(key)))}))
+  """
+  found = fake_devices.run(textwrap.dedent(script), devices=4)
+  assert found["variance"] > 1e-3
+  assert found["kept"]

@@ -39,14 +39,20 @@ def _shapes(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(("platform", "aim"), [("cuda", "gpu"), ("tpu", "tpu")])
 def test_a_step_lowers_for_platforms_that_are_not_here(
-  platform, tiny_search, tiny_batches
+  platform, aim, tiny_search, tiny_batches
 ):
   search = tiny_search
   arguments = _shapes((search.state, tiny_batches[0]))
-  made = jax.export.export(search.step, platforms=[platform])(*arguments)
+
+  def step(*arguments):
+    with target.aimed_at(aim):
+      return steps.train_step(search.parts, *arguments)
+
+  made = jax.export.export(jax.jit(step), platforms=[platform])(*arguments)
   assert made.platforms == (platform,)
+  assert "inlineable" not in made.mlir_module()
   shapes = jax.eval_shape(search.step, *arguments)
   for out, expected in zip(
     made.out_avals, jax.tree.leaves(shapes), strict=True
