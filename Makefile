@@ -48,10 +48,11 @@ setup: .venv/ready
 	  qwix==0.1.8
 	@touch $@
 
+# What is imported is compiled then: all that is installed takes half a minute.
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -r requirements.txt -e .
+	  --no-compile -r requirements.txt -e .
 	@touch $@

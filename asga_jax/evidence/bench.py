@@ -93,6 +93,12 @@ class Bench:
       batches=others,
     )
 
+  def choices(self, proxy: str) -> Mapping[str, Any]:
+    """Give the groups and candidates of every layer."""
+    model = self.searchable(proxy)
+    network, _ = remembered.recall(model, "deployed_network")
+    return search_space.build(model, network).choices
+
   def result(
     self, proxy: str, scores: Mapping[str, Any], score: str, budget: str
   ) -> result_lib.SearchResult:

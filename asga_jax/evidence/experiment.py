@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from absl import logging
 from flax import nnx
 
 from asga_jax.evidence import bench as bench_lib
-from asga_jax.evidence import cells, methods, report, treatments
+from asga_jax.evidence import cells, methods, predictors, report, treatments
 from asga_jax.evidence import grid as grid_lib
 from asga_jax.scores import measured
 from asga_jax.training import loop
@@ -107,10 +108,16 @@ class _Run:
     spec = grid.policy_spec(row)
     before = store.get(spec)
     policy = self._policy(row) if before is None else before
-    model: nnx.Module | None = None
+    bench = functools.partial(self._bench, row.network)
+
+    @functools.cache
+    def model() -> nnx.Module:
+      treatment = grid.config["treatment"]
+      return treatments.apply(bench(), treatment, policy["bits"], row.seed)
+
+    computed = before is None
     for target in grid.config["targets"]:
       float_spec = grid.figure_spec(row.network, None, target, 0)
-      bench = functools.partial(self._bench, row.network)
       if store.get(float_spec) is None:
         began = time.perf_counter()
         found = _figures(bench(), target, bench().reference)
@@ -120,12 +127,41 @@ class _Run:
       if store.get(figures) is not None:
         continue
       began = time.perf_counter()
-      if model is None:
-        treatment = grid.config["treatment"]
-        model = treatments.apply(bench(), treatment, policy["bits"], row.seed)
-      found = _figures(bench(), target, model)
+      found = _figures(bench(), target, model())
       store.put(figures, found | {"seconds": time.perf_counter() - began})
-    return before is None or model is not None
+      computed = True
+    if grid.config["own_proxy"] and methods.find(row.method).kind not in (
+      methods.BLIND
+    ):
+      computed |= self._predict(row, policy["bits"], model)
+    return computed
+
+  def _predict(
+    self, row: grid_lib.Row, bits: Any, model: Callable[[], nnx.Module]
+  ) -> bool:
+    """Compute what predicts a policy's transfer; tell whether anything was."""
+    grid, store = self._grid, self._store
+    own = grid.config["own_proxy"]
+    bench = functools.partial(self._bench, row.network)
+    computed = False
+    for proxy in (row.proxy, own):
+      spec = grid.features_spec(row.network, proxy)
+      if store.get(spec) is None:
+        store.put(spec, predictors.features(bench(), proxy))
+        computed = True
+    spec = grid.fit_spec(row, bits)
+    if store.get(spec) is not None:
+      return computed
+    prior = methods.find(grid.config["prior"])
+    (scores,) = self._scores(row._replace(proxy=own), prior)["scores"].values()
+    began = time.perf_counter()
+    found = {
+      "proxy": predictors.fit(bench(), row.proxy, model()),
+      "own": predictors.fit(bench(), own, model(), 1),
+      "score": predictors.score_of(bits, scores, bench().choices(own)),
+    }
+    store.put(spec, found | {"seconds": time.perf_counter() - began})
+    return True
 
   def _policy(self, row: grid_lib.Row) -> dict[str, Any]:
     spec = self._grid.policy_spec(row)

@@ -207,7 +207,7 @@ class Grid:
         self.config["budgets"], self.config["methods"], proxies
       ):
         found = methods.find(method)
-        blind = found.kind in ("uniform", "random")
+        blind = found.kind in methods.BLIND
         count = draws if found.kind == "random" else seeds
         if not (found.seeded or trained):
           count = 1
@@ -268,18 +268,41 @@ class Grid:
       "policy": bits,
     }
     if bits is not None:
-      treatment = dict(self.config["treatment"])
-      treatment["images"] = self._of_proxy(treatment.pop("proxy"))
-      if "source" in treatment:
-        treatment["sha256"] = self._fingerprint(treatment["source"])
-      found |= {
-        "treatment": treatment,
-        "calibrated": self.config["calibrated"],
-        "scored": self.config["scored"],
-      }
-      if treatment["kind"] == "trained":
-        found["seed"] = seed
+      found |= self._of_treatment(seed)
     return found
+
+  def _of_treatment(self, seed: int) -> dict[str, Any]:
+    treatment = dict(self.config["treatment"])
+    treatment["images"] = self._of_proxy(treatment.pop("proxy"))
+    if "source" in treatment:
+      treatment["sha256"] = self._fingerprint(treatment["source"])
+    return {
+      "treatment": treatment,
+      "calibrated": self.config["calibrated"],
+      "scored": self.config["scored"],
+      **({"seed": seed} if treatment["kind"] == "trained" else {}),
+    }
+
+  def fit_spec(self, row: Row, bits: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what decides how a policy fits its proxy and the own images."""
+    return {
+      "cell": "fit",
+      **self._of_network(row.network),
+      "policy": bits,
+      "proxy": self._of_proxy(row.proxy),
+      "own": self._of_proxy(self.config["own_proxy"]),
+      "prior": methods.resolved(methods.find(self.config["prior"])),
+      **self._of_treatment(row.seed),
+    }
+
+  def features_spec(self, network: str, proxy: str) -> dict[str, Any]:
+    """Say what decides the features of a proxy."""
+    return {
+      "cell": "features",
+      **self._of_network(network),
+      "proxy": self._of_proxy(proxy),
+      "scored": self.config["scored"],
+    }
 
   def _of_network(self, name: str) -> dict[str, Any]:
     fields = self.networks[name]._asdict()

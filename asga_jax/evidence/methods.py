@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from asga_jax import sharpness
 
 UNIFORM, RANDOM = "uniform", "random"
+# Kinds that see no images.
+BLIND = (UNIFORM, RANDOM)
 
 
 class Method(NamedTuple):

@@ -16,6 +16,7 @@ from asga_jax.evidence import (
   cells,
   curves,
   methods,
+  pairs,
   picture,
   statistics,
   transfer,
@@ -237,6 +238,7 @@ def write(
   for network, found in searched.items():
     title = f"{grid.name}: searches of {network} on {grid.first_proxy}"
     curves.draw(found, folder / f"{grid.name}_{network}.png", title=title)
+  known = pairs.read(grid, store, rows)
   summary = {
     "primary": primary(grid, rows),
     "policies": len({tuple(line[k] for k in _PLACE) for line in lines}),
@@ -244,6 +246,12 @@ def write(
     "config": grid.config,
     "table": table,
     "transfer": transfer.compare(grid, store, rows),
+    "pairs": known,
+    "predictors": [
+      line
+      for real in ("agreement", "top1")
+      for line in pairs.correlate(known, real)
+    ],
     "curves": {k: curves.summarise(v) for k, v in searched.items()},
   }
   files.write_text_atomic(

@@ -77,7 +77,7 @@ def _weights(images: int, seed: int) -> np.ndarray:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-  """Compute Spearman's correlation of two rankings; NaN if one is constant."""
-  if np.ptp(first) == 0 or np.ptp(second) == 0:
+  """Compute Spearman's correlation; NaN of fewer than two, or of constants."""
+  if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
     return float("nan")
   return float(stats.spearmanr(first, second).statistic)

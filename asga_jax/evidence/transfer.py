@@ -73,7 +73,11 @@ def compare(
       for index in (1, 2)
     )
     names = ("network", "budget", "target", "method")
-    ranks = [_ranks(grid, store, place, (proxy, own), seed) for seed in seeds]
+    network, budget, _, method = place
+    alike_ranks = [
+      ranks(grid, store, grid_lib.Row(network, proxy, method, budget, x), own)
+      for x in seeds
+    ]
     table.append(
       {
         **dict(zip(names, place, strict=True)),
@@ -82,25 +86,30 @@ def compare(
         "seeds": len(seeds),
         "top1": list(hits),
         "agreement": list(alike),
-        "ranks": float(np.mean(ranks)),
+        "ranks": float(np.mean(alike_ranks)),
       }
     )
   return table
 
 
-def _ranks(
-  grid: grid_lib.Grid,
-  store: cells.Store,
-  place: tuple[str, ...],
-  proxies: tuple[str, str],
-  seed: int,
+def ranks(
+  grid: grid_lib.Grid, store: cells.Store, row: grid_lib.Row, own: str
 ) -> float:
-  network, budget, _, name = place
-  method = methods.find(name)
+  """Compare scores of a row's method on its proxy and on another one.
+
+  Args:
+    grid: which.
+    store: its cells, which know both.
+    row: of the grid.
+    own: the other proxy.
+
+  Returns:
+    See `agreement`.
+  """
+  method = methods.find(row.method)
   found = []
-  for proxy in proxies:
-    row = grid_lib.Row(network, proxy, name, budget, seed)
-    cell = store.get(grid.score_spec(row, method))
+  for proxy in (row.proxy, own):
+    cell = store.get(grid.score_spec(row._replace(proxy=proxy), method))
     assert cell is not None
     scores = cell["scores"]
     found.append(

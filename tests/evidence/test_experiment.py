@@ -49,6 +49,9 @@ class FakeBench:
       "macs": 1000,
     }
 
+  def choices(self, proxy):
+    return {}
+
   def policy(self, method, proxy, scores, budget):
     kind = "kl" if method.kind == "measured" else method.kind
     bits = BITS["asga" if kind == "search" else kind]
@@ -140,10 +143,24 @@ def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
     assert one == other
 
 
+def _features(bench, proxy):
+  mean = {"p": 1.0, "q": 3.0}[proxy]
+  return {"mean": [mean], "variance": [1.0], "seconds": 0.0}
+
+
+def _fit(bench, proxy, model, count=0):
+  return {"agreement": model / 100, "divergence": 1 / model}
+
+
 @pytest.mark.usefixtures("faked")
-def test_proxies_are_set_beside_the_targets_own_images(config, tmp_path):
+def test_proxies_are_set_beside_the_targets_own_images(
+  config, tmp_path, monkeypatch
+):
   config.proxies["q"] = {"source": "digits", "images": 64}
   config.own_proxy = "q"
+  monkeypatch.setattr(experiment.predictors, "features", _features)
+  monkeypatch.setattr(experiment.predictors, "fit", _fit)
+  monkeypatch.setattr(experiment.predictors, "score_of", lambda *args: 0.0)
   _run(config, tmp_path)
   summary = json.loads((tmp_path / "results" / "tiny.json").read_text())
   # The fake network sees no difference.
@@ -152,6 +169,11 @@ def test_proxies_are_set_beside_the_targets_own_images(config, tmp_path):
     ("asga", "p"),
   }
   assert all(x["top1"] == [0, 0, 0] for x in summary["transfer"])
+  # A pair a method and seed; the KL draws nothing.
+  assert [(x["method"], x["seed"]) for x in summary["pairs"]] == [
+    ("kl", 0), ("asga", 0), ("asga", 1)
+  ]  # fmt: skip
+  assert {x["features"] for x in summary["pairs"]} == {-2.0}
   (row,) = summary["curves"]["small"]
   assert row["method"] == "asga"
   assert row["loss"] == 0.5

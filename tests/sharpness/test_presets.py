@@ -139,17 +139,23 @@ def run(tx, A, x):
   tx = optax.chain(tx, optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
   A, x = np.float32(A), jnp.asarray(x, jnp.float32)
   params = {"a": x[:SPLIT], "b": x[SPLIT:]}
-  state, track = tx.init(params), []
-  for _ in range(STEPS):
+
+  @jax.jit
+  def step(params, state):
     value, grads = value_and_grad(params, A)
     updates, state = tx.update(
       grads, state, params, value=value,
       value_and_grad_fn=lambda p: value_and_grad(p, A),
     )  # fmt: skip
+    return optax.apply_updates(params, updates), state
+
+  state, track = tx.init(params), []
+  for _ in range(STEPS):
+    before = params
+    params, state = step(params, state)
     d = sharpness.diagnostics(state)
     names = ("radius", "raw_gap", "value", "cosine", "gradient_norm")
-    track.append([*params["a"], *params["b"], *(d[name] for name in names)])
-    params = optax.apply_updates(params, updates)
+    track.append([*before["a"], *before["b"], *(d[name] for name in names)])
   return np.array(track, np.float64)
 
 
