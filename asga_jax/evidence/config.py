@@ -44,6 +44,8 @@ def default_config() -> ml_collections.ConfigDict:
       "calibrated": 480,
       # What logits of a search with a prior start from.
       "prior": "kl",
+      # Whether to measure how flat each network lies at its bits.
+      "complexity": False,
       # Of whole policies, where a method chooses by them.
       "evaluations": 400,
       # Of all searches; `budget` is what their penalty keeps to.

@@ -14,7 +14,14 @@ from absl import logging
 from flax import nnx
 
 from asga_jax.evidence import bench as bench_lib
-from asga_jax.evidence import cells, methods, predictors, report, treatments
+from asga_jax.evidence import (
+  cells,
+  complexity,
+  methods,
+  predictors,
+  report,
+  treatments,
+)
 from asga_jax.evidence import grid as grid_lib
 from asga_jax.scores import measured
 from asga_jax.training import loop
@@ -130,6 +137,11 @@ class _Run:
       found = _figures(bench(), target, model())
       store.put(figures, found | {"seconds": time.perf_counter() - began})
       computed = True
+    if grid.config["complexity"]:
+      spec = grid.complexity_spec(row, policy["bits"])
+      if store.get(spec) is None:
+        store.put(spec, complexity.measure(bench(), grid.first_proxy, model()))
+        computed = True
     if grid.config["own_proxy"] and methods.find(row.method).kind not in (
       methods.BLIND
     ):

@@ -295,6 +295,17 @@ class Grid:
       **self._of_treatment(row.seed),
     }
 
+  def complexity_spec(
+    self, row: Row, bits: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Say what decides how flat a network lies at a policy."""
+    return {
+      "cell": "complexity",
+      **self._of_network(row.network),
+      "policy": bits,
+      **self._of_treatment(row.seed),
+    }
+
   def features_spec(self, network: str, proxy: str) -> dict[str, Any]:
     """Say what decides the features of a proxy."""
     return {

@@ -14,6 +14,7 @@ import tabulate
 from asga_jax import files
 from asga_jax.evidence import (
   cells,
+  complexity,
   curves,
   methods,
   pairs,
@@ -252,6 +253,9 @@ def write(
       for real in ("agreement", "top1")
       for line in pairs.correlate(known, real)
     ],
+    "complexity": complexity.correlate(
+      complexity.read(grid, store, rows, list(grid.parts())[-1])
+    ),
     "curves": {k: curves.summarise(v) for k, v in searched.items()},
   }
   files.write_text_atomic(

@@ -180,6 +180,27 @@ def test_proxies_are_set_beside_the_targets_own_images(
 
 
 @pytest.mark.usefixtures("faked")
+def test_flatness_is_measured_once_a_policy(config, tmp_path, monkeypatch):
+  config.complexity = True
+  asked = []
+
+  def measure(bench, proxy, model):
+    asked.append((proxy, model))
+    return {"l2": 1.0, "trace": float(model), "tolerance": -1.0, "seconds": 0}
+
+  monkeypatch.setattr(experiment.complexity, "measure", measure)
+  _run(config, tmp_path)
+  # Random and searched bits of two seeds, of which one policy is there twice.
+  assert sorted(asked) == [("p", x) for x in (3, 4, 5, 6)]
+  summary = json.loads((tmp_path / "results" / "tiny.json").read_text())
+  found = {x["term"]: x for x in summary["complexity"]}
+  assert found["trace"]["policies"] == 6
+  assert found["trace"]["correlation"] > 0.5
+  _run(config, tmp_path)
+  assert len(asked) == 4
+
+
+@pytest.mark.usefixtures("faked")
 def test_a_part_of_a_grid_leaves_the_rest(config, tmp_path):
   table = _run(config, tmp_path, only=": uniform on")
   assert [row["method"] for row in table] == ["uniform"]
