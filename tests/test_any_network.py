@@ -151,7 +151,10 @@ WEIGHTS = np.linspace(0.5, 1, 40).reshape(8, 5).astype(np.float32)
   "example",
   [
     pytest.param((IDS, WEIGHTS), marks=pytest.mark.slow),
-    {"ids": IDS, "weights": WEIGHTS, "deterministic": True},
+    pytest.param(
+      {"ids": IDS, "weights": WEIGHTS, "deterministic": True},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=["tuple", "dict"],
 )

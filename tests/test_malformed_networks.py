@@ -47,6 +47,7 @@ def test_what_are_no_logits(logits):
       loss_fn(lambda x: logits, {"image": X, "label": Y})
 
 
+@pytest.mark.slow
 def test_every_pixel_may_have_a_label():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
   labels = np.arange(10).reshape(2, 5) % 3

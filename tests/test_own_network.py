@@ -125,6 +125,7 @@ def test_what_is_not_searched_is_listed_with_the_reason(network, tiny_batches):
   assert "its own code multiplies" in found["(the network itself)"]
 
 
+@pytest.mark.slow
 def test_the_float_state_loads_into_the_searchable_network_and_back(
   network, tiny_batches
 ):

@@ -101,7 +101,9 @@ def test_batch_norm_of_a_fixed_network_is_estimated_anew(
     asga_jax.reestimate_batch_norm(kept, [])
 
 
-@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize(
+  "averaged", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_a_trained_model_outlives_the_next_step(
   tiny_searchable, tiny_batches, policy, averaged
 ):

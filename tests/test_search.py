@@ -63,7 +63,7 @@ def test_the_call_and_the_steps_give_the_same_policy(perceptron, tiny_batches):
   "preset",
   [
     pytest.param("sgd", marks=pytest.mark.slow),
-    "sam",
+    pytest.param("sam", marks=pytest.mark.slow),
     pytest.param("gsam", marks=pytest.mark.slow),
     pytest.param("sagm", marks=pytest.mark.slow),
   ],
@@ -279,6 +279,7 @@ def test_a_policy_of_other_layers_does_not_fit(tiny_searchable, perceptron):
     asga_jax.with_policy(tiny_searchable, policy)
 
 
+@pytest.mark.slow
 def test_a_model_in_evaluation_mode_is_trained_in_training_mode(
   tiny_searchable, tiny_batches
 ):

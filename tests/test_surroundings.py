@@ -80,6 +80,7 @@ def test_sown_state_shardings_names_and_strict_promotion(tmp_path):
   np.testing.assert_allclose(found, want, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_training_step_in_strict_promotion():
   net = nnx.Sequential(
     nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(1))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from asga_jax.deploy import folding, reference
@@ -63,6 +64,7 @@ class Branches(nnx.Module):
     return self.head(norm["returned"](z)), z
 
 
+@pytest.mark.slow
 def test_norms_are_folded_only_where_nothing_else_reads_the_layer():
   x = jax.random.normal(jax.random.key(0), (8, 4))
   model = surgery.make_searchable(

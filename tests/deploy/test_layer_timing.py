@@ -138,6 +138,7 @@ def test_an_output_that_cannot_be_written_is_told_first(tmp_path, name):
   latency_table.check_output(tmp_path / "table.csv")
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_that_a_search_accepts(tmp_path):
   def run(output):
     return subprocess.run(

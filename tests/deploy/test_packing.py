@@ -120,7 +120,7 @@ def test_a_loaded_network_computes_the_same(fixed, file):
 
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("quantizer", methods.QUANTIZERS)
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("bits", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
   model = searchable(quantizer, per_channel, ALL_BITS, Kinds)
   fixed = fix(model, bits)

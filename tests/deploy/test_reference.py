@@ -173,6 +173,7 @@ def test_each_layer_by_hand(name, arithmetic, request, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_products_of_attention_by_hand(fixed):
   found = integer.integer_layers(fixed)
   keys = jax.random.split(jax.random.key(6), 3)
@@ -222,6 +223,7 @@ def test_the_network_as_a_whole(fixed):
     assert {x.path for x in told} == set(layers.quantized_layers(fixed))
 
 
+@pytest.mark.slow
 def test_float_layers_stay_as_they_are():
   model = fix(searchable(), 5, head=(32, 8), plain=(4, 32), line=(32, 32))
   made = reference.integer_forward(model)

@@ -57,7 +57,10 @@ def run(made, fed, level="ORT_ENABLE_ALL"):
   return dict(zip(names, session.run(None, fed), strict=True))
 
 
-@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_ALL"])
+@pytest.mark.parametrize(
+  "level",
+  [pytest.param("ORT_DISABLE_ALL", marks=pytest.mark.slow), "ORT_ENABLE_ALL"],
+)
 def test_named_inputs_and_nested_outputs_come_over_to_onnx(level):
   model = fixed()
   made = asga_jax.export_onnx(model, NAMED)

@@ -57,6 +57,7 @@ def trained():
   return model, images[800:], labels[800:]
 
 
+@pytest.mark.slow
 def test_predictions_agree_end_to_end(trained):
   model, images, labels = trained
   folds = folding.find_folds(model, images[:2])

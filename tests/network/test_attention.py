@@ -81,6 +81,7 @@ def test_attention_takes_more_batch_axes_and_another_dtype():
   )
 
 
+@pytest.mark.slow
 def test_exposed_network_computes_the_same(net):
   exposed = attention.expose_products(nnx.clone(net))
   np.testing.assert_allclose(exposed(X), net(X), atol=1e-6)

@@ -129,6 +129,7 @@ def test_a_bridged_network_is_searched_like_any_other(
   )
 
 
+@pytest.mark.slow
 def test_one_within_another_network(network, images):
   class Outer(nnx.Module):
     def __init__(self, inner, rngs):

@@ -71,6 +71,7 @@ def _copy(directory, place):
   return place
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_policy_is_told_so(tuned, tmp_path):
   copy = _copy(tuned, tmp_path / "copy")
   (copy / "policy.json").unlink()

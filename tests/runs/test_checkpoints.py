@@ -287,6 +287,7 @@ def test_restores_to_the_sharding_of_the_target(tmp_path):
   assert_same(restored, state)
 
 
+@pytest.mark.slow
 def test_a_save_is_quiet(tmp_path):
   code = """
 import sys, jax.numpy as jnp

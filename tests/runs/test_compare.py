@@ -51,6 +51,7 @@ def compared(tmp_path_factory, tiny_model, make_tiny):
   return directory, search_run.run_search(config, directory)
 
 
+@pytest.mark.slow
 def test_what_a_search_measures_can_be_measured_again(compared):
   directory, finished = compared
   measured = json.loads((directory / "measured.json").read_text())

@@ -95,6 +95,7 @@ def logits(network, images):
   return np.asarray(network.model(images))
 
 
+@pytest.mark.slow
 def test_an_orbax_export_goes_on_in_a_network_made_anew(
   network, written, tiny_network_class, images, logits
 ):
@@ -269,6 +270,7 @@ def test_sizes_are_those_of_the_disk_and_of_the_policy(
   assert rows["orbax"]["stored_bytes"] >= whole
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_seen(
   network, written, data, monkeypatch
 ):

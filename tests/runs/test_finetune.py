@@ -76,6 +76,7 @@ def _weights(directory):
   return safetensors_numpy.load_file(directory / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_weights(
   config, whole, policy_file, float_run, tmp_path
 ):

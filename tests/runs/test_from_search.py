@@ -23,6 +23,7 @@ def searched(tmp_path_factory, tiny_model, make_tiny):
   return directory
 
 
+@pytest.mark.slow
 def test_a_search_gives_its_weights_and_step_sizes(config, searched):
   config.finetune.policy = str(searched / "policy.json")
   config.finetune.start_from = str(searched)

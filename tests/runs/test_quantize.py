@@ -129,6 +129,7 @@ def test_its_page_leads_with_what_was_measured(finished):
   made_runs.check_stands_alone(page)
 
 
+@pytest.mark.slow
 def test_others_open_it(finished, tmp_path):
   path, found = finished
   told = found.summary
@@ -153,6 +154,7 @@ def test_others_open_it(finished, tmp_path):
     next(export.export_run(path, budget="bops=2bit"))
 
 
+@pytest.mark.slow
 def test_images_without_labels(config, folder, tmp_path, caplog):
   path = tmp_path / "run"
   config.budget = "bops=2bit"

@@ -118,6 +118,7 @@ def test_warnings_are_logged_kept_and_printed(config, tmp_path, caplog):
     assert re.search(r"took \d+\.\d s$", after)
 
 
+@pytest.mark.slow
 def test_events_for_tensorboard_hold_each_step_once(config, whole, tmp_path):
   steps = []
   read = metrics_log.read_metrics

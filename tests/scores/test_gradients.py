@@ -79,6 +79,7 @@ def test_all_three_are_their_closed_forms(searchable, kind):
       )
 
 
+@pytest.mark.slow
 def test_the_fisher_estimate_is_the_divergence_where_it_is_small(searchable):
   kl = asga_jax.measure_scores(
     searchable, [X], budget="bops=4bit", corrected=False, progress=False

@@ -52,6 +52,7 @@ def test_it_is_what_its_parts_give(net, tmp_path):
   asga_jax.export_onnx(found.model, (6,), policy=None)
 
 
+@pytest.mark.slow
 def test_named_inputs_and_improvement(net):
   found = asga_jax.quantize_post_training(
     net,

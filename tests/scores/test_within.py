@@ -59,6 +59,7 @@ def agreement(net, model):
   return np.mean(np.asarray(same))
 
 
+@pytest.mark.slow
 def test_the_cheapest_that_agrees(net, found, compilations):
   at = find(net, found, "agree=97%", split="noise")
   before = len(compilations)

@@ -23,6 +23,7 @@ def loss(params):
   return 0.5 * params @ jnp.asarray(A, jnp.float32) @ params
 
 
+@pytest.mark.slow
 def test_second_passes_at_every_third_step_alone():
   fn = jax.value_and_grad(loss)
   calls = []

@@ -88,7 +88,11 @@ def without_norm(params):
 
 
 @pytest.mark.parametrize(
-  ("boxed", "mask"), [(False, None), (True, without_norm)]
+  ("boxed", "mask"),
+  [
+    (False, None),
+    pytest.param(True, without_norm, marks=pytest.mark.slow),
+  ],
 )
 def test_nnx_optimizer(boxed, mask):
   params, loss = network()

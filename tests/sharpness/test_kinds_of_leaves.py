@@ -65,6 +65,7 @@ def test_a_complex_leaf_is_two_real_ones(name):
     np.testing.assert_allclose(update, share * grads[leaf], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_what_its_real_and_imaginary_parts_give():
   def rugged(params):
     z = params["z"]

@@ -149,6 +149,7 @@ def results():
   return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_sharded_batch_is_perturbed_by_the_global_gradient(results):
   A, x = draw()
   want = per_shard(A.mean(axis=0, keepdims=True), x)

@@ -41,6 +41,7 @@ def test_changed_codes_counts_codes_of_the_likeliest_candidate(perceptron):
   assert changed_codes(params) == 0
 
 
+@pytest.mark.slow
 def test_a_large_kernel_counts_by_its_size_though_it_is_sampled():
   # 80 000 weights in rows of 8, of which every 19th is looked at, and 32.
   class Network(nnx.Module):

@@ -25,6 +25,7 @@ def _search(perceptron, **changed):
   )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_bad_batches_had_never_been(
   perceptron, tiny_batches
 ):

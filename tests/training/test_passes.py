@@ -56,7 +56,7 @@ def test_a_joint_step_compiles_to_exactly_two_passes(
   ("preset", "settings", "bilevel", "passes"),
   [
     pytest.param("sgd", {}, False, 1, marks=pytest.mark.slow),
-    ("sam", {}, False, 2),
+    pytest.param("sam", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("gsam", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("sagm", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("asga", {}, True, 4, marks=pytest.mark.slow),

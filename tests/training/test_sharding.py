@@ -118,6 +118,7 @@ def _same(one, other):
   assert one["bits"] == other["bits"]
 
 
+@pytest.mark.slow
 def test_a_state_in_parts_finds_the_policy_of_one_device_in_float64():
   one, parts = _run("float64", "one", "in parts")
   _same(one, parts)

@@ -141,7 +141,9 @@ def _mobilenet():
   [
     (_resnet18, _resnet_module, "torchvision", 122),
     (_resnet18, _resnet_module, "timm", 122),
-    (_resnet50, _resnet_module, "torchvision", 320),
+    pytest.param(
+      _resnet50, _resnet_module, "torchvision", 320, marks=pytest.mark.slow
+    ),
     (_mobilenet, _torchvision_mobilenet_module, "torchvision", 314),
     (_mobilenet, _timm_mobilenet_module, "timm", 314),
     (_efficientnet, _efficientnet_module, "efficientnet_pytorch", 296),

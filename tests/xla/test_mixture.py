@@ -101,8 +101,8 @@ def test_agrees_with_autodiff(channels, offset, step_gradient):
   ("shape", "channels"),
   [
     ((), None),
-    ((7,), 7),
-    ((1, 1), 1),
+    pytest.param((7,), 7, marks=pytest.mark.slow),
+    pytest.param((1, 1), 1, marks=pytest.mark.slow),
     ((3, 3, 1, 6), 6),
   ],
 )
@@ -283,6 +283,7 @@ def _memory(bits, function, shape=(64, 32, 32, 16)):
   return size / x.nbytes, temporary / x.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 32, 32, 16), (65_521, 16)])
 def test_memory_does_not_grow_with_the_candidates(shape):
   few_kept, few = _memory((4, 8), _mix, shape)

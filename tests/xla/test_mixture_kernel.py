@@ -44,7 +44,7 @@ def _assert_equals_the_sweep(operands, *settings):
 @pytest.mark.parametrize(
   ("bits", "offset", "step_gradient"),
   [
-    (ALL_BITS, 0.0, "full"),
+    pytest.param(ALL_BITS, 0.0, "full", marks=pytest.mark.slow),
     ((2, 4, 8), 0.5, "clip"),
     ((4,), 0.5, "full"),
     pytest.param(ALL_BITS, 0.5, "clip", marks=pytest.mark.slow),

@@ -20,6 +20,7 @@ def _bend(variables, constants):
 ARGS = ((X, jnp.float32(0.7)), X > 0)
 
 
+@pytest.mark.slow
 def test_outlined_gives_the_same_value_and_gradient():
   def loss(function, variables):
     return jnp.sum(function(variables, ARGS[1]) ** 2)

@@ -41,7 +41,12 @@ def _both(shape, window, **settings):
   ("shape", "window", "settings"),
   [
     ((2, 2), (3, 3), {"window_strides": (1, 1), "padding": "SAME"}),
-    ((1, 1), (3, 3), {"window_strides": (1, 1), "padding": ((1, 1), (2, 1))}),
+    pytest.param(
+      (1, 1),
+      (3, 3),
+      {"window_strides": (1, 1), "padding": ((1, 1), (2, 1))},
+      marks=pytest.mark.slow,
+    ),
     # Of its output alone: the gradient of the input is the slow one.
     ((4, 3), (3, 3), {"window_strides": (2, 2), "padding": "SAME"}),
     (
@@ -50,7 +55,12 @@ def _both(shape, window, **settings):
       {"window_strides": (1, 2), "padding": "SAME", "rhs_dilation": (2, 2)},
     ),
     ((7,), (9,), {"window_strides": (2,), "padding": ((4, 5),)}),
-    ((2, 2, 2), (3, 3, 3), {"window_strides": (1, 1, 1), "padding": "SAME"}),
+    pytest.param(
+      (2, 2, 2),
+      (3, 3, 3),
+      {"window_strides": (1, 1, 1), "padding": "SAME"},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=str,
 )

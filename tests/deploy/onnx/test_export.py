@@ -240,7 +240,13 @@ def test_metadata_and_names(own):
   assert "float32" in table
 
 
-@pytest.mark.parametrize("quantizer", ["pact", "dorefa", "hwgq"])
+@pytest.mark.parametrize(
+  "quantizer",
+  [
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("pact", "hwgq")),
+    "dorefa",
+  ],
+)
 def test_other_quantizers(quantizer, tiny_network, tiny_batches):
   images = tiny_batches[0]["image"]
   model = asga_jax.searchable(

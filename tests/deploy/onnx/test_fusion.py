@@ -126,6 +126,7 @@ def test_predictions_are_those_of_the_network(trained, digits, tmp_path):
   assert kernels["MatMulIntegerToFloat"] == 1
 
 
+@pytest.mark.slow
 def test_sums_of_few_products_stay_in_float(trained, tmp_path):
   kernels = _kernels(_export(trained, 10.0), tmp_path)
   # The stem adds up nine products, and so does the depthwise convolution.

@@ -252,6 +252,7 @@ class Layers(nnx.Module):
     return self.last(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_quantized_layers_of_every_kind():
   model = asga_jax.searchable(Layers(), X, bits=(8,))
   model.eval()
