@@ -53,8 +53,9 @@ _SEARCH = flags.DEFINE_integer("search_steps", 60, "Of each search.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Of each fine-tuning.")
 
 # Of a training from random weights; all that starts from trained ones takes a
-# fifth of it. A transformer without warm-up learns nothing at 0.1.
-_RATE, _RATES = 0.1, {"vit_ti": 0.01}
+# fifth of it. A transformer without warm-up learns nothing at 0.1, and VGG-16,
+# whose hidden layers have no norms, little.
+_RATE, _RATES = 0.1, {"vit_ti": 0.01, "vgg16": 0.02}
 _STEMS = {"resnet20": "small", "resnet18": "small", "mobilenet_v2": "imagenet"}
 _BATCH_SIZES = {"resnet18": 32, "vgg16": 32, "vit_ti": 32}
 # Of predictions.
