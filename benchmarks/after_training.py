@@ -44,6 +44,10 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "Trained weights.")
 _BUDGET = flags.DEFINE_string("budget", "bops=2.5bit", "The cost of all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of every training.")
+_RATE = flags.DEFINE_float("learning_rate", 0.02, "Of every training.")
+_AVERAGE = flags.DEFINE_float(
+  "ema_decay", 0.98, "Of the average of every training; 0 for none."
+)
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Of trainings and searches.")
 _TRAINED = flags.DEFINE_list("trained", "uniform,default,random", "Methods.")
 _ALL = "uniform,random,prior,search_50,both_50,search_200,both_200,default"
@@ -66,7 +70,11 @@ def make_config(seed: int) -> Any:
   config.data.update(name="cifar10", normalisation="torchvision")
   config.weights.update(path=_WEIGHTS.value, name_map="resnet_cifar10")
   config.search.seed = config.finetune.seed = seed
-  config.finetune.steps = _STEPS.value
+  config.finetune.update(
+    steps=_STEPS.value,
+    learning_rate=_RATE.value,
+    ema_decay=_AVERAGE.value,
+  )
   return config
 
 
@@ -182,8 +190,15 @@ class Bench:
 
   def cell(self, kind: str, method: str) -> seeds.Row:
     """Compute one figure, or read it."""
-    path = self.folder / f"{kind}-{method}.json"
-    settings = {"steps": _STEPS.value}
+    settings = {
+      "steps": _STEPS.value,
+      "learning_rate": _RATE.value,
+      "ema_decay": _AVERAGE.value,
+    }
+    if kind == "untrained":
+      settings = {}
+    name = "_".join([kind, *(f"{x:g}" for x in settings.values())])
+    path = self.folder / f"{name}-{method}.json"
     if path.exists():
       row: seeds.Row = json.loads(path.read_text())
       if row["settings"] != settings:

@@ -20,7 +20,14 @@ KINDS: Mapping[str, tuple[str, ...]] = {
   # Kernels rounded, biases and batch norm corrected, on a proxy's images.
   "rounded": ("proxy",),
   # Trained with labels of a data set, from ranges of a proxy's images.
-  "trained": ("proxy", "source", "steps", "batch_size", "learning_rate"),
+  "trained": (
+    "proxy",
+    "source",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "ema_decay",
+  ),
 }
 _NORM_BATCHES, _NORM_BATCH = 8, 250
 
@@ -67,6 +74,7 @@ def settings_of(
   return finetune.FinetuneSettings(
     steps=treatment["steps"],
     learning_rate=treatment["learning_rate"],
+    ema_decay=treatment["ema_decay"],
     seed=seed,
   )
 

@@ -85,6 +85,7 @@ def test_trained_policies_have_seeds_of_their_own(config, tmp_path):
     "steps": 10,
     "batch_size": 8,
     "learning_rate": 0.05,
+    "ema_decay": 0.98,
   }
   rows = list(grid.Grid(config, tmp_path).rows())
   assert [(r.method, r.seed) for r in rows if r.method == "kl"] == [
