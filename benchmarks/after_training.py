@@ -44,9 +44,9 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "Trained weights.")
 _BUDGET = flags.DEFINE_string("budget", "bops=2.5bit", "The cost of all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from 0.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of every training.")
-_RATE = flags.DEFINE_float("learning_rate", 0.02, "Of every training.")
+_RATE = flags.DEFINE_float("learning_rate", 0.05, "Of every training.")
 _AVERAGE = flags.DEFINE_float(
-  "ema_decay", 0.98, "Of the average of every training; 0 for none."
+  "ema_decay", 0.0, "Of the average of every training; 0 for none."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Of trainings and searches.")
 _TRAINED = flags.DEFINE_list("trained", "uniform,default,random", "Methods.")
