@@ -151,6 +151,7 @@ def test_the_file_holds_packed_weights_and_the_policy(fixed, file):
   assert not [name for name in arrays if name.endswith("logits")]
 
 
+@pytest.mark.slow
 def test_bytes_of_weights_are_those_promised(tmp_path):
   network = fill(lambda: resnet.resnet8(10, in_channels=1, rngs=nnx.Rngs(0)))
   model = asga_jax.searchable(

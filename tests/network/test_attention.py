@@ -13,8 +13,7 @@ from asga_jax.network import attention, examples
 from asga_jax.quantization import layers, rules
 
 QUERY = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
-KEY = jax.random.normal(jax.random.key(1), (2, 7, 4, 8))
-VALUE = jax.random.normal(jax.random.key(2), (2, 7, 4, 8))
+KEY, VALUE = jax.random.normal(jax.random.key(1), (2, 2, 7, 4, 8))
 X = jax.random.normal(jax.random.key(3), (2, 6, 12))
 PRODUCTS = ("attention_fn/qk", "attention_fn/pv")
 

@@ -40,6 +40,7 @@ def test_a_search_gives_its_weights_and_step_sizes(config, searched):
   np.testing.assert_array_equal(*answers)
 
 
+@pytest.mark.slow
 def test_a_search_is_evaluated_at_its_policy(searched, config):
   # The summary's accuracies rest on the first batch alone.
   dataset = data_lib.load("digits")

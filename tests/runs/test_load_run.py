@@ -70,6 +70,7 @@ def test_a_search(config, searched):
     np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fine_tuning(config, searched):
   path = searched.with_name("tuned")
   tuned = config_lib.of_finetune(config)

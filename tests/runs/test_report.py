@@ -144,6 +144,7 @@ def test_missing_directories_and_policies(tmp_path, run):
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_or_one_line(run, tmp_path):
   def launch(*flags):
     return subprocess.run(

@@ -277,6 +277,7 @@ def _uniform(model, bits):
   )
 
 
+@pytest.mark.slow
 def test_products_of_attention():
   network = models.vit.ViT(
     5, features=8, heads=2, depth=1, patch=4, rngs=nnx.Rngs(0)
