@@ -93,21 +93,21 @@ class Bench:
       batches=others,
     )
 
-  def choices(self, proxy: str) -> Mapping[str, Any]:
-    """Give the groups and candidates of every layer."""
+  def space(self, proxy: str) -> search_space.SearchSpace:
+    """Give the choices of the searchable network, and their costs."""
     model = self.searchable(proxy)
     network, _ = remembered.recall(model, "deployed_network")
-    return search_space.build(model, network).choices
+    return search_space.build(model, network)
 
   def result(
     self, proxy: str, scores: Mapping[str, Any], score: str, budget: str
   ) -> result_lib.SearchResult:
     """Put scores beside the network that they are of."""
     model = self.searchable(proxy)
-    network, shape = remembered.recall(model, "deployed_network")
+    _, shape = remembered.recall(model, "deployed_network")
     return result_lib.SearchResult(
       model=model,
-      space=search_space.build(model, network),
+      space=self.space(proxy),
       scores={
         name: {group: np.asarray(v, float) for group, v in groups.items()}
         for name, groups in scores.items()
@@ -137,9 +137,7 @@ class Bench:
       'scores' by name and group, 'seconds', 'forward_passes' in images, 'macs'
       of one, and of a search 'curves': its figures at every step.
     """
-    model = self.searchable(proxy)
-    network, _ = remembered.recall(model, "deployed_network")
-    space = search_space.build(model, network)
+    space = self.space(proxy)
     began = time.perf_counter()
     curves: dict[str, list[float]] = {}
     seconds = 0.0
@@ -180,7 +178,7 @@ class Bench:
       },
       "seconds": seconds,
       "forward_passes": passes,
-      "macs": sum(layer.macs for layer in network.layers),
+      "macs": sum(layer.macs for layer in space.network.layers),
       **({"curves": curves} if curves else {}),
     }
 

@@ -19,7 +19,7 @@ from flax import nnx
 
 from asga_jax.deploy import formats
 from asga_jax.evidence import bench as bench_lib
-from asga_jax.evidence import cells, statistics
+from asga_jax.evidence import cells, statistics, transfer
 from asga_jax.evidence import grid as grid_lib
 from asga_jax.network import kinds
 from asga_jax.quantization import layers, quantizers
@@ -83,7 +83,7 @@ def measure(
 
   keys = jax.random.split(jax.random.key(seed), 1 + _SIGNS)
   noise = optax.tree.random_like(keys[0], kernels)
-  both = functools.partial(_added, divergence, kernels, rest, noise)
+  added = functools.partial(_added, divergence, kernels, rest, noise)
   traces = [
     curvature(
       kernels,
@@ -95,7 +95,7 @@ def measure(
   return {
     "l2": -float(optax.tree.norm(kernels, squared=True)),
     "trace": -float(np.mean(traces)),
-    "tolerance": _tolerance(both),
+    "tolerance": _tolerance(added),
     "seconds": time.perf_counter() - began,
   }
 
@@ -123,9 +123,9 @@ def _tolerance(added: Any) -> float:
 def released(model: nnx.Module) -> nnx.Module:
   """Copy a fixed network with kernels that are float, at quantized values."""
   model = nnx.clone(model)
-  for kernel, product in layers.kernel_layers(model).values():
-    matrix = kinds.to_matrix(kernel[...], product.outputs)
-    rounded = product.weight(matrix)
+  for layer in layers.kernel_layers(model).values():
+    kernel, product = layer
+    rounded = product.weight(layer.kernel_matrix())
     kernel[...] = kinds.from_matrix(
       rounded, kernel[...].shape, product.outputs
     ).astype(kernel[...].dtype)
@@ -158,7 +158,7 @@ def read(
   """
   found = []
   for said, *_ in rows:
-    row = grid_lib.Row(*(said[k] for k in grid_lib.Row._fields))
+    row = transfer.row_of(said)
     policy = store.get(grid.policy_spec(row))
     assert policy is not None
     terms = store.get(grid.complexity_spec(row, policy["bits"]))

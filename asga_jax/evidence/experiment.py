@@ -170,7 +170,7 @@ class _Run:
     found = {
       "proxy": predictors.fit(bench(), row.proxy, model()),
       "own": predictors.fit(bench(), own, model(), 1),
-      "score": predictors.score_of(bits, scores, bench().choices(own)),
+      "score": predictors.score_of(bits, scores, bench().space(own).choices),
     }
     store.put(spec, found | {"seconds": time.perf_counter() - began})
     return True

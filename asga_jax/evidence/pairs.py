@@ -28,45 +28,32 @@ _DRAWS = 500
 def read(
   grid: grid_lib.Grid, store: cells.Store, rows: Sequence[Any]
 ) -> list[dict[str, Any]]:
-  """Set each policy of a proxy beside what predicts its transfer.
+  """Set what each policy of a proxy gives beside what predicts it.
 
   Args:
-    grid: its `own_proxy` names the target's own images.
+    grid: see `transfer.compare`, as the others.
     store: its cells.
-    rows: of `report.read_rows`.
+    rows: what is compared.
 
   Returns:
-    A row a network, budget, target, method, other proxy and seed: 'agreement'
-    and 'top1' of the proxy's policy above those of the own one, and
-    `PREDICTORS`. Empty where the grid names no own images, or nothing is known.
+    A row a policy and target: what it is of; 'agreement' and 'top1' above those
+    of the own images' policy; and `PREDICTORS`. Those that are not known yet
+    are left out.
   """
   own = grid.config["own_proxy"]
-  by_place = {
-    (*(row[0][k] for k in _PLACE), row[0]["proxy"]): row for row in rows
-  }
   found = []
-  for (*place, proxy), row in by_place.items():
-    other = by_place.get((*place, own))
-    if proxy == own or other is None:
-      continue
-    network, method, budget, seed = place[:4]
-    given = grid_lib.Row(network, proxy, method, budget, seed)
-    predicted = _predict(grid, store, given, own)
-    if predicted is None:
-      continue
-    found.append(
-      {
-        **dict(zip(_PLACE, place, strict=True)),
-        "proxy": proxy,
-        "top1": float(row[1].mean() - other[1].mean()),
-        "agreement": float(row[2].mean() - other[2].mean()),
-        **predicted,
-      }
-    )
+  for row, other in transfer.beside_own(rows, own):
+    predicted = _predict(grid, store, transfer.row_of(row[0]), own)
+    if predicted is not None:
+      found.append(
+        {
+          **{key: row[0][key] for key in (*transfer.PLACE, "proxy")},
+          "top1": float(row[1].mean() - other[1].mean()),
+          "agreement": float(row[2].mean() - other[2].mean()),
+          **predicted,
+        }
+      )
   return found
-
-
-_PLACE = ("network", "method", "budget", "seed", "target")
 
 
 def _predict(

@@ -1,7 +1,7 @@
 """Does a proxy rank candidates, and choose policies, as the target does?"""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,31 @@ def agreement(first: Scores, second: Scores) -> float:
   return float(np.mean(found)) if found else float("nan")
 
 
+# Of a policy, whatever its proxy.
+PLACE = ("network", "method", "budget", "target", "seed")
+
+
+def beside_own(rows: Sequence[Any], own: str) -> Iterator[tuple[Any, Any]]:
+  """Yield each row of another proxy with that of the target's own images.
+
+  Args:
+    rows: of `report.read_rows`.
+    own: the proxy of the target's own images; with another name there is none.
+  """
+
+  def place(row: Any) -> tuple[Any, ...]:
+    return tuple(row[0][key] for key in PLACE)
+
+  owned = {place(row): row for row in rows if row[0]["proxy"] == own}
+  for row in rows:
+    if row[0]["proxy"] != own and place(row) in owned:
+      yield row, owned[place(row)]
+
+
 def compare(
   grid: grid_lib.Grid, store: cells.Store, rows: Sequence[Any]
 ) -> list[dict[str, Any]]:
-  """Set each policy of a proxy beside that of the target's own images.
+  """Average over seeds what a proxy's policies give beside the own ones.
 
   Args:
     grid: its `own_proxy` names the target's own images.
@@ -54,42 +75,37 @@ def compare(
     intervals, and the correlation of 'ranks', averaged over seeds.
   """
   own = grid.config["own_proxy"]
-  grouped: dict[Any, dict[int, Any]] = collections.defaultdict(dict)
-  for row in rows:
-    said = row[0]
-    place = said["network"], said["budget"], said["target"], said["method"]
-    grouped[place, said["proxy"]][said["seed"]] = row
+  grouped: dict[Any, list[Any]] = collections.defaultdict(list)
+  names = ("network", "budget", "target", "method", "proxy")
+  for row, other in beside_own(rows, own):
+    grouped[tuple(row[0][name] for name in names)].append((row, other))
   table = []
-  for (place, proxy), given in grouped.items():
-    others = grouped.get((place, own), {})
-    seeds = sorted(set(given) & set(others))
-    if proxy == own or not seeds:
-      continue
+  for place, both in grouped.items():
+    both.sort(key=lambda pair: pair[0][0]["seed"])
     hits, alike = (
       statistics.paired(
-        np.stack([given[seed][index] for seed in seeds]),
-        np.stack([others[seed][index] for seed in seeds]),
+        np.stack([row[index] for row, _ in both]),
+        np.stack([other[index] for _, other in both]),
       )
       for index in (1, 2)
     )
-    names = ("network", "budget", "target", "method")
-    network, budget, _, method = place
-    alike_ranks = [
-      ranks(grid, store, grid_lib.Row(network, proxy, method, budget, x), own)
-      for x in seeds
-    ]
+    found = [ranks(grid, store, row_of(row[0]), own) for row, _ in both]
     table.append(
       {
         **dict(zip(names, place, strict=True)),
-        "proxy": proxy,
         "own": own,
-        "seeds": len(seeds),
+        "seeds": len(both),
         "top1": list(hits),
         "agreement": list(alike),
-        "ranks": float(np.mean(alike_ranks)),
+        "ranks": float(np.mean(found)),
       }
     )
   return table
+
+
+def row_of(said: Mapping[str, Any]) -> grid_lib.Row:
+  """Give the row of the grid that a line of the CSV is of."""
+  return grid_lib.Row(*(said[key] for key in grid_lib.Row._fields))
 
 
 def ranks(

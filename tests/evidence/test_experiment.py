@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ class FakeBench:
       "macs": 1000,
     }
 
-  def choices(self, proxy):
-    return {}
+  def space(self, proxy):
+    return types.SimpleNamespace(choices={})
 
   def policy(self, method, proxy, scores, budget):
     kind = "kl" if method.kind == "measured" else method.kind
