@@ -83,6 +83,7 @@ def test_no_batches_and_a_nan_are_errors(fixed, tiny_batches):
     )
 
 
+@pytest.mark.slow
 def test_a_float_network_is_quantized_by_a_policy_without_a_search(
   tiny_network, tiny_searchable, tiny_batches
 ):

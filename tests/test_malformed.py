@@ -165,6 +165,8 @@ CALLS = {
   "not_searched": lambda m, x: asga_jax.not_searched(x),
   "layer_stats": lambda m, x: asga_jax.layer_stats(x),
 }
+# A second and more each: they compile before they see what is wrong.
+SLOW = ("correct batches", "search batches", "post-training batches")
 # How many are right for these: three bits, an empty list of rules, batches.
 HARMLESS = {
   "searchable bits": 1,
@@ -177,7 +179,13 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+  "call",
+  [
+    pytest.param(call, marks=pytest.mark.slow if call in SLOW else ())
+    for call in CALLS
+  ],
+)
 def test_malformed_input_gets_one_sentence(made, call):
   accepted = 0
   for wrong in WRONG:

@@ -157,6 +157,7 @@ def test_a_deployed_head_of_another_size_changes_costs_alone(
   assert by_path["stem"].macs == 64 * 9 * 8
 
 
+@pytest.mark.slow
 def test_forward_is_jittable_and_batch_of_one(network, tiny_batches):
   model = asga_jax.searchable(network, tiny_batches[0]["image"][:1])
   model.eval()

@@ -35,7 +35,13 @@ def pairs_of(curve):
 
 
 @pytest.mark.parametrize("few", [0, 50], ids=["core", "whole"])
-@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize(
+  "cost",
+  [
+    pytest.param(cost, marks=() if cost == "bops" else pytest.mark.slow)
+    for cost in COSTS
+  ],
+)
 def test_the_whole_curve_equals_brute_force(cost, few, monkeypatch):
   monkeypatch.setattr(pair_solver, "_FEW", few)
   lengths = []

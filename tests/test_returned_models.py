@@ -120,6 +120,7 @@ def test_a_trained_model_outlives_the_next_step(
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("stream", "progress", "shown"),
   [

@@ -126,6 +126,7 @@ def test_a_bilevel_search_moves_logits_on_heldout_batches(
     )
 
 
+@pytest.mark.slow
 def test_first_order_scores_are_free_of_the_budget(perceptron, tiny_batches):
   """A step's slopes are those of the loss, whatever the multiplier."""
   search = asga_jax.start_search(

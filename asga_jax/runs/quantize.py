@@ -120,11 +120,14 @@ def _quantize(
   policy, model = made.policy, made.model
   if bounded:
     policy, model, *_ = _within(config, made.result, network, images, scores)
+  crop = config.post_training.crop
   policy = dataclasses.replace(
     policy,
     provenance={
       **policy.provenance,
       "images": config.post_training.source or config.data.name,
+      # That of the images just named, where they have one of their own.
+      **({"calibration_crop": crop} if crop else {}),
       **build.preprocessing(config),
       "config_sha256": workdir.config_sha256(config),
     },

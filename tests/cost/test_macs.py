@@ -1,5 +1,7 @@
 """MACs and weights against published figures and counting by hand."""
 
+import functools
+
 import jax
 import pytest
 from flax import nnx
@@ -9,6 +11,7 @@ from asga_jax.cost import costs, macs
 from asga_jax.network import program
 
 
+@functools.cache
 def _abstract(name, **settings):
   return nnx.eval_shape(
     lambda: models.constructor(name)(1000, rngs=nnx.Rngs(0), **settings)
@@ -26,7 +29,9 @@ def _abstract(name, **settings):
     ("mobilenet_v2", 300.77e6, 3_504_872, 2 * 17_056),
     ("vgg16", 15.47e9, 138_365_992 - 4_224, 2 * 4_224),
     ("vit_ti", 1074.9e6, 5_717_416 - 197 * 192, 0),
-    ("vit_s", 4241.2e6, 22_050_664 - 197 * 384, 0),
+    pytest.param(
+      *("vit_s", 4241.2e6, 22_050_664 - 197 * 384, 0), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_published_figures(name, expected_macs, parameters, buffers):
@@ -39,6 +44,7 @@ def test_published_figures(name, expected_macs, parameters, buffers):
   assert stats.paths[-1] == "head"
 
 
+@pytest.mark.slow
 def test_the_stride_in_the_first_convolution_of_resnet50_saves_macs():
   totals = [
     sum(

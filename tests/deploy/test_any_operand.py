@@ -118,7 +118,7 @@ def _fixed(name):
   return net, model, policy, asga_jax.with_policy(model, policy)
 
 
-SLOW = ("spectral norm", "hook", "LoRA", "own", "subclass")
+SLOW = ("spectral norm", "bfloat16", "mask", "hook", "LoRA", "own", "subclass")
 
 
 @pytest.mark.parametrize(

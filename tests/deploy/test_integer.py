@@ -51,7 +51,9 @@ def _kernel_layers(model):
   }
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+  "per_channel", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("quantizer", ["lsq", "pact", "dorefa", "hwgq"])
 def test_codes_times_steps_are_the_kernel(quantizer, per_channel):
   model = searchable(quantizer, per_channel, ALL_BITS, Kinds)

@@ -118,7 +118,9 @@ def test_a_loaded_network_computes_the_same(fixed, file):
     np.testing.assert_array_equal(loaded(IMAGES), fixed(IMAGES))
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+  "per_channel", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("quantizer", methods.QUANTIZERS)
 @pytest.mark.parametrize("bits", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_every_quantizer(quantizer, per_channel, bits, tmp_path):
@@ -256,6 +258,7 @@ def test_other_networks_and_policies(fixed, file, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_kernel_that_its_codes_do_not_determine(tmp_path, caplog):
   fixed = fix(searchable("dorefa", True, ALL_BITS, Kinds), 4)
   # Steps over a part of the range that tanh fills: no code reaches its end.

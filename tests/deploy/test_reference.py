@@ -247,6 +247,7 @@ def test_the_model_is_not_changed_and_norms_evaluate(fixed):
   assert not model.norm.use_running_average
 
 
+@pytest.mark.slow
 def test_which_norms_are_folded(fixed):
   folds = folding.find_folds(fixed, IMAGES)
   assert {path: fold.norm for path, fold in folds.items()} == {

@@ -43,6 +43,7 @@ def test_released_kernels_multiply_as_the_quantized_ones(both):
   assert np.abs(np.asarray(found(IMAGES) - model(IMAGES))).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_trace_and_norm_are_the_closed_form(both, monkeypatch):
   bench, model = both
   monkeypatch.setattr(complexity, "_SIGNS", 400)

@@ -89,6 +89,7 @@ class _Network(nnx.Module):
     return self.head(nnx.relu(self.inner(x)))
 
 
+@pytest.mark.slow
 def test_features_are_what_the_last_layer_reads_and_fits_are_to_float():
   x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
   network = _Network()

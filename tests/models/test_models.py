@@ -49,20 +49,23 @@ def _layer_paths(model):
     ("resnet50_v1", 1000, 25_557_032),
     ("vgg16", 1000, 138_365_992 - 4_224),
     ("vit_ti", 1000, 5_717_416 - 197 * 192),
-    ("vit_s", 1000, 22_050_664 - 197 * 384),
+    pytest.param("vit_s", 1000, 22_050_664 - 197 * 384, marks=pytest.mark.slow),
     ("mobilenet_v2", 1000, 3_504_872),
     ("resnet20", 10, 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)),
     ("resnet20_a", 10, 269_722),
     ("resnet56_a", 10, 853_018),
     ("resnet8", 10, 78_042),
     ("efficientnet_lite0", 1000, 4_652_008),
-    ("efficientnet_lite4", 1000, 13_006_568),
+    pytest.param(
+      "efficientnet_lite4", 1000, 13_006_568, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_parameter_counts(name, classes, expected):
   assert _parameter_count(_abstract(name, classes)) == expected
 
 
+@pytest.mark.slow
 def test_mobilenet_v2_width_rounds_to_multiples_of_eight():
   model = _abstract("mobilenet_v2", 1000, width=0.75)
   channels = {norm.num_features for norm in _norms(model)}

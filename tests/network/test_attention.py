@@ -170,10 +170,7 @@ def test_quantized_products_by_hand():
   model = asga_jax.searchable(
     net,
     X,
-    rules=[
-      rules.Rule(".*", 32, 32),
-      rules.Rule(".*", 4, 3, products=True),
-    ],
+    rules=[rules.Rule(".*", 32, 32), rules.Rule(".*", 4, 3, products=True)],
   )
   found = layers.quantized_layers(model)
   q, k, v = (layer(X).reshape(2, 6, 3, 4) for layer in net.qkv)
@@ -190,6 +187,7 @@ def test_quantized_products_by_hand():
   np.testing.assert_allclose(model(X), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_float_candidates_give_the_float_network(net):
   model = asga_jax.searchable(
     net,

@@ -41,6 +41,7 @@ def pair():
   return net, asga_jax.searchable(net, X, rules=rules)
 
 
+@pytest.mark.slow
 def test_a_network_is_left_alone_beside_itself(pair):
   net, _ = pair
   same = asga_jax.searchable(net, X, bits=(32,), end_bits=32)

@@ -34,6 +34,7 @@ def test_it_is_the_mean_of_the_quantized_tensors():
   np.testing.assert_allclose(found, PROBABILITIES @ QUANTIZED, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_tensor_gets_the_gradient_of_candidates_that_do_not_clip_it():
   # At 2 bits, the first and the last element are clipped.
   expected = G * np.float32([0.75, 1.0, 1.0, 0.75])

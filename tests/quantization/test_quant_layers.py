@@ -131,6 +131,7 @@ def test_linear(shape, bias):
   np.testing.assert_allclose(quantized(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_mixtures_are_convolved_once():
   # sum_b p_b Q_b(x) times sum_c p_c Q_c(w), not a product a candidate.
   layer = nnx.Linear(6, 3, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0))

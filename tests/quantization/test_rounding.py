@@ -140,6 +140,7 @@ class Convolutions(nnx.Module):
     return self.last(x.mean(axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_networks_are_nearer_to_the_float_one():
   x = RANDOM.normal(size=(64, 8, 8, 3)).cumsum(axis=1).cumsum(axis=2)
   x = x.astype(np.float32)

@@ -283,6 +283,7 @@ class DigitsNet(nnx.Module):
     return self.head(x.reshape(len(x), -1))
 
 
+@pytest.mark.slow
 def test_8_bits_cost_a_trained_network_less_than_a_point():
   digits = datasets.load_digits()
   images = jnp.asarray(digits.images[..., None] / 16, jnp.float32)

@@ -246,6 +246,7 @@ def fixed():
   return model, policy_of(model), example
 
 
+@pytest.mark.slow
 def test_integers_give_what_the_network_gives(fixed):
   model, _, example = fixed
   found = integer.integer_layers(model)

@@ -126,6 +126,7 @@ def test_no_whole_checkpoint_of_a_search(
   assert names_in(tmp_path) == ["copy"]
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_to_go_on_from(
   tiny_config, searched, tuned, tmp_path
 ):
@@ -221,6 +222,7 @@ def test_float_weights_of_other_classes(
   assert names_in(tmp_path) == ["three.safetensors"]
 
 
+@pytest.mark.slow
 def test_labels_beyond_the_head(tiny_network):
   rng = np.random.default_rng(0)
   split = data_lib.Split(

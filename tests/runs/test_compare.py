@@ -86,6 +86,7 @@ def test_what_a_search_measures_can_be_measured_again(compared):
   assert (directory / "pareto.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_search_starts_from_the_float_network_it_trained(compared, make_tiny):
   directory, _ = compared
   trained = asga_jax.load_run(directory / "float")
@@ -101,14 +102,20 @@ def test_a_search_starts_from_the_float_network_it_trained(compared, make_tiny):
 
 
 def test_float_weights_that_are_gone_are_no_reason_to_stop(
-  compared, make_tiny, tmp_path, caplog
+  make_tiny, tmp_path, caplog
 ):
   config = make_tiny()
   assert compare.judge_float(config, tmp_path, 10, None) is None
   config.weights.path = str(tmp_path / "gone.safetensors")
   assert compare.judge_float(config, tmp_path, 10, None) is None
   assert "the float network is not evaluated" in caplog.text
-  # Without the head that was trained nothing is to be learned of it.
+
+
+@pytest.mark.slow
+def test_nothing_is_learned_of_a_head_that_was_not_trained(
+  compared, make_tiny, tmp_path
+):
+  config = make_tiny()
   config.weights.path = str(compared[0] / "float" / "weights.safetensors")
   config.weights.skip = ("head/.*",)
   assert compare.judge_float(config, tmp_path, 10, None) is None

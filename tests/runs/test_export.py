@@ -108,6 +108,7 @@ def test_an_orbax_export_goes_on_in_a_network_made_anew(
   np.testing.assert_array_equal(loaded(images), logits)
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_where_asga_jax_is_not(written, images, logits):
   script = """
 import sys

@@ -160,7 +160,9 @@ def test_images_without_labels(config, folder, tmp_path, caplog):
   config.budget = "bops=2bit"
   config.end_bits = 4
   config.post_training.curve = (1.5,)
+  config.post_training.crop = 0.9
   found = quantize.run_quantization(unlabelled(config, folder), path)
+  assert found.policy.provenance["calibration_crop"] == 0.9
   # Its batch norm is corrected: there is nothing to warn of.
   assert "keeps the statistics" not in caplog.text
   told = found.summary

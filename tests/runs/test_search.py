@@ -192,6 +192,7 @@ def test_restoring_gives_the_same_policy_and_other_budgets(
     asga_jax.allocate(found, budget="bops=10")
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
   config, whole, tmp_path, caplog
 ):

@@ -126,6 +126,7 @@ def test_attention_and_layers_called_twice_have_scores():
   assert any("attend" in group for group in found.scores["hessian"])
 
 
+@pytest.mark.slow
 def test_sharp_scores_are_measured_at_the_ascent(searchable):
   radius = 0.3
   found = asga_jax.measure_scores(

@@ -204,6 +204,7 @@ def _first_at_2_bits(kind):
   return float_model, asga_jax.searchable(float_model, X, rules=rules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weight", "activation"])
 def test_corrected_scores_are_those_of_a_corrected_network(kind):
   model, parts = _searchable(), [X[:6], X[6:]]
@@ -236,6 +237,7 @@ def test_corrected_scores_are_those_of_a_corrected_network(kind):
   assert abs(plain[group][0] - found[group][0]) > 0.05 * expected
 
 
+@pytest.mark.slow
 def test_rounded_scores_are_those_of_rounded_kernels():
   model = _searchable()
   images = [X[:6], X[6:]]

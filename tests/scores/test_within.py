@@ -95,6 +95,7 @@ def test_the_cheapest_that_drops_little(net, found, labels):
   assert at.policy.cost["bops"] < max(cost for cost, _ in at.measured)
 
 
+@pytest.mark.slow
 def test_what_no_policy_reaches_is_told(net):
   coarse = asga_jax.quantize_post_training(
     net, [X], budget="bops=2bit", bits=(2,), progress=False
@@ -111,6 +112,7 @@ def test_what_no_policy_reaches_is_told(net):
   assert find(net, coarse, text).fall.value <= within.parse(text).fall + 1e-9
 
 
+@pytest.mark.slow
 def test_a_wide_interval_is_told(net, found, labels, caplog):
   few = {"inputs": [TESTED[:300]], "labels": labels[:300]}
   at = find(net, found, "drop=1%", **few)

@@ -179,6 +179,7 @@ def test_a_fresh_ascent_point_is_the_parameters_themselves():
   )
 
 
+@pytest.mark.slow
 def test_with_nnx_optimizer():
   model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)

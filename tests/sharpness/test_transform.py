@@ -124,6 +124,7 @@ def test_a_radius_shared_by_many_bfloat16_weights_moves_them():
   assert updates["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_a_function_of_bfloat16_alone_says_that_it_must_take_float32():
   kernel = jnp.ones((1, 1, 3, 3), jnp.bfloat16)
 

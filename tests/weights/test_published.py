@@ -145,8 +145,13 @@ def _mobilenet():
       _resnet50, _resnet_module, "torchvision", 320, marks=pytest.mark.slow
     ),
     (_mobilenet, _torchvision_mobilenet_module, "torchvision", 314),
-    (_mobilenet, _timm_mobilenet_module, "timm", 314),
-    (_efficientnet, _efficientnet_module, "efficientnet_pytorch", 296),
+    pytest.param(
+      _mobilenet, _timm_mobilenet_module, "timm", 314, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      *(_efficientnet, _efficientnet_module, "efficientnet_pytorch", 296),
+      marks=pytest.mark.slow,
+    ),
     (_resnet20, _cifar_module, "resnet_cifar10", 97 + 19),
   ],
 )

@@ -14,7 +14,9 @@ from asga_jax.models import vgg, vit
 VGG_POSITIONS = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
 
 
-@pytest.mark.parametrize("name_map", ["torchvision", "timm"])
+@pytest.mark.parametrize(
+  "name_map", [pytest.param("torchvision", marks=pytest.mark.slow), "timm"]
+)
 def test_the_biases_and_the_flattened_map_of_vgg(name_map, tmp_path):
   """Conv + bias, norm, ReLU, pooling; the map is flattened channels first."""
   stages = ((2,) * 2, (3,) * 2, (4,) * 3, (5,) * 3, (5,) * 3)
@@ -68,6 +70,7 @@ def _vit():
   return vit.ViT(5, features=8, heads=2, stem="small", rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_the_fused_projections_and_the_unused_positions_of_a_vit(tmp_path):
   model = fill_at_random(_vit)
   arrays = {"pos_embed": np.zeros((1, 65, 8), np.float32)}

@@ -65,16 +65,28 @@ def _both(settings, lhs, rhs):
   [
     ({"window_strides": (1, 1), "padding": "SAME"}, {}),
     ({"window_strides": (2, 2), "padding": "SAME"}, {}),
-    ({"window_strides": (2, 2), "padding": "SAME_LOWER"}, {}),
+    pytest.param(
+      *({"window_strides": (2, 2), "padding": "SAME_LOWER"}, {}),
+      marks=pytest.mark.slow,
+    ),
     ({"window_strides": (1, 2), "padding": "VALID"}, {"batch": 1}),
-    ({"window_strides": (2, 1), "padding": ((1, 1), (0, 2))}, {}),
-    ({"window_strides": (3, 3), "padding": ((1, 1), (1, 1))}, {}),
+    pytest.param(
+      *({"window_strides": (2, 1), "padding": ((1, 1), (0, 2))}, {}),
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      *({"window_strides": (3, 3), "padding": ((1, 1), (1, 1))}, {}),
+      marks=pytest.mark.slow,
+    ),
     ({"window_strides": (1, 1), "padding": ((-1, 0), (1, -1))}, {}),
     (
       {"window_strides": (2, 1), "padding": "SAME", "rhs_dilation": (2, 3)},
       {"height": 12},
     ),
-    ({"window_strides": (1, 1), "padding": "SAME"}, {"window": (5, 2)}),
+    pytest.param(
+      *({"window_strides": (1, 1), "padding": "SAME"}, {"window": (5, 2)}),
+      marks=pytest.mark.slow,
+    ),
     ({"window_strides": (2, 2), "padding": "SAME"}, {"height": 1, "width": 1}),
     # Some positions of the kernel meet nothing but padding.
     (
@@ -103,6 +115,7 @@ def test_equals_lax_in_value_and_gradients(settings, arrays):
     np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_curvature_equals_that_of_lax():
   lhs, rhs = _arrays(height=5, width=5)
 
@@ -120,6 +133,7 @@ def test_curvature_equals_that_of_lax():
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_layer_calls_it_with_all_that_flax_passes():
   def layer(function):
     return nnx.Conv(

@@ -41,7 +41,11 @@ def _uses_convolution(lhs, rhs, **settings):
   ],
   ids=str,
 )
-@pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)], ids=str)
+@pytest.mark.parametrize(
+  "window",
+  [(3, 3), (1, 1), pytest.param((2, 5), marks=pytest.mark.slow)],
+  ids=str,
+)
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_dense_equals_lax_in_value_and_gradients(settings, window, batch):
   keys = jax.random.split(jax.random.key(1), 2)
@@ -198,6 +202,7 @@ def test_other_platforms_get_lax(monkeypatch):
   assert _uses_convolution(lhs, rhs, **settings)
 
 
+@pytest.mark.slow
 def test_gradients_of_narrow_1x1_kernels_are_summed_in_float32():
   keys = jax.random.split(jax.random.key(2), 3)
   lhs = jax.random.uniform(keys[0], (64, 16, 16, 4), jnp.bfloat16)

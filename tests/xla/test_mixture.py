@@ -87,8 +87,8 @@ def _assert_agrees(arguments, grids, offset=0.0, step_gradient="full"):
   ("channels", "offset", "step_gradient"),
   [
     (None, 0.0, "full"),
-    (5, 0.0, "clip"),
-    (None, 0.5, "clip"),
+    pytest.param(5, 0.0, "clip", marks=pytest.mark.slow),
+    pytest.param(None, 0.5, "clip", marks=pytest.mark.slow),
     (5, 0.5, "full"),
   ],
 )
@@ -146,6 +146,7 @@ def test_sums_do_not_depend_on_the_platform(shape, channels, step_gradient):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unsigned_with_exact_ties():
   # Zeros lie on the lowest code and multiples of the step on codes; clipped
   # elements pass no gradient, those on the edge of the range neither.
@@ -165,6 +166,7 @@ def test_zeros():
   np.testing.assert_allclose(dx, g, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16():
   arguments = _inputs((30, 5), 5, dtype=jnp.bfloat16)
   x, steps, logits, g = arguments
@@ -187,6 +189,7 @@ def test_bfloat16():
     )
 
 
+@pytest.mark.slow
 def test_float64():
   with jax.enable_x64(True):
     x, steps, logits, g = _inputs((4, 700, 30), dtype=jnp.float64)

@@ -45,7 +45,7 @@ def _assert_equals_the_sweep(operands, *settings):
   ("bits", "offset", "step_gradient"),
   [
     pytest.param(ALL_BITS, 0.0, "full", marks=pytest.mark.slow),
-    ((2, 4, 8), 0.5, "clip"),
+    pytest.param((2, 4, 8), 0.5, "clip", marks=pytest.mark.slow),
     ((4,), 0.5, "full"),
     pytest.param(ALL_BITS, 0.5, "clip", marks=pytest.mark.slow),
     pytest.param((2, 4, 8), 0.0, "full", marks=pytest.mark.slow),

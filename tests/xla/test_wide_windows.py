@@ -54,7 +54,12 @@ def _both(shape, window, **settings):
       (3, 3),
       {"window_strides": (1, 2), "padding": "SAME", "rhs_dilation": (2, 2)},
     ),
-    ((7,), (9,), {"window_strides": (2,), "padding": ((4, 5),)}),
+    pytest.param(
+      (7,),
+      (9,),
+      {"window_strides": (2,), "padding": ((4, 5),)},
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       (2, 2, 2),
       (3, 3, 3),

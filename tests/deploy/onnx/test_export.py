@@ -210,6 +210,7 @@ def test_weights_are_stored_in_their_true_types(own):
     assert np.abs(codes).max() <= 2 ** (layer.weight_bits - 1) - 1
 
 
+@pytest.mark.slow
 def test_bytes_are_what_containers_promise():
   model, images = _searchable("resnet8")
   policy = _mixed_policy(model, images.shape[1:])

@@ -70,6 +70,7 @@ def _best(x):
 
 
 # All of a network are exported as one.
+SLOW = ("resized", "sequences")
 NETWORKS = {
   "resized": {
     "linear, down": _resize("linear"),
@@ -205,7 +206,13 @@ def _flat(operations):
   return run
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in NETWORKS
+  ],
+)
 def test_it_gives_what_jax_gives(name):
   operations = NETWORKS[name]
   made = onnx_export.export_onnx(
