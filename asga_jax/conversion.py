@@ -303,6 +303,9 @@ def quantize(
   Raises:
     PolicyError: the policy has other layers.
     ValueError: bad settings.
+
+  Source: Esser et al., "LSQ" (2020), equations 1 and 2; Bhalgat et al., "LSQ+"
+  (2020), section 3.1, for zero points.
   """
   arguments.check_module(model)
   example = examples.as_example(example_input)

@@ -14,7 +14,13 @@ from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.quantization import batch_norm, calibration, fixing, layers
+from asga_jax.quantization import (
+  batch_norm,
+  calibration,
+  fixing,
+  layers,
+  remembered,
+)
 from asga_jax.training import (
   loop,
   placement,
@@ -83,13 +89,9 @@ def start_search(
     ValueError: a malformed budget, or a model that is not searchable.
   """
   settings = settings or search_settings.SearchSettings()
-  deployed = getattr(model, "deployed_network", None)
-  if deployed is None:
-    raise ValueError(
-      f"model ({type(model).__name__}) is not searchable; expected what "
-      "asga_jax.searchable returns."
-    )
-  network, input_shape = deployed
+  search_settings.check_prior(settings, given=prior is not None)
+  bilevel = settings.mode == "bilevel"
+  network, input_shape = remembered.recall(model, "deployed_network")
   space = search_space.build(model, network)
   parsed = budget_lib.parse_budget(budget)
   known = search_space.known_costs(costs)
@@ -112,7 +114,7 @@ def start_search(
     logit_optimizer=task_logits.optimizer(settings.logit_learning_rate),
     logit_learning_rate=settings.logit_learning_rate,
     budgets=len(limits),
-    bilevel=settings.mode == "bilevel",
+    bilevel=bilevel,
     expected_use=space.expected_use(taken.layout, limits, costs),
     temperature=search_settings.temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
@@ -122,11 +124,7 @@ def start_search(
   if prior is not None:
     state = _from_prior(started, prior, space, settings)
     step, state = setup.placed(
-      started.parts,
-      state,
-      started.mesh,
-      settings,
-      bilevel=settings.mode == "bilevel",
+      started.parts, state, started.mesh, settings, bilevel=bilevel
     )
   return Search(
     step=step,

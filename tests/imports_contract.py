@@ -19,7 +19,9 @@ class RoomsContract(Contract):
     allowed = {}
     for line in self.rooms:
       room, _, names = line.partition(":")
-      allowed[room.strip()] = set(names.split())
+      # A star stands for all rooms above.
+      above = set(allowed) if "*" in names else set()
+      allowed[room.strip()] = set(names.split()) | above
     wrong = []
     for room in sorted(graph.find_children(root)):
       name = room.removeprefix(f"{root}.")
@@ -30,7 +32,7 @@ class RoomsContract(Contract):
       for module in inside:
         for found in sorted(graph.find_modules_directly_imported_by(module)):
           other = found.removeprefix(f"{root}.").split(".")[0]
-          if found == root or not {other, "*"} & (allowed[name] | {name}):
+          if found == root or other not in allowed[name] | {name}:
             wrong.append(f"{module} imports {found}")
     return ContractCheck(kept=not wrong, metadata={"wrong": wrong})
 

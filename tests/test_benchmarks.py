@@ -196,8 +196,9 @@ def test_imagenet(network, top1, most, tmp_path):
     row = found["8 bits"][network]
     in_jax, in_onnx = 100 * row["jax"]["top1"], 100 * row["onnx"]["top1"]
     assert 100 * row["float"]["top1"] - in_jax <= most
-    # As close as JAX is to itself after a millionth: two images of 500 more.
-    assert row["same"] >= row["same_after_a_millionth"] - 0.006
+    # As close as JAX is to itself after a millionth, less two images of 500.
+    least = min(each["same"] for each in row["moved"])
+    assert row["same"] >= least - 0.006
     assert in_onnx == pytest.approx(in_jax, abs=1.0)
 
 

@@ -56,6 +56,12 @@ def test_the_mixture_starts_within_the_budget(perceptron, tiny_batches, prior):
   assert used[1] <= 1.02
 
 
+def test_a_strength_without_a_prior_is_told(perceptron):
+  settings = asga_jax.SearchSettings(prior_strength=3.0)
+  with pytest.raises(ValueError, match=r"prior_strength=3\.0 and no prior"):
+    asga_jax.start_search(perceptron, budget="bops=4bit", settings=settings)
+
+
 def test_a_prior_of_another_network_is_told(perceptron, prior):
   scores = dict(list(prior.scores["kl"].items())[1:])
   other = dataclasses.replace(prior, scores={"kl": scores})

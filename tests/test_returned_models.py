@@ -69,6 +69,10 @@ def test_every_returned_model_is_in_evaluation_mode(
     "trained_model": finetune.trained_model(training, training.state),
     "load_weights": asga_jax.load_weights(training_network, file),
     "load_packed": asga_jax.load_packed(searchable, packed),
+    "correct_bias": asga_jax.correct_bias(
+      fixed, [images], reference=training_network
+    ),
+    "round_weights": asga_jax.round_weights(fixed, [images]),
     "reestimate": asga_jax.reestimate_batch_norm(training_network, [images]),
   }
   assert [name for name, x in returned.items() if not _is_settled(x)] == []

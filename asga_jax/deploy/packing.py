@@ -153,14 +153,14 @@ def load_packed(model: nnx.Module, path: str | os.PathLike[str]) -> nnx.Module:
   Raises:
     ValueError: no file, a damaged one or one of another kind; or a model with
       other layers, candidates, quantizers, variables or shapes.
+
+  Source: docs/formats.md, which describes the file.
   """
   if isinstance(path, nnx.Module):
     model, path = path, model  # type: ignore[assignment]
   if not isinstance(model, nnx.Module):
-    raise PackedError(
-      f"model is a {type(model).__name__}; expected the searchable network, and"
-      " the file after it: load_packed(model, path)."
-    )
+    expected = "a searchable network and its file, load_packed(model, path)"
+    raise PackedError(arguments.other_than(model, expected))
   source = files.check_path(path)
   metadata = weight_files.read_metadata(path)
   kind = (metadata.get("format"), metadata.get("version"))

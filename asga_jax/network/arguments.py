@@ -16,18 +16,20 @@ def check_module(model: Any) -> None:
     ValueError: it is not; one of Linen is told how it comes over. Or axes of a
       mesh are explicit.
   """
-  if isinstance(model, nnx.Module):
-    _check_axes(model)
-    return
+  if not isinstance(model, nnx.Module):
+    raise ValueError(other_than(model, "a Flax nnx.Module"))
+  _check_axes(model)
+
+
+def other_than(model: Any, expected: str) -> str:
+  """Write that this is no network, and how one of Linen comes over."""
   bridge = ""
   if isinstance(model, linen.Module):
     bridge = (
       "; a Linen module comes over by nnx.bridge.ToNNX(model, rngs), with its"
       " parameters from nnx.bridge.lazy_init"
     )
-  raise ValueError(
-    f"model is a {type(model).__name__}; expected a Flax nnx.Module{bridge}."
-  )
+  return f"model is a {type(model).__name__}; expected {expected}{bridge}."
 
 
 def on_usual_axes(leaf: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asga_jax.network import examples, kinds, program, reading
+from asga_jax.network import arguments, examples, kinds, program, reading
 from asga_jax.quantization import layers, quantizers, statistics
 from asga_jax.xla import outline
 
@@ -55,10 +55,7 @@ def gather(
     ValueError: no network or no such method; inputs that the network cannot be
       run on, or without a batch.
   """
-  if not isinstance(model, nnx.Module):
-    raise ValueError(
-      f"model is a {type(model).__name__}; expected a Flax nnx.Module."
-    )
+  arguments.check_module(model)
   if not callable(getattr(model, method, None)):
     raise ValueError(
       f"method={method!r}; expected the name of a method of model "

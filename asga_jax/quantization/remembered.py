@@ -157,8 +157,19 @@ def example_of(model: nnx.Module, given: Any) -> examples.Example:
   return examples.Example(image)
 
 
+def check_module(model: Any) -> None:
+  """Check a network where `network` is out of sight, as `recall` does.
+
+  Raises:
+    ValueError: it is none of Flax NNX; one of Linen is told how it comes over.
+  """
+  if not isinstance(model, nnx.Module):
+    raise ValueError(arguments.other_than(model, "a Flax nnx.Module"))
+
+
 def recall(model: nnx.Module, name: str) -> Any:
   """Give what `searchable` left on a network; ValueError if it has not."""
+  check_module(model)
   found = getattr(model, name, None)
   if found is None:
     raise ValueError(

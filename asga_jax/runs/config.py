@@ -185,7 +185,7 @@ def check_search_config(config: ml_collections.ConfigDict) -> None:
   """
   defaults = config_checks.drop(default_config(), OF_FINETUNE)
   config_checks.check_keys(of_search(config), defaults)
-  search_settings(config)
+  searching.check_prior(search_settings(config), given=False)
   check_common(config)
   weights = config.weights
   if not weights.path and (weights.name_map or weights.skip):

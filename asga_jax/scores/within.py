@@ -1,5 +1,6 @@
 """Budgets by accuracy: the cheapest policy that keeps to what is asked."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.scores import intervals, post_training
+from asga_jax.training import progress as progress_lib
 
 _FORMS = (
   "expected drop=0.5% (points of top-1 below the float network) or agree=99%"
@@ -116,6 +118,7 @@ def policy_within(
   inputs: Iterable[Any],
   labels: Any = None,
   split: str = "inputs",
+  progress: bool = True,
 ) -> PolicyWithin:
   """Find the cheapest policy that loses no more than is asked, by measurement.
 
@@ -134,6 +137,7 @@ def policy_within(
     inputs: what is measured on, none of the batches, in batches of one size.
     labels: the class of each input, in their order; only a drop needs them.
     split: what messages and the policy call the inputs.
+    progress: whether to show the policies that are measured, with time left.
 
   Returns:
     The policy and its network, and what they lose, with a 95 % interval. (The
@@ -185,14 +189,17 @@ def policy_within(
       " bits."
     )
   low, high = _lowest_bops(result), int(best.cost["bops"])
-  while high > low * _CLOSE:
-    middle = math.isqrt(low * high)
-    tried = measure(f"bops={middle}")
-    if _meets(tried[2], asked):
-      best, model, fall = tried
-      high = int(best.cost["bops"])
-    else:
-      low = middle
+  with _shown(low, high) if progress else contextlib.nullcontext() as shown:
+    while high > low * _CLOSE:
+      middle = math.isqrt(low * high)
+      tried = measure(f"bops={middle}")
+      if shown is not None:
+        shown.update(len(measured))
+      if _meets(tried[2], asked):
+        best, model, fall = tried
+        high = int(best.cost["bops"])
+      else:
+        low = middle
   if fall.half_width > asked.fall:
     logging.warning(
       "%s: %d images tell what is lost only to within %.2f points; about %d"
@@ -216,6 +223,13 @@ def policy_within(
     fall,
     tuple(sorted(measured.items())),
   )
+
+
+def _shown(low: int, high: int) -> progress_lib.Progress:
+  """Show policies; between these costs at most so many are measured."""
+  halvings = math.log2(max(1.0, math.log(high / low) / math.log(_CLOSE)))
+  total = 1 + math.ceil(halvings)
+  return progress_lib.Progress(total, initial=1, label="policies")
 
 
 def _fall(

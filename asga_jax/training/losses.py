@@ -8,6 +8,8 @@ import optax
 
 from asga_jax.training import checks, steps
 
+_TEMPERATURE = 4.0
+
 
 def distillation(
   logits: jax.Array, teacher_logits: jax.Array, temperature: float
@@ -35,7 +37,7 @@ def make_loss(
   *,
   label_smoothing: float = 0.0,
   distillation_weight: float = 0.0,
-  temperature: float = 4.0,
+  temperature: float = _TEMPERATURE,
 ) -> steps.LossFn:
   """Make the loss (1 - w) cross-entropy + w distillation.
 
@@ -65,6 +67,11 @@ def make_loss(
   for name, (value, fits, accepted) in arguments.items():
     if not fits:
       raise ValueError(f"{name}={value}; expected {accepted}.")
+  if not distillation_weight and temperature != _TEMPERATURE:
+    raise ValueError(
+      f"temperature={temperature} and distillation_weight=0, without which"
+      " nothing reads it; expected a weight above 0, or no temperature."
+    )
 
   def loss(
     model: Any, batch: steps.Batch

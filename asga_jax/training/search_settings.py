@@ -72,6 +72,19 @@ class SearchSettings(setup.TrainingSettings):
     )
 
 
+def check_prior(settings: SearchSettings, *, given: bool) -> None:
+  """Check that a prior's strength comes with a prior.
+
+  Raises:
+    ValueError: it does not.
+  """
+  if not given and settings.prior_strength != SearchSettings.prior_strength:
+    raise ValueError(
+      f"prior_strength={settings.prior_strength} and no prior, without which"
+      " nothing reads it; expected a prior, or no strength."
+    )
+
+
 def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
   """Make the geometric fall of the temperature over a search's steps."""
   first, last = settings.temperature

@@ -15,6 +15,7 @@ from asga_jax.quantization import (
   fixing,
   layers,
   logit_layout,
+  remembered,
 )
 from asga_jax.training import task_logits
 from asga_jax.xla import lowering
@@ -135,10 +136,7 @@ def take_apart(
   Raises:
     ValueError: no module, or one without a layer that takes a dtype.
   """
-  if not isinstance(model, nnx.Module):
-    raise ValueError(
-      f"model is a {type(model).__name__}; expected a Flax nnx.Module."
-    )
+  remembered.check_module(model)
   model = nnx.clone(model)
   model.train()
   if freeze_batch_norm:

@@ -155,6 +155,35 @@ def test_a_linen_module_is_told_of_the_bridge(images):
     asga_jax.searchable(unready, images)
 
 
+CALLS = {
+  "start_search": lambda x, i: asga_jax.start_search(x, budget="bops=4bit"),
+  "search_policy": lambda x, i: asga_jax.search_policy(
+    x, [], budget="bops=4bit"
+  ),
+  "measure_scores": lambda x, i: asga_jax.measure_scores(
+    x, [i], budget="bops=4bit"
+  ),
+  "train_policy": lambda x, i: asga_jax.train_policy(x, []),
+  "with_policy": lambda x, i: asga_jax.with_policy(x, None),
+  "layer_stats": lambda x, i: asga_jax.layer_stats(x),
+  "not_searched": lambda x, i: asga_jax.not_searched(x),
+  "quantize": lambda x, i: asga_jax.quantize(x, i, None),
+  "load_packed": lambda x, i: asga_jax.load_packed(x, "nowhere"),
+  "load_weights": lambda x, i: asga_jax.load_weights(x, "nowhere"),
+  "reestimate": lambda x, i: asga_jax.reestimate_batch_norm(x, [i]),
+  "round_weights": lambda x, i: asga_jax.round_weights(x, [i]),
+  "correct_bias": lambda x, i: asga_jax.correct_bias(x, [i], reference=x),
+  "export_onnx": lambda x, i: asga_jax.export_onnx(x, i.shape[1:]),
+  "export_stablehlo": lambda x, i: asga_jax.export_stablehlo(x, i.shape[1:]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_tells_a_linen_module_of_the_bridge(call, images):
+  with pytest.raises(ValueError, match=r"Cnn; expected .* nnx\.bridge\.ToNNX"):
+    CALLS[call](Cnn(), images)
+
+
 def test_a_network_without_a_bridge_is_itself(tiny_network, images):
   assert bridged.with_layers(tiny_network, images) is tiny_network
   assert jnp.isfinite(tiny_network(images)).all()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
   ("key", "value", "named"),
   [
     ("search.preset", "asam", "asam"),
+    ("search.prior_strength", 3.0, "prior_strength=3.0 and no prior"),
     ("search.steps", 0, "steps=0"),
     ("search.mode", "trilevel", "trilevel"),
     ("model", "resnet9", "resnet9"),

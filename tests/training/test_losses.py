@@ -71,6 +71,8 @@ def test_the_weight_mixes_labels_and_teacher():
     ("label_smoothing", -0.1),
     ("distillation_weight", 1.5),
     ("temperature", 0.0),
+    # Of a distillation that there is not.
+    ("temperature", 3.0),
   ],
 )
 def test_a_bad_value_is_named(name, value):

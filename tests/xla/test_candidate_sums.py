@@ -13,16 +13,22 @@ def test_the_large_tensors_do_take_several_slices(monkeypatch):
   monkeypatch.setattr(candidate_sums, "CPU_SLICE", 1536)
   if jax.default_backend() != "cpu":
     pytest.skip("slices are for CPUs")
-  # Four slices a turn.
-  assert candidate_sums._turns(8 * 16 * 16 * 24 // 256, 256) == (8, 6)
-  assert candidate_sums._turns(4 * 16 * 16, 24) == (4, 64)
-  # A prime number of rows: 13 are added, for six turns of 4 * 209.
-  assert candidate_sums._turns(5003, 8) == (6, 209)
-  # One turn of 4 * 1009 would fit, but its slices are too large.
-  assert candidate_sums._turns(4 * 1009, 16) == (10, 101)
-  assert candidate_sums._turns(12 * 337, 16) == (3, 337)
-  # Rows of a slice each: seven are added, not 999.
-  assert candidate_sums._turns(1001, 1536) == (126, 2)
+  sizes = [
+    (24, 256),
+    (1024, 24),
+    (5003, 8),
+    (4036, 16),
+    (4044, 16),
+    (1001, 1536),
+  ]
+  for rows, columns in sizes:
+    turns, height = candidate_sums._turns(rows, columns)
+    covered = turns * candidate_sums.PARTS * height
+    assert turns > 0
+    # Few rows of zeros are added, and no slice is much larger than was asked.
+    assert rows <= covered <= 1.05 * rows + 4 * turns, (rows, columns)
+    assert height * columns <= 4 * max(1536, columns), (rows, columns)
+  # What is small goes at once.
   assert candidate_sums._turns(1, 50_000) == (0, 1)
   assert candidate_sums._turns(0, 4) == (0, 0)
 
