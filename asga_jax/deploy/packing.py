@@ -14,13 +14,14 @@ from flax import nnx
 from asga_jax import files
 from asga_jax import policy as policy_lib
 from asga_jax.deploy import integer, packed_bits
-from asga_jax.network import arguments, program
+from asga_jax.network import arguments, program, reading
 from asga_jax.quantization import (
   bit_choice,
   fixing,
   layers,
   promotion,
   quantizers,
+  remembered,
 )
 from asga_jax.weights import files as weight_files
 
@@ -102,6 +103,12 @@ def _packable(
   products = layers.quantized_layers(model)
   modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
   packed: dict[str, str] = {}
+  example, method = remembered.recall(model, "example")
+  still = nnx.clone(model)
+  still.eval()
+  elsewhere = reading.read_elsewhere(
+    program.trace(still, example, method=method)
+  )
   for path, layer in found.items():
     if layer.codes is None or layer.weight_bits == quantizers.FLOAT_BITS:
       continue
@@ -109,7 +116,7 @@ def _packable(
     variable = getattr(modules[path], stored, None)
     if getattr(variable, "shape", None) == layer.codes.shape:
       name = names.get(id(variable))
-      if name is not None:
+      if name is not None and name not in elsewhere:
         packed.setdefault(name, path)
   while True:
     trial = nnx.clone(model)
@@ -122,9 +129,10 @@ def _packable(
       if layer.codes is not None
       and not np.array_equal(made[path].codes, layer.codes)  # type: ignore[arg-type]
     ]
-    told = [name for name, path in packed.items() if path in wrong]
-    if not told:
+    if not wrong:
       return packed
+    # A layer may be wrong by what another one packs.
+    told = [name for name, path in packed.items() if path in wrong] or [*packed]
     for name in told:
       logging.warning(
         "layer %r does not multiply by its kernel as it is stored: its file"

@@ -175,7 +175,10 @@ def get_product(layer: Any, attribute: str) -> Callable[..., Any]:
 def read_call(
   attribute: str, args: Sequence[Any], settings: dict[str, Any]
 ) -> Call:
-  """Sort the arguments of a product."""
+  """Sort the arguments of a product, of which operands may come by name."""
+  named = [name for name in ("lhs", "rhs") if name in settings]
+  args = [*args, *(settings[name] for name in named)]
+  settings = {k: v for k, v in settings.items() if k not in named}
   if attribute == "einsum_op":
     equation, first, second, *others = args
     return Call(first, second, (equation, *others), settings)

@@ -4,11 +4,13 @@ A value may be known before any input is (a kernel, masked or normalised), may
 be a variable as it is stored, and may be known not to be negative.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -110,7 +112,45 @@ def refusals(traced: program_lib.Program, found: Reading) -> dict[str, str]:
       )
     elif len({kernel.shape for kernel in kernels}) > 1:
       reasons[path] = "its kernel has another shape at every call"
+    elif not _is_one_kernel(kernels):
+      reasons[path] = (
+        "its calls multiply by different kernels; a module of its own for each"
+        " would be searched"
+      )
   return reasons
+
+
+def read_elsewhere(traced: program_lib.Program) -> set[str]:
+  """List variables that more reads than products of layers, as their kernel.
+
+  Codes stand for what is multiplied; a table that is also looked up, or a
+  kernel that the network's own code multiplies by, is read as it is.
+  """
+  products = collections.Counter(
+    operand.known.source
+    for operands in read(traced).kernels.values()
+    for operand in operands
+  )
+  inputs = traced.jaxpr.jaxpr.invars[: len(traced.variables)]
+  names = dict(zip(map(id, inputs), traced.variables, strict=True))
+  reads = collections.Counter(
+    names[id(value)]
+    for equation in traced.jaxpr.jaxpr.eqns
+    for value in equation.invars
+    if id(value) in names
+  )
+  return {name for name in reads if reads[name] > products[name] > 0}
+
+
+def _is_one_kernel(kernels: Sequence[Operand]) -> bool:
+  """Say whether all calls multiply by the same values."""
+  sources = {kernel.known.source for kernel in kernels}
+  if len(kernels) == 1 or (len(sources) == 1 and None not in sources):
+    return True
+  values = [kernel.known.evaluate() for kernel in kernels]  # type: ignore[misc]
+  if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+    return None in sources  # Two that are stored are not one.
+  return all(np.array_equal(values[0], value) for value in values[1:])
 
 
 class _Place(NamedTuple):

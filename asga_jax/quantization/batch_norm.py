@@ -83,7 +83,7 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
         f"{type(model).__name__} does not run on a batch, {example.describe()}:"
         f" {reason}; {examples.ACCEPTED}"
       ) from error
-    size = np.shape(jax.tree.leaves(inputs)[0])[0]
+    size = example.batch()
     counted += size
     share = np.float32(size / counted)
     total = new if total is None else _merged(total, new, share)

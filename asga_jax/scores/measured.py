@@ -38,6 +38,11 @@ def kl_divergence(reference: jax.Array, found: jax.Array) -> jax.Array:
   Returns:
     float32, shape (batch,): the mean over what lies between.
   """
+  if not isinstance(reference, jax.Array | np.ndarray):
+    raise ValueError(
+      f"the network gives a {type(reference).__name__}; expected one array of"
+      " logits, or a divergence= that takes what it gives."
+    )
   first, second = (
     jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
     for logits in (reference, found)

@@ -278,3 +278,37 @@ def test_attention_is_searched_through_its_projections():
   rules = [asga_jax.Rule(".*", weight_bits=32, activation_bits=32)]
   exact = surgery.make_searchable(net, x, rules=rules)
   np.testing.assert_allclose(exact(x), net(x), atol=1e-6)
+
+
+class ByOwnCode(nnx.Module):
+  """Calls its product by itself: two kernels of one shape, or one by name."""
+
+  def __init__(self, named):
+    self.kernel, self.other = nnx.Param(_x(8, 8)), nnx.Param(9 * _x(8, 8))
+    self.dot_general, self.named = jax.lax.dot_general, named
+
+  def __call__(self, x):
+    how = {"dimension_numbers": (((1,), (0,)), ((), ()))}
+    if self.named:
+      return self.dot_general(lhs=x, rhs=self.kernel[...], **how)
+    gate = self.dot_general(x, self.other[...], **how)
+    return self.dot_general(x, self.kernel[...], **how) * jnp.tanh(gate)
+
+
+def test_two_kernels_of_one_shape_are_no_layer():
+  x = _x(16, 8)
+  plain = nnx.Linear(8, 8, kernel_init=_init, rngs=nnx.Rngs(0))
+  network = nnx.Sequential(plain, ByOwnCode(named=False))
+  rule = asga_jax.Rule(".*", weight_bits=32, activation_bits=32)
+  model = asga_jax.searchable(network, x, rules=[rule])
+  assert "different kernels" in asga_jax.not_searched(model)["layers/1"]
+  np.testing.assert_allclose(model(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_operands_may_come_by_name():
+  x = _x(16, 8)
+  network = _one(ByOwnCode(named=True))
+  rule = asga_jax.Rule(".*", weight_bits=32, activation_bits=32)
+  model = asga_jax.searchable(network, x, rules=[rule])
+  assert list(layers.quantized_layers(model)) == ["layer"]
+  np.testing.assert_allclose(model(x), network(x), rtol=1e-5, atol=1e-5)
