@@ -9,7 +9,7 @@ from flax import nnx
 
 import asga_jax
 from asga_jax.cost import costs
-from asga_jax.quantization import layers
+from asga_jax.quantization import calibration, layers
 from asga_jax.weights import load
 
 X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
@@ -253,6 +253,35 @@ def test_an_unsigned_input_that_turns_negative_is_told(caplog):
   with caplog.at_level("WARNING"):
     _train(signed)
   assert "below zero" not in caplog.text
+
+
+WITHIN = {
+  "remat": lambda layer, x: nnx.remat(lambda layer, x: layer(x))(layer, x),
+  "jit": lambda layer, x: jax.jit(layer)(x),
+  "vmap": lambda layer, x: jax.vmap(layer)(x),
+  "scan": lambda layer, x: jax.lax.scan(lambda c, v: (c, layer(v)), 0.0, x)[1],
+}
+
+
+@pytest.mark.parametrize("how", WITHIN)
+@pytest.mark.parametrize("proven", [False, True])
+def test_no_input_is_unsigned_where_no_training_would_see(how, proven):
+  class Within(nnx.Module):
+    def __init__(self):
+      self.layer = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+      return WITHIN[how](self.layer, nnx.relu(x) if proven else x)
+
+  x = np.abs(np.random.default_rng(0).normal(size=(16, 6))).astype(np.float32)
+  model = asga_jax.searchable(Within(), x, bits=(8,))
+  product = layers.product_of(model.layer)
+  assert product.below_zero is None
+  assert (product.activation.grids().lower[0] == 0) == proven
+  # So also where its ranges are taken again.
+  again = calibration.calibrate(model, x)
+  lower = layers.product_of(again.layer).activation.grids().lower[0]
+  assert (lower == 0) == proven
 
 
 def test_batch_norm_that_never_moves_is_told(caplog):

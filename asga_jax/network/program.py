@@ -19,7 +19,7 @@ mark.def_abstract_eval(lambda x, **_: x)
 
 
 def _map_mark(values: Any, axes: Any, **settings: Any) -> Any:
-  return mark.bind(values[0], **settings), axes[0]
+  return mark.bind(values[0], **{**settings, "mapped": True}), axes[0]
 
 
 batching.primitive_batchers[mark] = _map_mark  # type: ignore[index]

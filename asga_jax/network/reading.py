@@ -234,7 +234,8 @@ class _Walker:
       found = self.reading
       kind = found.inputs if operand == "activation" else found.kernels
       shape = tuple(equation.invars[0].aval.shape)
-      kind.setdefault(path, []).append(Operand(known, shape, place.nested))
+      nested = place.nested or equation.params.get("mapped", False)
+      kind.setdefault(path, []).append(Operand(known, shape, nested))
     return dataclasses.replace(known, product=path)
 
   def multiply(self, equation: Any, values: list[Known], place: _Place) -> None:

@@ -30,6 +30,16 @@ class Samples(NamedTuple):
     """Give the kernel that a layer multiplies by, masked or normalised."""
     return self.reading.kernel(path)
 
+  def is_signed(self, path: str) -> bool:
+    """Say whether codes of an input must hold negative values.
+
+    Some value was negative, or one may be that no training would notice: state
+    cannot be told from within all transformations.
+    """
+    nested = any(each.nested for each in self.reading.inputs[path])
+    unproven = nested and not self.reading.is_nonnegative(path)
+    return bool(self.inputs[path].signed or unproven)
+
 
 def gather(
   model: nnx.Module,
@@ -232,9 +242,10 @@ def calibrate(
     else:
       second = samples.seconds[path]
       product.weight.restart(second, signed=second.signed)
-    first = samples.inputs[path]
-    signed = first.signed if product.signed is None else product.signed
-    product.activation.restart(first, signed=signed)
+    signed = product.signed
+    if signed is None:
+      signed = samples.is_signed(path)
+    product.activation.restart(samples.inputs[path], signed=signed)
   return model
 
 

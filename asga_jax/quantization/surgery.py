@@ -230,8 +230,12 @@ class _Choices:
     """Make the choice of a layer's input."""
     rule, sample = self._decided[path], self._samples.inputs[path]
     proven = self._samples.reading.is_nonnegative(path)
-    if quantizer.learns_zero and (proven or rule.signed is not None):
-      # Nothing is to be learned of its zero point.
+    signed = (
+      self._samples.is_signed(path) if rule.signed is None else rule.signed
+    )
+    # A zero point would be found at zero, and leave negative values no codes.
+    feared = signed and not sample.signed and not self._blank
+    if quantizer.learns_zero and (proven or feared or rule.signed is not None):
       quantizer = methods.LSQ()
     return self._make(
       "activation",
@@ -239,19 +243,16 @@ class _Choices:
       rule.activation_bits,
       sample,
       quantizer,
-      sample.signed if rule.signed is None else rule.signed,
+      signed,
     )
 
   def is_in_doubt(self, path: str) -> bool:
     """Say whether an input is unsigned for no other reason than the example."""
-    reads = self._samples.reading.inputs[path]
     return (
       not self._blank
       and self._decided[path].signed is None
-      and not self._samples.inputs[path].signed
+      and not self._samples.is_signed(path)
       and not self._samples.reading.is_nonnegative(path)
-      # State cannot be told from within all transformations.
-      and not any(each.nested for each in reads)
     )
 
   def _make(
