@@ -264,7 +264,9 @@ WITHIN = {
 
 
 @pytest.mark.parametrize("how", WITHIN)
-@pytest.mark.parametrize("proven", [False, True])
+@pytest.mark.parametrize(
+  "proven", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_no_input_is_unsigned_where_no_training_would_see(how, proven):
   class Within(nnx.Module):
     def __init__(self):

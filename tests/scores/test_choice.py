@@ -46,6 +46,7 @@ def _divergence(net, model, policy):
   return np.mean(np.sum(np.exp(wanted) * (wanted - got), axis=-1))
 
 
+@pytest.mark.slow
 def test_it_finds_a_policy_that_measures_better(measured):
   net, model, found = measured
   # From the worst policy within the budget, by scores turned upside down.

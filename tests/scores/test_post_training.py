@@ -30,6 +30,7 @@ def net():
   return made
 
 
+@pytest.mark.slow
 def test_it_is_what_its_parts_give(net, tmp_path):
   batches = [X[:32], X[32:]]
   found = asga_jax.quantize_post_training(

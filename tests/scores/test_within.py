@@ -126,6 +126,7 @@ def test_a_wide_interval_is_told(net, found, labels, caplog):
   assert f"about {at.fall.images_for(0.01)} would" in caplog.text
 
 
+@pytest.mark.slow
 def test_too_few_images_are_told_with_how_many_would_do(net, found, labels):
   with pytest.raises(
     ValueError, match=r"100 images of few .* about 370 images"
@@ -140,6 +141,7 @@ def test_too_few_images_are_told_with_how_many_would_do(net, found, labels):
     )
 
 
+@pytest.mark.slow
 def test_bad_arguments(net, found, labels):
   with pytest.raises(ValueError, match="inputs has no labels"):
     find(net, found, "drop=1%")

@@ -60,7 +60,9 @@ def test_a_joint_step_compiles_to_exactly_two_passes(
     pytest.param("gsam", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("sagm", {}, False, 2, marks=pytest.mark.slow),
     pytest.param("asga", {}, True, 4, marks=pytest.mark.slow),
-    ("asga", {"ascent": "previous"}, False, 1),
+    pytest.param(
+      "asga", {"ascent": "previous"}, False, 1, marks=pytest.mark.slow
+    ),
     pytest.param(
       "asga", {"ascent": "momentum"}, True, 2, marks=pytest.mark.slow
     ),

@@ -49,10 +49,11 @@ def _both(shape, window, **settings):
     ),
     # Of its output alone: the gradient of the input is the slow one.
     ((4, 3), (3, 3), {"window_strides": (2, 2), "padding": "SAME"}),
-    (
+    pytest.param(
       (4, 4),
       (3, 3),
       {"window_strides": (1, 2), "padding": "SAME", "rhs_dilation": (2, 2)},
+      marks=pytest.mark.slow,
     ),
     pytest.param(
       (7,),

@@ -241,6 +241,7 @@ def test_metadata_and_names(own):
   assert "float32" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "quantizer",
   [
