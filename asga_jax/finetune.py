@@ -37,11 +37,11 @@ class FinetuneSettings(setup.TrainingSettings):
     super().__post_init__()
     self._check({"ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)")})
     unread = ("milestones", "decay_factor") if self.schedule != "step" else ()
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name in unread and value != field.default:
+    for name in unread:
+      value = getattr(self, name)
+      if value != getattr(FinetuneSettings, name):
         raise ValueError(
-          f"{field.name}={value} and schedule={self.schedule!r}, which does not"
+          f"{name}={value} and schedule={self.schedule!r}, which does not"
           " read it; expected schedule='step', or none of its own."
         )
 

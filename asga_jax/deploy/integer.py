@@ -199,16 +199,21 @@ def operands(model: nnx.Module) -> dict[str, np.ndarray]:
     Path -> kernel, masked, normalised or cast as its layer does it in
     evaluation mode; of the layers that are called.
   """
-  example, method = remembered.recall(model, "example")
-  copy = nnx.clone(model)
-  copy.eval()
-  found = reading.read(program.trace(copy, example, method=method))
+  found = reading.read(traced(model))
   quantized = layers.quantized_layers(model)
   return {
     path: found.kernel(path)
     for path in found.kernels
     if path in quantized and quantized[path].has_kernel
   }
+
+
+def traced(model: nnx.Module) -> program.Program:
+  """Trace a searchable network, in evaluation mode, on its own example."""
+  example, method = remembered.recall(model, "example")
+  copy = nnx.clone(model)
+  copy.eval()
+  return program.trace(copy, example, method=method)
 
 
 def integer_layer(

@@ -21,7 +21,6 @@ from asga_jax.quantization import (
   layers,
   promotion,
   quantizers,
-  remembered,
 )
 from asga_jax.weights import files as weight_files
 
@@ -103,12 +102,7 @@ def _packable(
   products = layers.quantized_layers(model)
   modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
   packed: dict[str, str] = {}
-  example, method = remembered.recall(model, "example")
-  still = nnx.clone(model)
-  still.eval()
-  elsewhere = reading.read_elsewhere(
-    program.trace(still, example, method=method)
-  )
+  elsewhere = reading.read_elsewhere(integer.traced(model))
   for path, layer in found.items():
     if layer.codes is None or layer.weight_bits == quantizers.FLOAT_BITS:
       continue
