@@ -112,7 +112,7 @@ def refusals(traced: program_lib.Program, found: Reading) -> dict[str, str]:
       )
     elif len({kernel.shape for kernel in kernels}) > 1:
       reasons[path] = "its kernel has another shape at every call"
-    elif not _is_one_kernel(kernels):
+    elif _has_values(traced) and not _is_one_kernel(kernels):
       reasons[path] = (
         "its calls multiply by different kernels; a module of its own for each"
         " would be searched"
@@ -142,14 +142,17 @@ def read_elsewhere(traced: program_lib.Program) -> set[str]:
   return {name for name in reads if reads[name] > products[name] > 0}
 
 
+def _has_values(traced: program_lib.Program) -> bool:
+  """Say whether a network is more than shapes."""
+  return not any(isinstance(x, jax.ShapeDtypeStruct) for x in traced.values)
+
+
 def _is_one_kernel(kernels: Sequence[Operand]) -> bool:
   """Say whether all calls multiply by the same values."""
   sources = {kernel.known.source for kernel in kernels}
   if len(kernels) == 1 or (len(sources) == 1 and None not in sources):
     return True
   values = [kernel.known.evaluate() for kernel in kernels]  # type: ignore[misc]
-  if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
-    return None in sources  # Two that are stored are not one.
   return all(np.array_equal(values[0], value) for value in values[1:])
 
 

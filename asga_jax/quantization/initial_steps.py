@@ -125,7 +125,10 @@ def mse_step(
 
 
 def mse_grid(
-  sample: statistics.Statistics, highest: Sequence[int]
+  sample: statistics.Statistics,
+  highest: Sequence[int],
+  *,
+  alike: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Find the step and the zero point of least squared error.
 
@@ -137,6 +140,7 @@ def mse_grid(
   Args:
     sample: the statistics of a tensor.
     highest: number of codes of a grid, less one, for each candidate.
+    alike: whether to keep a symmetric grid in any case.
 
   Returns:
     The steps, float32, and the zero points, int64, shape (candidates,): codes
@@ -153,7 +157,7 @@ def mse_grid(
       errors = sample.errors(steps, codes)
       best = divmod(int(np.argmin(errors)), codes + 1)
       even = errors[:, codes // 2 + 1]
-      if sample.signed and errors[best] > LESS * even.min():
+      if alike or (sample.signed and errors[best] > LESS * even.min()):
         best = int(np.argmin(even)), codes // 2 + 1
     found.append((steps[best[0]], best[1]))
   each_step, zeros = zip(*found, strict=True)

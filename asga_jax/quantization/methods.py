@@ -60,11 +60,12 @@ class LSQPlus(LSQ):
 
   def start(self, sample, bits, signed):
     """Give steps and zero points of least squared error."""
-    del signed
     if not isinstance(sample, Statistics):
       sample = Statistics.of(sample)
     highest = [(1 << bit) - 1 for bit in bits]
-    steps, zeros = initial_steps.mse_grid(sample, highest)
+    # A zero point of values that lack negative ones leaves these no codes.
+    alike = signed and not sample.signed
+    steps, zeros = initial_steps.mse_grid(sample, highest, alike=alike)
     steps = np.maximum(steps, np.float32(SMALLEST_STEP))
     # Never zero, since it is trained by its relative size.
     shift = np.mean(steps * zeros) or np.mean(steps)

@@ -233,9 +233,8 @@ class _Choices:
     signed = (
       self._samples.is_signed(path) if rule.signed is None else rule.signed
     )
-    # A zero point would be found at zero, and leave negative values no codes.
-    feared = signed and not sample.signed and not self._blank
-    if quantizer.learns_zero and (proven or feared or rule.signed is not None):
+    if quantizer.learns_zero and (proven or rule.signed is not None):
+      # Nothing is to be learned of its zero point.
       quantizer = methods.LSQ()
     return self._make(
       "activation",

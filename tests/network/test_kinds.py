@@ -305,6 +305,26 @@ def test_two_kernels_of_one_shape_are_no_layer():
   np.testing.assert_allclose(model(x), network(x), rtol=1e-5, atol=1e-5)
 
 
+class Doubled(nnx.Linear):
+  """Multiplies by what it makes of its kernel."""
+
+  def __call__(self, x):
+    product = (((1,), (0,)), ((), ()))
+    return self.dot_general(x, 2 * self.kernel[...], product)
+
+
+def test_a_network_of_shapes_has_no_kernels_to_compare():
+  class Twice(nnx.Module):
+    def __init__(self):
+      self.layer = Doubled(8, 8, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+      return self.layer(nnx.relu(self.layer(x)))
+
+  (layer,) = macs.network_stats(nnx.eval_shape(Twice), (8,)).layers
+  assert (layer.path, layer.macs, layer.weights) == ("layer", 128, 64)
+
+
 def test_operands_may_come_by_name():
   x = _x(16, 8)
   network = _one(ByOwnCode(named=True))
