@@ -82,7 +82,7 @@ def start_training(
   if settings.ema_decay:
     average = optimizers.track_average(settings.ema_decay)
     optimizer = optax.chain(optimizer, average)
-  started = setup.start(
+  started = setup.start_training(
     taken,
     loss_fn,
     settings=settings,

@@ -104,7 +104,7 @@ def start_search(
     freeze_batch_norm=settings.freeze_batch_norm,
     compute_dtype=settings.compute_dtype,
   )
-  started = setup.start(
+  started = setup.start_training(
     taken,
     loss_fn,
     settings=settings,
@@ -168,11 +168,11 @@ def _from_prior(
     task, parts.expected_use, parts.temperature(jnp.zeros((), jnp.int32))
   )
   return state._replace(
-    params=state.params._replace(logits=logits), task=task_logits.start(task)
+    params=state.params._replace(logits=logits), task=task_logits.init(task)
   )
 
 
-def calibrate(
+def recalibrate(
   search: Search, inputs: Any, *, method: str = "__call__"
 ) -> Search:
   """Start a search over from the ranges of real inputs.

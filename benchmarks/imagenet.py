@@ -5,10 +5,10 @@ of those for ImageNet, 8 bits everywhere without any training: ranges come from
 images of a calibration set, none of which is evaluated; top-1 in JAX and of the
 exported file in a plain session of onnxruntime, and the share of images with
 the same prediction. Beside that stands the share of predictions that JAX itself
-keeps when all batch norms scale by one or two millionths more or less, the
-least and the most of the four: values on the border of two codes fall to the
-other side, and another order of sums does as much. Prints both tables, and
-writes them to --output.
+keeps when all batch norms scale by a little more or less, by the least that
+float32 can hold and by eight times that, the least and the most of the four:
+values on the border of two codes fall to the other side, and another order of
+sums does as much. Prints both tables, and writes them to --output.
 
 --data names a folder with `weights/NAME.safetensors`, `imagenet/val.csv` and
 `imagenet/calibration.csv` (lists of images with labels 0 to 999, see
@@ -47,7 +47,7 @@ _CALIBRATION = flags.DEFINE_integer(
 # What is evaluated at 8 bits.
 QUANTIZED_PART = "woof500"
 # What all norms scale by, in the networks that JAX is set beside.
-_MOVES = (-2e-6, -1e-6, 1e-6, 2e-6)
+_MOVES = tuple(x * float(np.finfo(np.float32).eps) for x in (-8, -1, 1, 8))
 
 
 def predict(name: str, run: formats.Run, images: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ def format_quantized(rows: Mapping[str, Mapping[str, Any]]) -> str:
   lines = [
     f"{'8 bits':20}{'images':>8}{'float %':>16}{'in JAX %':>10}{'lost':>7}"
     f"{'as float %':>12}{'in onnxruntime %':>18}{'same %':>8}"
-    f"{'JAX, 1e-6: top-1 %':>20}{'same %':>14}"
+    f"{'JAX, 1e-7: top-1 %':>20}{'same %':>14}"
   ]
   for name, row in rows.items():
     lost = row["float"]["top1"] - row["jax"]["top1"]

@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
   """Run the training and print its result."""
   process.prepare()
   command.start_logging()
-  multihost.start()
+  multihost.join()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   with multihost.errors_told():
     config = config_lib.of_finetune(_CONFIG.value)

@@ -25,7 +25,7 @@ _PROCESS = flags.DEFINE_integer(
 )
 
 
-def start() -> None:
+def join() -> None:
   """Meet the other processes, if there are to be any.
 
   Raises:
@@ -34,7 +34,7 @@ def start() -> None:
   where = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   with errors_told():
     if _MULTIHOST.value:
-      meeting.start(*where)
+      meeting.join(*where)
     elif where != (None, None, None):
       raise meeting.MeetingError(
         "--coordinator, --processes and --process are of --multihost; expected "

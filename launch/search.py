@@ -27,7 +27,7 @@ def main(_: list[str]) -> None:
   """Run the search and print its policy."""
   process.prepare()
   command.start_logging()
-  multihost.start()
+  multihost.join()
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   with multihost.errors_told():
     config = config_lib.of_search(_CONFIG.value)

@@ -64,7 +64,7 @@ def check_address(
     )
 
 
-def start(
+def join(
   coordinator: str | None = None,
   count: int | None = None,
   index: int | None = None,

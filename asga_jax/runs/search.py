@@ -287,7 +287,7 @@ def set_ranges(
   )
   plain = build.make_prepare(config, dataset, train=False)
   images = plain(jax.random.key(0), {"image": jnp.asarray(example["image"])})
-  return search.calibrate(made, images["image"])
+  return search.recalibrate(made, images["image"])
 
 
 def make_plan(config: ml_collections.ConfigDict) -> recorded_loop.Plan:

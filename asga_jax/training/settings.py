@@ -223,7 +223,7 @@ class Start(NamedTuple):
 
 
 @promotion.usual()
-def start(
+def start_training(
   taken: state_lib.Trainable,
   loss_fn: steps.LossFn,
   *,

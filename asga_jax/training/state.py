@@ -179,6 +179,6 @@ def initial_state(
     logit_optimizer=logit_optimizer.init(params.logits),
     multiplier=jnp.zeros(budgets),
     slope_sum=jax.tree.map(jnp.zeros_like, params.logits),
-    task=task_logits.start(params.logits) if budgets else (),
+    task=task_logits.init(params.logits) if budgets else (),
     skipped=jnp.zeros((), jnp.int32) if skips_nonfinite else (),
   )

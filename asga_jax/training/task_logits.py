@@ -37,7 +37,7 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
   return optax.adam(learning_rate, b1=B1, b2=B2, eps=EPS)
 
 
-def start(logits: logit_layout.StackedLogits) -> TaskLogits:
+def init(logits: logit_layout.StackedLogits) -> TaskLogits:
   """Start from logits that are the task's alone."""
   return TaskLogits(jax.tree.map(jnp.zeros_like, logits), logits)
 

@@ -216,7 +216,7 @@ def test_a_batch_that_does_not_divide_is_told(command, tmp_path):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
-MEET = "from asga_jax.runs import meeting\nmeeting.start("
+MEET = "from asga_jax.runs import meeting\nmeeting.join("
 
 
 @pytest.mark.parametrize("process", [0, 1])

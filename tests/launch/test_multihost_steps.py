@@ -20,7 +20,7 @@ from asga_jax.runs import meeting
 port, count, index, way, folder, mode = sys.argv[1:]
 count, index = int(count), int(index)
 if count > 1:
-  meeting.start(f"localhost:{port}", count, index)
+  meeting.join(f"localhost:{port}", count, index)
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 import asga_jax

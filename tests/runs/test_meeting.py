@@ -22,7 +22,7 @@ from asga_jax.runs import meeting
 )
 def test_an_address_that_is_none_is_told(where, named):
   with pytest.raises(meeting.MeetingError, match=named):
-    meeting.start(*where)
+    meeting.join(*where)
 
 
 def test_a_port_in_use_is_told():
@@ -31,7 +31,7 @@ def test_a_port_in_use_is_told():
     taken.listen()
     port = taken.getsockname()[1]
     with pytest.raises(meeting.MeetingError, match=f"listen at port {port}"):
-      meeting.start(f"localhost:{port}", 2, 0)
+      meeting.join(f"localhost:{port}", 2, 0)
 
 
 def test_every_process_that_differs_is_named():

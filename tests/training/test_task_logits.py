@@ -23,7 +23,7 @@ def test_the_parts_of_loss_and_penalty_sum_up_to_adam():
   adam = task_logits.optimizer(rate)
   start = _draw()
   logits, state = start, adam.init(start)
-  of_loss, of_penalty = (task_logits.start(start) for _ in range(2))
+  of_loss, of_penalty = (task_logits.init(start) for _ in range(2))
   for _ in range(7):
     loss, penalty = _draw(), jax.tree.map(lambda x: 5 * x, _draw())
     both = jax.tree.map(jnp.add, loss, penalty)
@@ -48,7 +48,7 @@ def test_without_a_penalty_it_is_the_logits():
   rate = 0.1
   adam = task_logits.optimizer(rate)
   logits = _draw()
-  state, task = adam.init(logits), task_logits.start(logits)
+  state, task = adam.init(logits), task_logits.init(logits)
   for _ in range(5):
     slopes = _draw()
     updates, state = adam.update(slopes, state)
