@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+import terminal
 from absl import app, flags, logging
 from flax import nnx
 
@@ -255,57 +256,54 @@ def format_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
   beside what the policy promises; it counts the norms, which ONNX files do not
   have, and neither step sizes nor what a packed file says of itself.
   """
-  titles = [
-    f"{'':24}{'images':>7}{'top-1 %':>9}{'in onnxruntime':>16}{'same %':>8}"
-    f"{'least':>8}{'reference, same %':>21}{'integer products':>19}",
-    f"{'':24}{'ONNX, KB':>9}{'x below float':>15}{'weights':>9}{'all':>9}"
-    f"{'packed, KB':>12}{'weights':>9}{'all':>9}{'batch 1: x as fast':>22}"
-    f"{'batch 32':>18}",
-  ]
-  return "\n\n".join(
-    "\n".join(
-      [
-        title,
-        *(
-          f"{f'{network}, {name}':24}{line(row, rows['float'])}"
-          for network, rows in networks.items()
-          for name, row in rows.items()
-          if line is _prediction_line or name != "float"
-        ),
-      ]
-    )
-    for title, line in zip(titles, (_prediction_line, _cost_line), strict=True)
+  predictions = terminal.table(
+    {"": f"{network}, {name}", **_predictions(row)}
+    for network, rows in networks.items()
+    for name, row in rows.items()
   )
+  costs = terminal.table(
+    {"": f"{network}, {name}", **_costs(row, rows["float"])}
+    for network, rows in networks.items()
+    for name, row in rows.items()
+    if name != "float"
+  )
+  return f"{predictions}\n\n{costs}"
 
 
-def _prediction_line(row: Any, _: Any) -> str:
-  same = f"{100 * row['reference_same']:.2f}" if "reference_same" in row else ""
+def _predictions(row: Any) -> dict[str, Any]:
+  def percent(name: str) -> str:
+    return f"{100 * row[name]:.2f}" if name in row else ""
+
   integer, other = (
     sum(row["kernels"].get(kind, 0) for kind in kinds)
     for kinds in (_INTEGER_KERNELS, _FLOAT_KERNELS)
   )
-  return (
-    f"{row['images']:>7}{100 * row['top1']:>9.2f}"
-    f"{100 * row['onnxruntime_top1']:>16.2f}"
-    f"{100 * row['onnxruntime_same']:>8.2f}{100 * row['least_same']:>8.2f}"
-    f"{same:>21}"
-    f"{f'{integer} of {integer + other}':>19}"
-  )
+  return {
+    "images": row["images"],
+    "top-1 %": percent("top1"),
+    "in onnxruntime": percent("onnxruntime_top1"),
+    "same %": percent("onnxruntime_same"),
+    "least": percent("least_same"),
+    "reference, same %": percent("reference_same"),
+    "integer products": f"{integer} of {integer + other}",
+  }
 
 
-def _cost_line(row: Any, plain: Any) -> str:
+def _costs(row: Any, plain: Any) -> dict[str, str]:
   def over(kind: str) -> str:
     return f"{100 * (row[kind] / row[f'promised_{kind}'] - 1):+.1f} %"
 
-  smaller = plain["file_bytes"] / row["file_bytes"]
-  return (
-    f"{row['file_bytes'] / 1e3:>9.0f}{smaller:>15.2f}"
-    f"{over('stored_weight_bytes'):>9}{over('stored_bytes'):>9}"
-    f"{row['packed_file_bytes'] / 1e3:>12.0f}"
-    f"{over('packed_weight_bytes'):>9}{over('packed_file_bytes'):>9}"
-    f"{ratio(plain['ms']['1'], row['ms']['1']):>22}"
-    f"{ratio(plain['ms']['32'], row['ms']['32']):>18}"
-  )
+  return {
+    "ONNX, KB": f"{row['file_bytes'] / 1e3:.0f}",
+    "x below float": f"{plain['file_bytes'] / row['file_bytes']:.2f}",
+    "weights": over("stored_weight_bytes"),
+    "all": over("stored_bytes"),
+    "packed, KB": f"{row['packed_file_bytes'] / 1e3:.0f}",
+    "packed weights": over("packed_weight_bytes"),
+    "packed all": over("packed_file_bytes"),
+    "batch 1: x as fast": ratio(plain["ms"]["1"], row["ms"]["1"]),
+    "batch 32": ratio(plain["ms"]["32"], row["ms"]["32"]),
+  }
 
 
 def ratio(slow: list[float], fast: list[float]) -> str:

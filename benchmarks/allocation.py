@@ -11,11 +11,13 @@ the bits of their input. Prints the median and the largest time over the seeds.
 python benchmarks/allocation.py --seeds=10
 """
 
+import itertools
 import statistics
 import time
 
 import numpy as np
-from absl import app, flags
+import terminal
+from absl import app, flags, logging
 from flax import nnx
 
 import asga_jax
@@ -142,35 +144,37 @@ def time_curve(
   return time.perf_counter() - wall, time.process_time() - processor
 
 
-def print_row(name: str, times: list[tuple[float, float]]) -> None:
-  """Print the median and the largest of both times."""
+def make_row(name: str, times: list[tuple[float, float]]) -> tuple[str, ...]:
+  """Lay out the median and the largest of both times, and log them."""
   cells = [
-    f"{figure:>12.2f}"
+    f"{figure:.2f}"
     for seconds in zip(*times, strict=True)
     for figure in (statistics.median(seconds), max(seconds))
   ]
-  print(f"{name:52}" + "".join(cells), flush=True)
+  logging.info("%s: %s", name, cells)
+  return name, *cells
 
 
 def main(_: list[str]) -> None:
   """Time every kind of scores, with and without ties."""
+  logging.set_verbosity(logging.INFO)
   network = resnet50()
   print(
     f"ResNet-50, {len(network.layers)} layers, {len(BITS)}x{len(BITS)} choices"
     f" a layer, {_SEEDS.value} seeds; seconds"
   )
-  heads = ("median", "largest", "median CPU", "largest CPU")
-  print(f"{'':52}" + "".join(f"{head:>12}" for head in heads))
   seeds = range(_SEEDS.value)
-  for tied in (False, True):
-    for kind in KINDS:
-      for form in BUDGETS:
-        times = [time_one(network, kind, form, s, tied=tied) for s in seeds]
-        ties = "tied" if tied else "free"
-        print_row(f"{ties}, {kind}, {form}", times)
+  rows = []
+  for tied, kind, form in itertools.product((False, True), KINDS, BUDGETS):
+    times = [time_one(network, kind, form, s, tied=tied) for s in seeds]
+    ties = "tied" if tied else "free"
+    rows.append(make_row(f"{ties}, {kind}, {form}", times))
   for kind in KINDS[:2]:
     times = [time_curve(network, kind, s) for s in seeds]
-    print_row(f"tied, {kind}, curve of {_POINTS.value} points", times)
+    name = f"tied, {kind}, curve of {_POINTS.value} points"
+    rows.append(make_row(name, times))
+  headers = ("", "median", "largest", "median CPU", "largest CPU")
+  print(terminal.table(rows, headers))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import policies
+import terminal
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
@@ -67,14 +68,8 @@ def format_table(seeds: list[dict[str, Any]]) -> str:
 
   In the line of the fresh ascent the agreement is that of different seeds.
   """
-  lines = [
-    f"{'ascent':20}{'test accuracy %':>18}{'min':>8}{'max':>8}"
-    f"{'bits as fresh %':>18}"
-  ]
+  table = []
   for name in ASCENTS:
-    found = [rows[name]["accuracy"] for rows in seeds]
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    mean = f"{statistics.mean(found):.2f} ± {spread:.2f}"
     if name == "fresh":
       equal = [
         agreement(a[name]["bits"], b[name]["bits"])
@@ -85,10 +80,10 @@ def format_table(seeds: list[dict[str, Any]]) -> str:
         agreement(rows["fresh"]["bits"], rows[name]["bits"]) for rows in seeds
       ]
     shares = f"{min(equal):.0f}-{max(equal):.0f}" if equal else "-"
-    lines.append(
-      f"{name:20}{mean:>18}{min(found):>8.2f}{max(found):>8.2f}{shares:>18}"
-    )
-  return "\n".join(lines)
+    found = [rows[name]["accuracy"] for rows in seeds]
+    line = {"ascent": name, **terminal.spread("test accuracy %", found)}
+    table.append(line | {"bits as fresh %": shares})
+  return terminal.table(table)
 
 
 def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:

@@ -12,10 +12,10 @@ python benchmarks/finetuning.py --output=runs/finetuning
 import json
 import pathlib
 import platform
-import statistics
 from typing import Any
 
 import jax
+import terminal
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
@@ -106,16 +106,13 @@ def row_names() -> list[str]:
 
 def format_table(seeds: list[dict[str, dict[str, Any]]]) -> str:
   """Lay out mean and spread of top-1 by policy."""
-  lines = [f"{'':24}{'top-1 %':>16}{'min':>8}{'max':>8}   by seed"]
+  table = []
   for name in row_names():
     found = [100 * rows[name]["top1"] for rows in seeds]
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    mean = f"{statistics.mean(found):.2f} ± {spread:.2f}"
-    each = "  ".join(f"{value:.2f}" for value in found)
-    lines.append(
-      f"{name:24}{mean:>16}{min(found):>8.2f}{max(found):>8.2f}   {each}"
-    )
-  return "\n".join(lines)
+    line = {"": name, **terminal.spread("top-1 %", found)}
+    line["by seed"] = "  ".join(f"{value:.2f}" for value in found)
+    table.append(line)
+  return terminal.table(table)
 
 
 def draw(

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 import onnxruntime
 import published
+import terminal
 from absl import app, flags, logging
 from flax import nnx
 
@@ -141,32 +142,31 @@ def at_8_bits(
 
 def format_float(rows: Mapping[str, Mapping[str, Any]]) -> str:
   """Lay out float top-1, a line a network and part."""
-  lines = [f"{'float':32}{'images':>8}{'top-1 %':>18}"]
-  for name, parts in rows.items():
-    lines += [
-      f"{f'{name}, {part}':32}{found['images']:>8}{_percent(found):>18}"
-      for part, found in parts.items()
-    ]
-  return "\n".join(lines)
+  table = (
+    (f"{name}, {part}", found["images"], _percent(found))
+    for name, parts in rows.items()
+    for part, found in parts.items()
+  )
+  return terminal.table(table, ("float", "images", "top-1 %"))
 
 
 def format_quantized(rows: Mapping[str, Mapping[str, Any]]) -> str:
   """Lay out what 8 bits cost, a line a network."""
-  lines = [
-    f"{'8 bits':20}{'images':>8}{'float %':>16}{'in JAX %':>10}{'lost':>7}"
-    f"{'as float %':>12}{'in onnxruntime %':>18}{'same %':>8}"
-    f"{'JAX, 1e-7: top-1 %':>20}{'same %':>14}"
-  ]
-  for name, row in rows.items():
-    lost = row["float"]["top1"] - row["jax"]["top1"]
-    lines.append(
-      f"{name:20}{row['jax']['images']:>8}{_percent(row['float']):>16}"
-      f"{100 * row['jax']['top1']:>10.2f}{100 * lost:>7.2f}"
-      f"{100 * row['as_float']:>12.2f}{100 * row['onnx']['top1']:>18.2f}"
-      f"{100 * row['same']:>8.2f}{_span(row['moved'], 'top1'):>20}"
-      f"{_span(row['moved'], 'same'):>14}"
-    )
-  return "\n".join(lines)
+  return terminal.table(
+    {
+      "8 bits": name,
+      "images": row["jax"]["images"],
+      "float %": _percent(row["float"]),
+      "in JAX %": f"{100 * row['jax']['top1']:.2f}",
+      "lost": f"{100 * (row['float']['top1'] - row['jax']['top1']):.2f}",
+      "as float %": f"{100 * row['as_float']:.2f}",
+      "in onnxruntime %": f"{100 * row['onnx']['top1']:.2f}",
+      "same %": f"{100 * row['same']:.2f}",
+      "JAX, 1e-7: top-1 %": _span(row["moved"], "top1"),
+      "JAX, 1e-7: same %": _span(row["moved"], "same"),
+    }
+    for name, row in rows.items()
+  )
 
 
 def _span(rows: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import terminal
 from absl import app, flags
 
 from asga_jax.quantization import mixture as formula
@@ -66,7 +67,7 @@ def main(_: list[str]) -> None:
     f"{1e3 * copy:.3f} ms, a product {1e3 * product:.3f} ms"
   )
   settings = mixture.Settings(0.0, "full", quantizers.SMALLEST_STEP)
-  print(f"{'candidates':12}{'forward':>22}{'backward':>22}{'kernel':>22}")
+  rows = []
   for bits in CANDIDATES:
     grids = formula.make_grids(jnp.asarray(bits), jnp.asarray(True), True)
     steps = 1.5 / jnp.maximum(grids.upper, 1)
@@ -87,11 +88,13 @@ def main(_: list[str]) -> None:
       with mock.patch.object(mixture_kernel, "runs", return_value=kernel):
         spent = seconds(pull_back, x, steps, weights, g)
       found.append((spent, product))
-    cells = [
+    forward, backward, *kernels = (
       f"{middle / unit:.2f} ({low / unit:.2f}-{high / unit:.2f})"
       for (middle, low, high), unit in found
-    ]
-    print(f"{len(bits):<12}" + "".join(f"{cell:>22}" for cell in cells))
+    )
+    rows.append((len(bits), forward, backward, *(kernels or [""])))
+  headers = ("candidates", "forward", "backward", "kernel")
+  print(terminal.table(rows, headers))
 
 
 if __name__ == "__main__":

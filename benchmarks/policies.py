@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import terminal
 from absl import app, flags, logging
 from matplotlib import figure as figure_lib
 
@@ -187,33 +188,25 @@ METHODS = (
 
 def format_table(seeds: list[dict[str, Any]]) -> str:
   """Lay out mean, spread and share of the budget for each method."""
-  lines = [
-    f"{'':24}{'test accuracy %':>18}{'min':>8}{'max':>8}{'budget %':>12}"
-  ]
+  table, gains = [], []
   for name in METHODS:
     runs = [run for rows in seeds for run in rows[name]]
-    found = [run["accuracy"] for run in runs]
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
     used = [run["budget_used"] for run in runs if run["budget_used"]]
     shares = f"{min(used):.1f}-{max(used):.1f}" if used else "-"
-    mean = f"{statistics.mean(found):.2f} ± {spread:.2f}"
-    lines.append(
-      f"{name:24}{mean:>18}{min(found):>8.2f}{max(found):>8.2f}{shares:>12}"
-    )
-  lines.append("first order above others, seed by seed")
+    found = [run["accuracy"] for run in runs]
+    spread = terminal.spread("test accuracy %", found)
+    table.append({"": name, **spread, "budget %": shares})
+  title = "first order above others, seed by seed"
   for name in ("searched (log p)", "uniform", "random"):
     above = [
       rows["searched (first order)"][0]["accuracy"]
       - statistics.mean(run["accuracy"] for run in rows[name])
       for rows in seeds
     ]
-    spread = statistics.stdev(above) if len(above) > 1 else 0.0
-    mean = f"{statistics.mean(above):+.2f} ± {spread:.2f}"
-    lines.append(
-      f"  {name:22}{mean:>18}{min(above):>+8.2f}{max(above):>+8.2f}"
-      f"{sum(x > 0 for x in above):>5} of {len(above)}"
-    )
-  return "\n".join(lines)
+    won = f"{sum(x > 0 for x in above)} of {len(above)}"
+    spread = terminal.spread("points", above, "+")
+    gains.append({title: name, **spread, "above": won})
+  return f"{terminal.table(table)}\n{terminal.table(gains)}"
 
 
 def draw(seeds: list[dict[str, Any]], path: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import terminal
 from scipy import special
 
 Row = dict[str, Any]
@@ -20,17 +21,18 @@ def interval(values: Sequence[float]) -> str:
 
 def format_table(kind: str, rows: dict[str, list[Row]]) -> str:
   """Lay out top-1 by method and seed, and its difference from others."""
-  title = f"{kind:24}{'top-1 %':>8}  {'above uniform':24}{'above random':24}"
-  lines = [f"{title}{'train %':9}{'budget %':14}by seed"]
+  table = []
   top1 = {name: [x["top1"] for x in cells] for name, cells in rows.items()}
   for name, found in top1.items():
-    line = f"{name:24}{statistics.mean(found):>8.2f}  "
+    line = {kind: name, "top-1 %": f"{statistics.mean(found):.2f}"}
     for other in ("uniform", "random"):
       theirs = top1.get(other, found)
       above = [x - y for x, y in zip(found, theirs, strict=True)]
-      line += f"{interval(above) if theirs is not found else '-':24}"
-    line += f"{statistics.mean(x['train_top1'] for x in rows[name]):<9.2f}"
+      line[f"above {other}"] = interval(above) if theirs is not found else "-"
+    trained = statistics.mean(x["train_top1"] for x in rows[name])
     used = [x["budget_used"] for x in rows[name]]
-    line += f"{f'{min(used):.1f}-{max(used):.1f}':14}"
-    lines.append(line + "  ".join(f"{value:.2f}" for value in found))
-  return "\n".join(lines)
+    line["train %"] = f"{trained:.2f}"
+    line["budget %"] = f"{min(used):.1f}-{max(used):.1f}"
+    line["by seed"] = "  ".join(f"{value:.2f}" for value in found)
+    table.append(line)
+  return terminal.table(table)

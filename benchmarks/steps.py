@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import step_kinds as kinds
+import terminal
 from absl import app, flags, logging
 from jax.experimental.compilation_cache import compilation_cache
 from matplotlib import figure as figure_lib
@@ -191,22 +192,22 @@ def measure(case: kinds.Case, rows: list[str], rounds: int) -> dict[str, Any]:
 
 def format_table(case: kinds.Case, found: dict[str, Any]) -> str:
   """Lay out the rows of one network."""
-  lines = [
-    case.name,
-    f"{'':24}{'time':>7}{'median ms':>11}{'quartiles':>14}{'memory':>8}"
-    f"{'MB':>7}{'GFLOP':>8}{'trace s':>9}{'compile s':>11}"
-    f"{'cached s':>10}",
-  ]
-  for name, row in found.items():
-    low, high = row["quartiles_ms"]
-    lines.append(
-      f"{name:24}{row['time_ratio']:>6.2f}x{row['median_ms']:>11.0f}"
-      f"{f'{low:.0f}-{high:.0f}':>14}{row['memory_ratio']:>7.2f}x"
-      f"{row['temporary_mb']:>7.0f}{row['gflop']:>8.1f}"
-      f"{row['trace_s']:>9.1f}{row['compile_s']:>11.1f}"
-      f"{row['from_cache_s']:>10.1f}"
-    )
-  return "\n".join(lines)
+  table = terminal.table(
+    {
+      "": name,
+      "time": f"{row['time_ratio']:.2f}x",
+      "median ms": f"{row['median_ms']:.0f}",
+      "quartiles": "-".join(f"{x:.0f}" for x in row["quartiles_ms"]),
+      "memory": f"{row['memory_ratio']:.2f}x",
+      "MB": f"{row['temporary_mb']:.0f}",
+      "GFLOP": f"{row['gflop']:.1f}",
+      "trace s": f"{row['trace_s']:.1f}",
+      "compile s": f"{row['compile_s']:.1f}",
+      "cached s": f"{row['from_cache_s']:.1f}",
+    }
+    for name, row in found.items()
+  )
+  return f"{case.name}\n{table}"
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import terminal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -264,49 +265,45 @@ def format_table(found: dict[str, Any]) -> str:
   cold, warm, loops = found["cold"], found["warm"], found["loops"]
   steps = found["steps"]
   a_step = statistics.median(x[STEP] for x in loops)
-  outside = {
-    kind: 1 - steps * a_step / found["loop_steps"] / run["end"]
-    for kind, run in (("cold", cold), ("warm", warm))
-  }
-  rows = [
+  outside = (
+    f"{100 * (1 - steps * a_step / found['loop_steps'] / run['end']):.1f} %"
+    for run in (cold, warm)
+  )
+  spans = [
     ("command to first step", "first_step", None),
-    ("  of it tracing", "trace", None),
-    ("  of it compiling, beside the data", "compile", None),
+    ("of it tracing", "trace", None),
+    ("of it compiling, beside the data", "compile", None),
     (f"steps 2 to {steps}", "last_step", "first_step"),
     ("evaluation, plots, result", "end", "last_step"),
     ("whole run", "end", None),
   ]
-  lines = [f"{'':42}empty cache  full cache"]
-  for name, until, since in rows:
-    spent = [x[until] - (x[since] if since else 0) for x in (cold, warm)]
-    lines.append(f"{name:42}{spent[0]:>9.1f} s{spent[1]:>10.1f} s")
-  lines += [
-    f"{'outside the step, of the whole run':42}{100 * outside['cold']:>9.1f} %"
-    f"{100 * outside['warm']:>10.1f} %",
-    "",
-    f"whole run of {steps} steps, full cache   seconds   % of the run",
-    *_format_parts([found["whole"]]),
-    "",
-    f"loop of {found['loop_steps']} steps ({len(loops)} loops)    median s"
-    "   % of the loop",
-    *_format_parts(loops),
+  rows = [
+    (name, *(f"{x[until] - x.get(since, 0):.1f} s" for x in (cold, warm)))
+    for name, until, since in spans
   ]
-  return "\n".join(lines)
+  rows.append(("outside the step, of the whole run", *outside))
+  whole = f"whole run of {steps} steps, full cache", "seconds", "% of the run"
+  loop = f"loop of {found['loop_steps']} steps ({len(loops)} loops)"
+  return "\n\n".join(
+    [
+      terminal.table(rows, ("", "empty cache", "full cache")),
+      _format_parts([found["whole"]], *whole),
+      _format_parts(loops, loop, "median s", "% of the loop"),
+    ]
+  )
 
 
-def _format_parts(runs: list[dict[str, float]]) -> Iterator[str]:
+def _format_parts(runs: list[dict[str, float]], *headers: str) -> str:
   """Lay out seconds and shares of the parts of runs: median, and spread."""
   totals = [sum(run.values()) for run in runs]
+  rows = []
   for part in (*runs[0], "the whole"):
     spent = [run.get(part, sum(run.values())) for run in runs]
     shares = [100 * x / y for x, y in zip(spent, totals, strict=True)]
-    line = (
-      f"  {part:36}{statistics.median(spent):>8.2f}"
-      f"{statistics.median(shares):>8.2f}"
-    )
-    if len(runs) > 1:
-      line += f"  ({min(shares):.2f} to {max(shares):.2f})"
-    yield line
+    medians = (f"{statistics.median(x):.2f}" for x in (spent, shares))
+    span = f"({min(shares):.2f} to {max(shares):.2f})" if len(runs) > 1 else ""
+    rows.append((part, *medians, span))
+  return terminal.table(rows, (*headers, ""))
 
 
 def main(_: list[str]) -> None:

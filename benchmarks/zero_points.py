@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import terminal
 from absl import app, flags, logging
 from flax import nnx
 
@@ -176,21 +177,21 @@ def _right(case: Case, model: nnx.Module) -> np.ndarray:
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:
   """Lay out the figures, a line a network."""
-  lines = [
-    f"{'':20}{'inputs':>7}{'symmetric dB':>14}{'zero point dB':>15}"
-    f"{'most':>7}{'float %':>9}{'symmetric %':>13}{'zero point %':>14}"
-    f"{'gain (s.e.)':>14}{'images':>8}"
-  ]
-  lines += [
-    f"{name:20}{row['inputs']:>7}{row['lsq_db']:>14.2f}"
-    f"{row['lsq_plus_db']:>15.2f}{row['most_db']:>7.1f}"
-    f"{100 * row['float_top1']:>9.1f}{100 * row['lsq_top1']:>13.1f}"
-    f"{100 * row['lsq_plus_top1']:>14.1f}"
-    f"{100 * row['gain']:>8.1f} ({100 * row['gain_error']:.1f})"
-    f"{row['images']:>8}"
+  return terminal.table(
+    {
+      "": name,
+      "inputs": row["inputs"],
+      "symmetric dB": f"{row['lsq_db']:.2f}",
+      "zero point dB": f"{row['lsq_plus_db']:.2f}",
+      "most": f"{row['most_db']:.1f}",
+      "float %": f"{100 * row['float_top1']:.1f}",
+      "symmetric %": f"{100 * row['lsq_top1']:.1f}",
+      "zero point %": f"{100 * row['lsq_plus_top1']:.1f}",
+      "gain (s.e.)": f"{100 * row['gain']:.1f} ({100 * row['gain_error']:.1f})",
+      "images": row["images"],
+    }
     for name, row in rows.items()
-  ]
-  return "\n".join(lines)
+  )
 
 
 def main(_: list[str]) -> None:

@@ -40,7 +40,7 @@ def test_steps(tmp_path):
   assert rows["plain"]["time_ratio"] == rows["plain"]["memory_ratio"] == 1
   # Two passes and the mixtures are more work than one pass without.
   assert rows["ASGA search"]["gflop"] > 1.9 * rows["plain"]["gflop"]
-  assert all(f"{name:24}" in printed for name in rows)
+  assert all(name in printed for name in rows)
   search = rows["ASGA search"]
   assert search["from_cache_s"] < search["compile_s"] / 2
   assert (tmp_path / "steps.png").stat().st_size > 10_000
@@ -250,6 +250,17 @@ def test_seeds_are_compared_pairwise(monkeypatch):
   assert "2.00 (-0.48 to 4.48)" in table[2]
   assert table[2].split()[:2] == ["prior", "84.00"]
   assert table[1].split()[2] == "-"
+
+
+def test_tables_keep_figures_as_they_are_given(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+  terminal = importlib.import_module("terminal")
+  rows = [{"": "long name", **terminal.spread("gain", [1.0, 3.0, 2.0], "+")}]
+  rows.append({"": "one", **terminal.spread("gain", [-0.5], "+")})
+  assert terminal.table(rows).splitlines()[1:] == [
+    "long name  +2.00 ± 1.00  +1.00  +3.00",
+    "one        -0.50 ± 0.00  -0.50  -0.50",
+  ]
 
 
 def test_tpu_plan_bounds_a_step_by_each_peak(tmp_path):
