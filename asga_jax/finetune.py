@@ -9,10 +9,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax.quantization import batch_norm, layers, logit_layout, promotion
+from asga_jax.quantization import batch_norm, layers, logit_layout
 from asga_jax.training import loop, optimizers, placement, sharding, steps
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
+from asga_jax.xla import promotion
 
 # Figures that a display of progress has room for.
 SHOWN = ("loss", "accuracy")

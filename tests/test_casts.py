@@ -40,6 +40,8 @@ def test_a_batch_that_would_wrap_is_refused():
     sharding.place_batch({"label": np.array([2**31])}, mesh)
   with pytest.raises(ValueError, match="float64 values from -1e"):
     sharding.place_batch(np.array([-1e99, np.inf]), mesh)
+  with pytest.raises(ValueError, match=r"float64 values from 0\.0 to 1e-300"):
+    sharding.place_batch(np.array([0, 1e-300]), mesh)
   kept = sharding.place_batch(np.array([-(2**31), 2**31 - 1]), mesh)
   assert np.asarray(kept).tolist() == [-(2**31), 2**31 - 1]
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import asga_jax
+from asga_jax.deploy import reference
 from asga_jax.weights import load
 
 X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
@@ -97,6 +98,30 @@ def test_a_training_step_in_strict_promotion():
       progress=False,
     )
     trained(X)
+
+
+@pytest.mark.slow
+def test_post_training_and_derivatives_in_strict_promotion():
+  rngs = nnx.Rngs(0)
+  net = nnx.Sequential(
+    nnx.Linear(8, 8, rngs=rngs),
+    nnx.BatchNorm(8, rngs=rngs),
+    nnx.relu,
+    nnx.Linear(8, 4, rngs=rngs),
+  )
+  with (
+    jax.numpy_dtype_promotion("strict"),
+    jax.numpy_rank_promotion("raise"),
+  ):
+    made = asga_jax.quantize_post_training(
+      net, [X], budget="bops=6bit", progress=False
+    )
+    corrected = asga_jax.correct_bias(made.model, [X], reference=net)
+    again = asga_jax.reestimate_batch_norm(corrected, [X])
+    integers = reference.integer_forward(again)
+    np.testing.assert_allclose(integers(X), again(X), rtol=1e-4, atol=1e-5)
+    gradient = nnx.grad(lambda model: model(X).sum())(again)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 class Alike(nnx.Module):

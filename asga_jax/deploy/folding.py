@@ -12,10 +12,6 @@ from jax.extend import core
 from asga_jax.deploy import integer
 from asga_jax.network import examples, kinds, program
 
-# The identity, so that a traced program says what comes from where.
-_mark = core.Primitive("asga_mark")
-_mark.def_abstract_eval(lambda x, **_: x)
-
 
 class Fold(NamedTuple):
   """A layer's output and its batch norm: accumulator * multiplier + offset.
@@ -158,7 +154,7 @@ def _mark_calls(node: Any, path: str, call: Any) -> None:
 
 def _leave_layer(path, function, layer, *args: Any, **kwargs: Any):
   del layer
-  return _mark.bind(function(*args, **kwargs), layer=path)
+  return program.mark.bind(function(*args, **kwargs), layer=path)
 
 
 def _enter_norm(path, function, norm, x, *args: Any, **kwargs: Any):
@@ -167,7 +163,7 @@ def _enter_norm(path, function, norm, x, *args: Any, **kwargs: Any):
   fixed = norm.use_running_average if told is None else told
   # Narrower types round in between, at which one map would not.
   plain = last and bool(fixed) and x.dtype == np.float32
-  return function(_mark.bind(x, norm=path, plain=plain), *args, **kwargs)
+  return function(program.mark.bind(x, norm=path, plain=plain), *args, **kwargs)
 
 
 def _collect(
@@ -184,7 +180,7 @@ def _collect(
   for equation in jaxpr.eqns:
     variables = [v for v in equation.invars if isinstance(v, core.Var)]
     uses.update(variables)
-    if equation.primitive is _mark:
+    if equation.primitive is program.mark:
       if "layer" in equation.params:
         outputs[equation.outvars[0]] = equation.params["layer"]
       else:

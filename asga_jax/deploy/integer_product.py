@@ -12,6 +12,7 @@ from flax import nnx
 from asga_jax.deploy import folding, integer
 from asga_jax.network import kinds
 from asga_jax.quantization import layers
+from asga_jax.xla import promotion
 
 
 class Accumulation(NamedTuple):
@@ -50,6 +51,7 @@ class IntegerProduct(nnx.Module):
     self.offset = offset
     self.multiplier = nnx.Variable(jnp.asarray(multiplier))
 
+  @promotion.usual()
   def __call__(self, *args: Any, **settings: Any) -> jax.Array:
     """Multiply the input; of the kernel that is handed, codes are known."""
     call = kinds.read_call(self.attribute, args, settings)

@@ -19,10 +19,10 @@ from asga_jax.quantization import (
   bit_choice,
   fixing,
   layers,
-  promotion,
   quantizers,
 )
 from asga_jax.weights import files as weight_files
+from asga_jax.xla import promotion
 
 FORMAT = "asga_jax packed network"
 VERSION = "1"

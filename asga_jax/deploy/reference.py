@@ -12,6 +12,7 @@ from flax import nnx
 from asga_jax.deploy import folding, integer, integer_product
 from asga_jax.network import attention, program
 from asga_jax.quantization import layers
+from asga_jax.xla import promotion
 
 ARITHMETICS = ("int32", "float32")
 # Whole numbers below these are exact.
@@ -157,6 +158,7 @@ class _IntegerAttention(attention.Attention):
     )
     self.observer = nnx.static(observer)
 
+  @promotion.usual()
   def __call__(self, query, key, value, bias=None, mask=None, **settings: Any):
     """Attend, see `attention.Attention`."""
     integers = dict(self.integers)

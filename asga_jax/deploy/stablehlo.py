@@ -10,8 +10,8 @@ from jax import export
 
 from asga_jax import files
 from asga_jax.network import arguments, examples
-from asga_jax.quantization import promotion, remembered
-from asga_jax.xla import lowering
+from asga_jax.quantization import remembered
+from asga_jax.xla import lowering, promotion
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

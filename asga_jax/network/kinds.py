@@ -160,7 +160,7 @@ def _convolve_transposed(layer: Any, inputs: jax.Array) -> jax.Array:
   flat = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
   output = layer.conv_transpose(flat, kernel)
   if bias is not None:
-    output = output + bias
+    output = output + bias.reshape((1,) * (output.ndim - 1) + (-1,))
   return output.reshape(*batch, *output.shape[1:])
 
 

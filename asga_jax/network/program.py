@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 from jax.extend import core
-from jax.interpreters import batching
+from jax.interpreters import ad, batching
 
 from asga_jax.network import attention, kinds
 from asga_jax.network.examples import Example
@@ -22,7 +22,12 @@ def _map_mark(values: Any, axes: Any, **settings: Any) -> Any:
   return mark.bind(values[0], **{**settings, "mapped": True}), axes[0]
 
 
+def _derive_mark(values: Any, tangents: Any, **settings: Any) -> Any:
+  return mark.bind(*values, **{**settings, "derived": True}), tangents[0]
+
+
 batching.primitive_batchers[mark] = _map_mark  # type: ignore[index]
+ad.primitive_jvps[mark] = _derive_mark  # type: ignore[index]
 
 # What is multiplied by the network's own code, in no module within.
 ITSELF = "(the network itself)"

@@ -30,6 +30,8 @@ class Operand(NamedTuple):
   shape: tuple[int, ...]
   # Whether the call lies in a loop, a branch or another transformation.
   nested: bool
+  # Whether the call itself asks for a derivative by it.
+  derived: bool
 
 
 class Multiplication(NamedTuple):
@@ -100,6 +102,11 @@ def refusals(traced: program_lib.Program, found: Reading) -> dict[str, str]:
     Path -> reason.
   """
   reasons = dict(traced.refused)
+  for path, operands in found.inputs.items():
+    if any(operand.derived for operand in operands):
+      reasons.setdefault(
+        path, "it is called within jax.grad, jax.jvp or another derivative"
+      )
   for path, kernels in found.kernels.items():
     if not traced.outputs[path] or path in reasons:
       continue
@@ -238,7 +245,8 @@ class _Walker:
       kind = found.inputs if operand == "activation" else found.kernels
       shape = tuple(equation.invars[0].aval.shape)
       nested = place.nested or equation.params.get("mapped", False)
-      kind.setdefault(path, []).append(Operand(known, shape, nested))
+      derived = equation.params.get("derived", False)
+      kind.setdefault(path, []).append(Operand(known, shape, nested, derived))
     return dataclasses.replace(known, product=path)
 
   def multiply(self, equation: Any, values: list[Known], place: _Place) -> None:

@@ -10,7 +10,7 @@ from absl import logging
 from flax import nnx
 
 from asga_jax.network import arguments, examples
-from asga_jax.quantization import promotion
+from asga_jax.xla import promotion
 
 
 def reestimated(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
@@ -88,10 +88,19 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
     share = np.float32(size / counted)
     total = new if total is None else _merged(total, new, share)
     seen += 1
-  if total is not None:
-    for norm, (mean, var) in zip(norms, total, strict=True):
-      norm.mean[...] = mean
-      norm.var[...] = var
+  if total is None:
+    return 0
+  before = [(norm.mean[...], norm.var[...]) for norm in norms]
+  for norm, (mean, var) in zip(norms, total, strict=True):
+    norm.mean[...] = mean
+    norm.var[...] = var
+  if _same(before, total):
+    logging.warning(
+      "none of the %d batch norms of %s has moved its statistics: does the call"
+      " of the model reach them?",
+      len(norms),
+      type(model).__name__,
+    )
   return seen
 
 
@@ -108,18 +117,21 @@ def freeze(model: nnx.Module) -> None:
 
 def warn_unmoved(before: nnx.Module, after: nnx.Module) -> None:
   """Log that a training has left all running statistics as they were."""
-  pairs = list(zip(_batch_norms(before), _batch_norms(after), strict=True))
-  if pairs and all(
-    np.array_equal(old.mean[...], new.mean[...])
-    and np.array_equal(old.var[...], new.var[...])
-    for old, new in pairs
-  ):
+  old, new = (
+    [(norm.mean[...], norm.var[...]) for norm in _batch_norms(model)]
+    for model in (before, after)
+  )
+  if new and _same(old, new):
     logging.warning(
       "none of the %d batch norms has moved its statistics in training: does"
       " the loss function call the model with an argument, such as"
       " use_running_average or training=False, that overrides its mode?",
-      len(pairs),
+      len(new),
     )
+
+
+def _same(old: Any, new: Any) -> bool:
+  return all(map(np.array_equal, jax.tree.leaves(old), jax.tree.leaves(new)))
 
 
 def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
@@ -156,5 +168,17 @@ def _batch_statistics(graphdef, state, inputs):
     # With a momentum of zero the running statistics are the batch's own.
     norm.momentum = 0.0
     norm.use_running_average = False
+    _ignore_flag(norm)
   inputs.call(model)
   return [(norm.mean[...], norm.var[...]) for norm in norms]
+
+
+def _ignore_flag(norm: Any) -> None:
+  """Let a norm use its batch, whatever its caller says of running averages."""
+  kind = type(norm)
+
+  def call(self, x, *flag: Any, **settings: Any):
+    settings.pop("use_running_average", None)
+    return kind.__call__(self, x, *(False for _ in flag), **settings)
+
+  norm.__class__ = type(kind.__name__, (kind,), {"__call__": call})

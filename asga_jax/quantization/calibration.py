@@ -1,6 +1,6 @@
 """Where quantizers start: the statistics of what layers read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,8 @@ def gather(
   try:
     traced = program.trace(model, one, method=method, note=check)
     read = reading.read(traced)
-    found = _count(model, [example, *batches], method)
+    refused = reading.refusals(traced, read)
+    found = _count(model, [example, *batches], method, refused)
   except Exception as error:
     reason = " ".join(str(error).split()).rstrip(".")
     raise ValueError(
@@ -93,7 +94,6 @@ def gather(
     ) from error
   seconds = {}
   inputs = {}
-  refused = reading.refusals(traced, read)
   for path in traced.readers:
     if path in refused:
       continue
@@ -113,10 +113,15 @@ _Key = tuple[str, int]
 _Found = dict[_Key, statistics.Statistics]
 
 
-def _count(model: nnx.Module, batches: Iterable[Any], method: str) -> _Found:
-  """Count the operands of every product, over all calls and batches."""
+def _count(
+  model: nnx.Module,
+  batches: Iterable[Any],
+  method: str,
+  refused: Container[str],
+) -> _Found:
+  """Count the operands of the other products, over all calls and batches."""
   found: _Found = {}
-  run = _counting(model, method)
+  run = _counting(model, method, refused)
   for given in batches:
     example = examples.as_example(given)
     if example.is_blank:
@@ -126,10 +131,10 @@ def _count(model: nnx.Module, batches: Iterable[Any], method: str) -> _Found:
   return found
 
 
-def _counting(model: nnx.Module, method: str) -> Any:
+def _counting(model: nnx.Module, method: str, refused: Container[str]) -> Any:
   """Make the function from an example to the histograms of all operands."""
   calls: list[tuple[_Key, Any]] = []
-  watched = _watched(model, lambda key, x: calls.append((key, x)))
+  watched = _watched(model, refused, lambda key, x: calls.append((key, x)))
   graphdef, state = nnx.split(watched)
   keys: list[_Key] = []
 
@@ -146,7 +151,7 @@ def _counting(model: nnx.Module, method: str) -> Any:
     try:
       histograms = jitted(state, example)
     except jax.errors.UnexpectedTracerError:
-      return _run_eagerly(model, example, method)
+      return _run_eagerly(model, example, method, refused)
     finally:
       calls.clear()
     return zip(keys, histograms, strict=True)
@@ -158,12 +163,19 @@ def _counting(model: nnx.Module, method: str) -> Any:
 _count_once = outline.outlined(statistics.count)
 
 
-def _watched(model: nnx.Module, tell: Callable[[_Key, Any], None]) -> Any:
-  """Copy a network in float, of which every operand of a product is told."""
+def _watched(
+  model: nnx.Module,
+  refused: Container[str],
+  tell: Callable[[_Key, Any], None],
+) -> Any:
+  """Copy a network in float, of which operands of products are told."""
   copy = kinds.with_products(model)
   layers.make_float(copy)
 
   def wrap(path: str, attribute: str, product: Any) -> Any:
+    if path in refused:
+      return product
+
     def watched(*args: Any, **settings: Any) -> Any:
       call = kinds.read_call(attribute, args, settings)
       tell((path, 0), call.first)
@@ -178,7 +190,10 @@ def _watched(model: nnx.Module, tell: Callable[[_Key, Any], None]) -> Any:
 
 
 def _run_eagerly(
-  model: nnx.Module, example: examples.Example, method: str
+  model: nnx.Module,
+  example: examples.Example,
+  method: str,
+  refused: Container[str],
 ) -> list[Any]:
   """Count where layers are called within other transformations.
 
@@ -204,7 +219,7 @@ def _run_eagerly(
 
     told(x)
 
-  watched = _watched(model, tell)
+  watched = _watched(model, refused, tell)
   jax.block_until_ready(example.call(getattr(watched, method)))
   jax.effects_barrier()
   return found

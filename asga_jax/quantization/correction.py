@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from asga_jax.network import arguments, examples, program
-from asga_jax.quantization import layers, promotion
+from asga_jax.quantization import layers
+from asga_jax.xla import promotion
 
 # A feature of which next to nothing is left is not to be blown up.
 _SMALLEST_RATIO = 1 / 16
@@ -114,6 +115,7 @@ def call_noting(
   return call(), found
 
 
+@promotion.usual()
 def call_corrected(
   model: nnx.Module, float_moments: Moments, call: Callable[[], Any]
 ) -> tuple[Any, Corrections]:

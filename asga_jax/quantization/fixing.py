@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asga_jax.quantization import bit_choice, layers, promotion
+from asga_jax.quantization import bit_choice, layers
+from asga_jax.xla import promotion
 
 
 def check_paths(model: nnx.Module, bits: Mapping[str, Any]) -> None:

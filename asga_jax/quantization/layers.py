@@ -16,8 +16,8 @@ from flax import nnx
 
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.network import program
-from asga_jax.quantization import bit_choice, promotion, quantizers
-from asga_jax.xla import outline
+from asga_jax.quantization import bit_choice, quantizers
+from asga_jax.xla import outline, promotion
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,10 +18,10 @@ from asga_jax.quantization import (
   compensation,
   correction,
   layers,
-  promotion,
   quantizers,
   remembered,
 )
+from asga_jax.xla import promotion
 
 # Rows of a layer's input, at least; and for each weight of a feature.
 _ROWS, _ROWS_EACH = 8192, 8

@@ -15,12 +15,12 @@ from asga_jax.quantization import (
   calibration,
   layers,
   methods,
-  promotion,
   quantizers,
 )
 from asga_jax.quantization import (
   rules as rules_lib,
 )
+from asga_jax.xla import promotion
 
 DEFAULT_BITS = (2, 3, 4, 5, 6, 8)
 END_BITS = 8
@@ -96,9 +96,10 @@ def make_searchable(
   products = tuple(samples.seconds)
   paths = tuple(path for path in samples.inputs if path not in products)
   if not paths:
+    refused = [f" {path}: {why};" for path, why in samples.refused.items()]
     raise ValueError(
-      f"model ({type(model).__name__}) calls no layer that can be searched; "
-      f"expected one of {layer_kinds.NAMES}."
+      f"model ({type(model).__name__}) calls no layer that can be searched;"
+      f"{''.join(refused[:3])} expected one of {layer_kinds.NAMES}."
     )
   decided = rules_lib.resolve(
     rules,

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from asga_jax import sharpness as sharpness_lib
-from asga_jax.quantization import promotion
 from asga_jax.training import (
   compiled,
   optimizers,
@@ -21,6 +20,7 @@ from asga_jax.training import (
   steps,
 )
 from asga_jax.training import state as state_lib
+from asga_jax.xla import promotion
 
 # Field -> (whether its value fits, what would).
 Checks = Mapping[str, tuple[bool, str]]

@@ -117,7 +117,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def _check_fits(array: Any) -> None:
-  """Refuse whole numbers that JAX would wrap around, and floats beyond its."""
+  """Refuse numbers that JAX would wrap around, or make infinite or all zero."""
   if isinstance(array, jax.Array) or array.dtype.kind not in "iuf":
     return
   dtype = jax.dtypes.canonicalize_dtype(array.dtype)
@@ -126,7 +126,9 @@ def _check_fits(array: Any) -> None:
   limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype)
   found = array[np.isfinite(array)] if dtype.kind == "f" else array
   if found.size and not (
-    limits.min <= found.min() and found.max() <= limits.max
+    limits.min <= found.min()
+    and found.max() <= limits.max
+    and (found.astype(dtype).any() or not found.any())
   ):
     raise ValueError(
       f"a batch holds {array.dtype} values from {found.min()} to {found.max()};"

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
-from asga_jax.quantization import logit_layout, promotion
+from asga_jax.quantization import logit_layout
 from asga_jax.training import (
   accumulation,
   changed_codes,
@@ -24,7 +24,7 @@ from asga_jax.training import (
 )
 from asga_jax.training import figures as figures_lib
 from asga_jax.training import state as state_lib
-from asga_jax.xla import outline
+from asga_jax.xla import outline, promotion
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

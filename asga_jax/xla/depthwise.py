@@ -10,6 +10,8 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from asga_jax.xla import promotion
+
 _Pads = tuple[tuple[int, int], ...]
 _Ints = tuple[int, ...]
 
@@ -132,6 +134,7 @@ def _depthwise_forward(lhs, rhs, strides, pads, dilation):
   return _shifted(lhs, rhs, strides, pads, dilation), (lhs, rhs)
 
 
+@promotion.usual()
 def _depthwise_backward(strides, pads, dilation, residuals, grad):
   lhs, rhs = residuals
   transpose = jax.linear_transpose(

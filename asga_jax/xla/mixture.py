@@ -17,6 +17,7 @@ from asga_jax.xla import (
   candidate_sums,
   mixture_kernel,
   outline,
+  promotion,
   reductions,
   target,
 )
@@ -153,6 +154,7 @@ def _forward(x, steps, probabilities, grids, shift, settings):
   return result, (x, steps, probabilities, grids, shift)
 
 
+@promotion.usual()
 def _backward(settings, residuals, g):
   x, steps, probabilities, grids, shift = residuals
   sweep = _outlined_sweep(settings)

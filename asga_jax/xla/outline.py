@@ -15,7 +15,7 @@ import jax
 from jax.experimental import xla_metadata
 from jax.extend import core
 
-from asga_jax.xla import target
+from asga_jax.xla import promotion, target
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,6 +108,7 @@ def recomputed(function: Callable[..., R]) -> Callable[..., R]:
     constants.
   """
 
+  @promotion.usual()
   def pull_back(variables, constants, gradient):
     # Else XLA sees that the forward pass has computed the same, and keeps it.
     variables, gradient = jax.lax.optimization_barrier((variables, gradient))

@@ -170,6 +170,22 @@ def test_a_stack_of_layers_is_refused_with_a_sentence():
   assert sum(product.macs for product in found.products) == 3 * 4 * 8 * 8
 
 
+DERIVED = {
+  "grad": lambda f, x: jax.grad(lambda x: f(x).sum())(x),
+  "jvp": lambda f, x: jax.jvp(f, (x,), (x,))[1],
+  "vjp": lambda f, x: jax.vjp(f, x)[1](x)[0],
+  "rows": lambda f, x: jax.vmap(jax.grad(lambda x: f(x).sum()))(x),
+}
+
+
+@pytest.mark.parametrize("how", DERIVED)
+def test_layers_within_a_derivative_are_refused_with_a_sentence(how):
+  traced = _trace(Block(DERIVED[how]), jnp.ones((4, 8)))
+  reasons = reading.refusals(traced, reading.read(traced))
+  assert list(reasons) == ["linear"]
+  assert "within jax.grad, jax.jvp or another" in reasons["linear"]
+
+
 @pytest.mark.parametrize("method", ["linear", "cubic", "nearest"])
 def test_an_interpolation_is_no_product(method):
   def run(self, x):

@@ -30,7 +30,8 @@ from asga_jax.deploy.onnx import trace as onnx_trace
 from asga_jax.deploy.onnx import trial as onnx_trial
 from asga_jax.deploy.onnx import values as onnx_values
 from asga_jax.network import arguments, examples
-from asga_jax.quantization import layers, promotion, remembered
+from asga_jax.quantization import layers, remembered
+from asga_jax.xla import promotion
 
 INPUT, OUTPUT = "image", "logits"
 POLICY_KEY = "asga_jax.policy"

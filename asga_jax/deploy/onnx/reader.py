@@ -122,7 +122,8 @@ class Reader:
       return self.read(jaxpr, constants, values, scope)
     avals = [variable.aval for variable in equation.outvars]
     if equation.primitive is program.mark:
-      return [self._quantize(values[0], **equation.params)]
+      told = equation.params
+      return [self._quantize(values[0], told["path"], told["operand"])]
     constant = name != "dim_as_value" and all(
       isinstance(value, np.ndarray) for value in values
     )
@@ -132,7 +133,8 @@ class Reader:
       found = equation.primitive.bind(*values, **equation.params)
       many = equation.primitive.multiple_results
       return [as_array(x) for x in (found if many else [found])]
-    for aval in avals:
+    # What asks for another type says more than the cast to it.
+    for aval in avals if name != "convert_element_type" else ():
       _check_dtype(aval)
     if all(onnx_shapes.is_empty(aval) for aval in avals):
       return [self._builder.plain("", x.shape, x.dtype) for x in avals]
@@ -210,10 +212,14 @@ def _needed(jaxpr: Any) -> list[Any]:
 
 
 def _check_dtype(aval: Any) -> None:
-  """Refuse floats that onnxruntime has few or no kernels for on a CPU."""
+  """Refuse numbers that onnxruntime has few or no kernels for on a CPU."""
   if jax.dtypes.issubdtype(aval.dtype, np.floating) and aval.dtype.itemsize < 4:
     raise ExportError(
       f"it computes in {aval.dtype}; expected float32 (layers take dtype=)"
+    )
+  if jax.dtypes.issubdtype(aval.dtype, np.complexfloating):
+    raise ExportError(
+      f"it computes in {aval.dtype}; expected real and imaginary parts apart"
     )
 
 

@@ -32,6 +32,16 @@ def test_an_unknown_operation_is_named_with_its_layer(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+class Complex(nnx.Module):
+  def __call__(self, x):
+    return jnp.abs(x * 1j)
+
+
+def test_complex_numbers_are_told_where_they_are_computed():
+  with pytest.raises(ExportError, match=r"'mul' .*it computes in complex64"):
+    onnx_export.export_onnx(Complex(), (4, 3))
+
+
 def test_a_bad_path_is_found_before_the_conversion(tmp_path, monkeypatch):
   def trace(*_):
     raise AssertionError("converted")

@@ -51,6 +51,7 @@ _own_gradient.defvjp(lambda x: (2 * x, None), lambda _, g: (g,))
 CASES = {
   "abs": [jnp.abs],
   "add": [lambda x: x + x[:, :1], lambda x: 1 + x],
+  "add_any": [jax.grad(lambda x: (jnp.tanh(x) * jnp.exp(x)).sum())],
   "and": [lambda x: jnp.where((x > 0) & (x < 1), x, 2.0)],
   "argmax": [lambda x: jnp.argmax(x, -1).astype(jnp.float32)],
   "argmin": [lambda x: jnp.argmin(x, 1).astype(jnp.float32)],
@@ -157,6 +158,11 @@ CASES = {
   "slice": [lambda x: lax.slice_in_dim(x, 1, 6, 2, 2)],
   "split": [lambda x: jnp.multiply(*jnp.split(x, 2, -1))],
   "sqrt": [lambda x: jnp.sqrt(x + 3)],
+  "sharding_constraint": [
+    lambda x: lax.with_sharding_constraint(
+      x, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+  ],
   "square": [jnp.square],
   "squeeze": [lambda x: lax.squeeze(x[:, :1], (1,))],
   "stack": [lambda x: jnp.stack([x, 2 * x], 1)],
