@@ -16,7 +16,6 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.quantization import (
   batch_norm,
-  calibration,
   fixing,
   layers,
   remembered,
@@ -120,15 +119,9 @@ def start_search(
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
-  step, state = started.step, started.state
-  if prior is not None:
-    state = _from_prior(started, prior, space, settings)
-    step, state = setup.placed(
-      started.parts, state, started.mesh, settings, bilevel=bilevel
-    )
-  return Search(
-    step=step,
-    state=state,
+  search = Search(
+    step=started.step,
+    state=started.state,
     graphdef=taken.graphdef,
     parts=started.parts,
     space=space,
@@ -138,18 +131,29 @@ def start_search(
     costs=costs,
     input_shape=input_shape,
   )
+  if prior is None:
+    return search
+  return with_prior(search, prior.scores[prior.score], settings.prior_strength)
 
 
-def _from_prior(
-  started: setup.Start,
-  prior: result_lib.SearchResult,
-  space: search_space.SearchSpace,
-  settings: search_settings.SearchSettings,
-) -> state_lib.TrainState:
-  """Start logits from measured scores, less a price of bits."""
-  parts, state = started.parts, started.state
-  groups = space.by_group(parts.layout.unstack(state.params.logits))
-  scores = prior.scores[prior.score]
+def with_prior(
+  search: Search, scores: Mapping[str, Any], strength: float
+) -> Search:
+  """Start the logits from measured scores, less a price of bits.
+
+  Args:
+    search: from `start_search`, before its first step.
+    scores: group -> a number a candidate, higher is better.
+    strength: what they are multiplied by.
+
+  Returns:
+    The same search with another state.
+
+  Raises:
+    ValueError: scores of other tensors or candidates.
+  """
+  parts, state = search.parts, search.state
+  groups = search.space.by_group(parts.layout.unstack(state.params.logits))
   shapes = {group: values.shape for group, values in groups.items()}
   if {group: np.shape(values) for group, values in scores.items()} != shapes:
     raise ValueError(
@@ -157,63 +161,20 @@ def _from_prior(
       f" model, which has {len(shapes)}; expected scores of the same network"
       " with the same candidates."
     )
-  started_logits = {
-    space.logit_paths[group]: jnp.asarray(values, jnp.float32)
-    * settings.prior_strength
+  logits = [
+    (search.space.logit_paths[group], jnp.asarray(values, jnp.float32))
     for group, values in scores.items()
-  }
-  task = parts.layout.stack(nnx.from_flat_state(list(started_logits.items())))
+  ]
+  task = parts.layout.stack(nnx.from_flat_state(logits))
+  task = jax.tree.map(lambda rows: rows * strength, task)
   assert parts.expected_use is not None
-  logits = jax.jit(task_logits.priced, static_argnums=1)(
+  priced = jax.jit(task_logits.priced, static_argnums=1)(
     task, parts.expected_use, parts.temperature(jnp.zeros((), jnp.int32))
   )
-  return state._replace(
-    params=state.params._replace(logits=logits), task=task_logits.init(task)
+  started = state._replace(
+    params=state.params._replace(logits=priced), task=task_logits.init(task)
   )
-
-
-def recalibrate(
-  search: Search, inputs: Any, *, method: str = "__call__"
-) -> Search:
-  """Start a search over from the ranges of real inputs.
-
-  For a model that was made searchable by the shape of its input alone; weights
-  and all that is not quantizers' stay.
-
-  Args:
-    search: from `start_search`, before its first step.
-    inputs: a batch of inputs as the model takes them, so after `prepare`.
-    method: the method that is called on them.
-
-  Returns:
-    The same search with another state.
-
-  Raises:
-    ValueError: inputs that the model cannot be run on.
-  """
-  old = search.state
-  # One copy, since other devices and processes have no part in this.
-  params, rest = jax.tree.map(
-    lambda x: x.addressable_data(0),
-    placement.gathered((old.params, old.rest), search.mesh),
-  )
-  params = params._replace(logits=search.parts.layout.unstack(params.logits))
-  model = state_lib.merge_model(search.graphdef, params, rest)
-  model = calibration.calibrate(model, inputs, method=method)
-  _, params, rest = state_lib.split_model(model)
-
-  def found(new, old):
-    """Give a value that is not bound to a device; keys stay as they were."""
-    random = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
-    return old if random else np.asarray(new)
-
-  state = old._replace(
-    params=old.params._replace(
-      quantizers=jax.tree.map(found, params.quantizers, old.params.quantizers)
-    ),
-    rest=jax.tree.map(found, rest, old.rest),
-  )
-  return search._replace(state=placement.place_like(state, old))
+  return search._replace(state=placement.place_like(started, state))
 
 
 def trained_model(search: Search, state: state_lib.TrainState) -> nnx.Module:

@@ -112,7 +112,7 @@ def time_reading(folder: pathlib.Path, workers: int) -> tuple[Any, ...]:
 
 def time_search(folder: pathlib.Path, workers: int) -> tuple[Any, ...]:
   """Time the steps of a search, and its waits; a row of the table."""
-  from asga_jax.runs import build
+  from asga_jax.runs import build, search_start
   from asga_jax.runs import config as config_lib
   from asga_jax.runs import search as search_run
   from asga_jax.training import loop
@@ -132,7 +132,7 @@ def time_search(folder: pathlib.Path, workers: int) -> tuple[Any, ...]:
   made = search_run.build_search(config, build.describe_data(config))
   dataset = build.load_data(config)
   splits = search_run.split_proxy(config, dataset)
-  made = search_run.set_ranges(config, made, dataset, splits)
+  made = search_start.set_ranges(config, made, dataset, splits)
   waits: list[float] = []
   ends: list[float] = []
 

@@ -29,7 +29,7 @@ from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import batch_norm
-from asga_jax.runs import build
+from asga_jax.runs import build, search_start
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop
@@ -66,7 +66,7 @@ class Bench:
     self.config = make_config(seed, **sharpness)
     self.dataset = dataset
     self.splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=seed)
-    self.search = search_run.set_ranges(
+    self.search = search_start.set_ranges(
       self.config,
       search_run.build_search(self.config, dataset.info),
       dataset,

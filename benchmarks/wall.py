@@ -34,7 +34,14 @@ from asga_jax import data as data_lib
 from asga_jax import every_budget, files
 from asga_jax.allocation import curve as curve_lib
 from asga_jax.data import batches as batches_lib
-from asga_jax.runs import build, checkpoints, read, recorded_loop, summary
+from asga_jax.runs import (
+  build,
+  checkpoints,
+  read,
+  recorded_loop,
+  search_start,
+  summary,
+)
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
 from asga_jax.training import loop, progress, sharding
@@ -54,7 +61,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 WHOLE: dict[str, tuple[Any, str]] = {
   "start: network, quantizers": (search_run, "build_search"),
   "start: tracing the step": (ahead, "start_compiling"),
-  "start: calibrating, beside loading": (search_run, "set_ranges"),
+  "start: calibrating, beside loading": (search_start, "set_ranges"),
   "steps": (recorded_loop, "train"),
   "end: network, scores": (read, "end_search"),
   "end: plots": (summary, "plot_search"),
@@ -224,7 +231,7 @@ def profile_loops(config: Any, rounds: int, steps: int) -> list[dict]:
   dataset = build.load_data(config)
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
   config.search.steps = steps
-  made = search_run.set_ranges(
+  made = search_start.set_ranges(
     config, search_run.build_search(config, dataset.info), dataset, splits
   )
   raw = next(search_run.make_batches(config, dataset, splits, 0, made.mesh))

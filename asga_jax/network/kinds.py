@@ -78,7 +78,7 @@ def attribute_of(module: Any) -> str | None:
   # Names in a dict are the user's.
   held = {} if isinstance(module, nnx.Dict) else vars(module)
   for name in ATTRIBUTES:
-    if name in held:
+    if name in held and (held[name] is None or callable(held[name])):
       return name
   return "conv_transpose" if _can_transpose(module) else None
 

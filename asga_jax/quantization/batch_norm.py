@@ -1,7 +1,7 @@
 """Batch norm's running statistics, taken anew at other bits."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -68,7 +68,7 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
     return 0
   graphdef, state = nnx.split(model)
   seen, counted = 0, 0
-  total = None
+  total, reached = None, False
   if not isinstance(batches, Iterable):
     raise ValueError(
       f"batches is a {type(batches).__name__}; expected batches of inputs."
@@ -76,13 +76,14 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   for inputs in batches:
     example = examples.as_example(inputs)
     try:
-      new = _batch_statistics(graphdef, state, example)
+      new, called = _batch_statistics(graphdef, state, example)
     except (TypeError, ValueError) as error:
       reason = " ".join(str(error).split())[:600]
       raise ValueError(
         f"{type(model).__name__} does not run on a batch, {example.describe()}:"
         f" {reason}; {examples.ACCEPTED}"
       ) from error
+    reached |= bool(called.any())
     size = example.batch()
     counted += size
     share = np.float32(size / counted)
@@ -90,14 +91,13 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
     seen += 1
   if total is None:
     return 0
-  before = [(norm.mean[...], norm.var[...]) for norm in norms]
   for norm, (mean, var) in zip(norms, total, strict=True):
     norm.mean[...] = mean
     norm.var[...] = var
-  if _same(before, total):
+  if not reached:
     logging.warning(
-      "none of the %d batch norms of %s has moved its statistics: does the call"
-      " of the model reach them?",
+      "none of the %d batch norms of %s has moved its statistics: the call of"
+      " the model reaches none",
       len(norms),
       type(model).__name__,
     )
@@ -117,21 +117,18 @@ def freeze(model: nnx.Module) -> None:
 
 def warn_unmoved(before: nnx.Module, after: nnx.Module) -> None:
   """Log that a training has left all running statistics as they were."""
-  old, new = (
-    [(norm.mean[...], norm.var[...]) for norm in _batch_norms(model)]
-    for model in (before, after)
-  )
-  if new and _same(old, new):
+  pairs = list(zip(_batch_norms(before), _batch_norms(after), strict=True))
+  if pairs and all(
+    np.array_equal(old.mean[...], new.mean[...])
+    and np.array_equal(old.var[...], new.var[...])
+    for old, new in pairs
+  ):
     logging.warning(
       "none of the %d batch norms has moved its statistics in training: does"
       " the loss function call the model with an argument, such as"
       " use_running_average or training=False, that overrides its mode?",
-      len(new),
+      len(pairs),
     )
-
-
-def _same(old: Any, new: Any) -> bool:
-  return all(map(np.array_equal, jax.tree.leaves(old), jax.tree.leaves(new)))
 
 
 def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
@@ -161,23 +158,26 @@ def _merged(total: Any, new: Any, share: Any) -> Any:
 # compilation.
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_statistics(graphdef, state, inputs):
-  """Give mean and variance of one batch at every batch norm."""
+  """Give mean and variance of one batch at every norm, and which are called."""
   model = nnx.merge(graphdef, state, copy=True)
   norms = _batch_norms(model)
-  for norm in norms:
+  called = np.zeros(len(norms), bool)
+  for index, norm in enumerate(norms):
     # With a momentum of zero the running statistics are the batch's own.
     norm.momentum = 0.0
     norm.use_running_average = False
-    _ignore_flag(norm)
+    _note_calls(norm, functools.partial(called.__setitem__, index, True))
   inputs.call(model)
-  return [(norm.mean[...], norm.var[...]) for norm in norms]
+  found = [(norm.mean[...], norm.var[...]) for norm in norms]
+  return found, jax.numpy.asarray(called)
 
 
-def _ignore_flag(norm: Any) -> None:
-  """Let a norm use its batch, whatever its caller says of running averages."""
+def _note_calls(norm: Any, note: Callable[[], None]) -> None:
+  """Tell of calls of a norm, which then uses its batch whatever it is told."""
   kind = type(norm)
 
   def call(self, x, *flag: Any, **settings: Any):
+    note()
     settings.pop("use_running_average", None)
     return kind.__call__(self, x, *(False for _ in flag), **settings)
 

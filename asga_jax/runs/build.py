@@ -18,7 +18,7 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.cost import latency_table
 from asga_jax.data import augmentation, presets
-from asga_jax.runs import config as config_lib
+from asga_jax.runs import config_rules
 from asga_jax.training import steps
 from asga_jax.weights import load as weights_load
 from asga_jax.xla import lowering
@@ -52,7 +52,7 @@ def make_costs(
 def candidate_bits(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   """List all bit-widths that some layer of a search may have, sorted."""
   found = {*config.bits, config.end_bits}
-  for rule in config_lib.make_rules(config):
+  for rule in config_rules.make_rules(config):
     for bits in (rule.weight_bits, rule.activation_bits):
       if bits is not None:
         found.update((bits,) if isinstance(bits, int) else bits)
@@ -146,7 +146,7 @@ def make_searchable(
     make_network(config, num_classes, seed=config.search.seed, trained=trained),
     blank_images(config) if example_images is None else example_images,
     bits=tuple(config.bits),
-    rules=config_lib.make_rules(config),
+    rules=config_rules.make_rules(config),
     deployed=make_deployed(config),
     end_bits=config.end_bits,
     weight_quantizer=config.weight_quantizer,

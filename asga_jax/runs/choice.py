@@ -1,19 +1,16 @@
 """The score that a search's policy is chosen by, measured once it has ended."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
-from absl import logging
 
 from asga_jax import data as data_lib
-from asga_jax import evaluate
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.runs import build, processes
+from asga_jax.runs import processes, scores
 from asga_jax.scores import choice, measured
 
 FILE = "scores.json"
@@ -42,55 +39,29 @@ def measure(
   """
   if not config.choice.score:
     return found, result_lib.allocate(found)
-  inputs = next(
-    evaluate.norm_inputs(
-      splits.train,
-      build.make_prepare(config, dataset, train=False),
-      batch_size=min(config.choice.images, len(splits.train)),
-      batches=1,
-      seed=config.search.seed,
-    )
+  score, images = config.choice.score, config.choice.images
+  made = scores.measure(
+    config,
+    found.model,
+    score=score,
+    images=images,
+    dataset=dataset,
+    splits=splits,
+    file=directory / FILE,
   )
-  batches = [np.asarray(inputs)]
-  logging.info(
-    "measuring every tensor of the searched network on %d images", len(inputs)
-  )
-
-  def measured_scores() -> str:
-    scored = measured.measure_scores(
-      found.model,
-      batches,
-      budget=found.budget,
-      score=config.choice.score,
-      costs=found.costs,
-      cache=directory / FILE,
-    )
-    return json.dumps(
-      {
-        name: {group: values.tolist() for group, values in groups.items()}
-        for name, groups in scored.scores.items()
-      }
-    )
+  found = _with(found, made)
+  policy = result_lib.allocate(found)
+  if not config.choice.evaluations:
+    return found, policy
+  inputs = scores.training_images(config, dataset, splits, images)
 
   def improved() -> str:
     better = choice.improve_policy(
-      found, policy, batches, evaluations=config.choice.evaluations
+      found, policy, [np.asarray(inputs)], evaluations=config.choice.evaluations
     )
     return policy_lib.to_json(better)
 
-  # By one process: which images were measured is kept in a file of its own.
-  told = json.loads(processes.from_first(measured_scores))
-  found = _with(
-    found,
-    {
-      name: {group: np.asarray(values) for group, values in groups.items()}
-      for name, groups in told.items()
-    },
-  )
-  policy = result_lib.allocate(found)
-  if config.choice.evaluations:
-    policy = policy_lib.from_json(processes.from_first(improved))
-  return found, policy
+  return found, policy_lib.from_json(processes.from_first(improved))
 
 
 def read(
@@ -101,15 +72,13 @@ def read(
   """Give a search that is read again the scores that were measured for it."""
   if not config.choice.score or not (directory / FILE).exists():
     return found
-  scores = measured.read_scores(directory / FILE, found.space)
-  return _with(found, {config.choice.score: scores})
+  kept = measured.read_scores(directory / FILE, found.space)
+  return _with(found, {config.choice.score: kept})
 
 
 def _with(
   found: result_lib.SearchResult,
-  scores: Scores,
+  made: Scores,
 ) -> result_lib.SearchResult:
-  (name,) = scores
-  return dataclasses.replace(
-    found, scores={**found.scores, **scores}, score=name
-  )
+  (name,) = made
+  return dataclasses.replace(found, scores={**found.scores, **made}, score=name)

@@ -1,15 +1,11 @@
 """The configuration of all commands: its keys, and what each command reads."""
 
-import dataclasses
-from typing import Any
-
 import ml_collections
 
 from asga_jax import finetune, models
 from asga_jax.data import presets
-from asga_jax.quantization import rules as rules_lib
 from asga_jax.quantization import surgery
-from asga_jax.runs import config_checks
+from asga_jax.runs import config_checks, config_rules
 from asga_jax.training import losses, steps
 from asga_jax.training import search_settings as searching
 from asga_jax.training import settings as setup
@@ -19,6 +15,10 @@ OF_FINETUNE = ("finetune", "post_training")
 # Scores of a searched network that a policy may be chosen by: those measured
 # tensor by tensor, so that a killed run goes on.
 MEASURED = ("", "kl", "sharp_kl")
+_UNMEASURED = {
+  "choice": "config.search.score",
+  "prior": "logits that start equal",
+}
 # What a fine-tuning does not read.
 OF_SEARCH = (
   "budget",
@@ -28,6 +28,7 @@ OF_SEARCH = (
   "data.heldout_fraction",
   "pretrain",
   "search",
+  "prior",
   "choice",
   "post_training",
 )
@@ -106,6 +107,10 @@ def default_config() -> ml_collections.ConfigDict:
       # Batches that re-estimate batch norm before a policy is evaluated.
       "batch_norm_batches": 8,
       "search": setup.settings_group(searching.SearchSettings()),
+      # What logits start from: 'kl' or 'sharp_kl' of the network before the
+      # search, on so many training images, times search.prior_strength; ''
+      # for equal logits.
+      "prior": {"score": "", "images": 32},
       # How a policy is chosen once a search has ended: by search.score, or by
       # 'kl' or 'sharp_kl' (see scores.measured) of the searched network on so
       # many training images; then by measuring so many whole policies.
@@ -185,7 +190,8 @@ def check_search_config(config: ml_collections.ConfigDict) -> None:
   """
   defaults = config_checks.drop(default_config(), OF_FINETUNE)
   config_checks.check_keys(of_search(config), defaults)
-  searching.check_prior(search_settings(config), given=False)
+  given = bool(config.prior.score)
+  searching.check_prior(search_settings(config), given=given)
   check_common(config)
   weights = config.weights
   if not weights.path and (weights.name_map or weights.skip):
@@ -200,17 +206,24 @@ def check_search_config(config: ml_collections.ConfigDict) -> None:
       f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
       " above 0 and below 1"
     )
-  choice = config.choice
-  if choice.score not in MEASURED:
-    raise config_checks.ConfigError(
-      f"config.choice.score is {choice.score!r}; expected one of {MEASURED},"
-      " the first for config.search.score"
-    )
-  for name, least in (("images", 1), ("evaluations", 0)):
-    if choice[name] < least:
+  measured = {
+    "choice": ("images", "evaluations"),
+    "prior": ("images",),
+  }
+  for group, counts in measured.items():
+    score = config[group].score
+    if score not in MEASURED:
       raise config_checks.ConfigError(
-        f"config.choice.{name} is {choice[name]}; expected at least {least}"
+        f"config.{group}.score is {score!r}; expected one of {MEASURED}, the"
+        f" first for {_UNMEASURED[group]}"
       )
+    for name in counts:
+      least = 1 if name == "images" else 0
+      if config[group][name] < least:
+        raise config_checks.ConfigError(
+          f"config.{group}.{name} is {config[group][name]}; expected at least"
+          f" {least}"
+        )
 
 
 def check_finetune_config(config: ml_collections.ConfigDict) -> None:
@@ -258,7 +271,7 @@ def check_common(config: ml_collections.ConfigDict) -> None:
     ValueError: names the key, its value and what is accepted.
   """
   models.constructor(config.model)
-  make_rules(config)
+  config_rules.make_rules(config)
   data = config.data
   given = {"crop": data.crop, "normalisation": data.normalisation}
   presets.find(data.preset, streamed=data.stream, **given)
@@ -327,22 +340,3 @@ def finetune_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
     distillation_weight=group.distillation.weight,
     temperature=group.distillation.temperature,
   )
-
-
-def make_rules(config: ml_collections.ConfigDict) -> tuple[rules_lib.Rule, ...]:
-  """Make the rules; raises ValueError for an unknown field or bad value."""
-  known = {field.name for field in dataclasses.fields(rules_lib.Rule)}
-  rules = []
-  for index, fields in enumerate(config.rules):
-    unknown = sorted(set(fields) - known)
-    if unknown or "pattern" not in fields:
-      raise config_checks.ConfigError(
-        f"config.rules[{index}] has the fields {sorted(fields)}; expected "
-        f"'pattern' and any of {sorted(known - {'pattern'})}"
-      )
-    values: dict[str, Any] = {
-      key: tuple(value) if isinstance(value, list) else value
-      for key, value in dict(fields).items()
-    }
-    rules.append(rules_lib.Rule(**values))
-  return tuple(rules)

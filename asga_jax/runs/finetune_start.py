@@ -20,7 +20,7 @@ from asga_jax.cost import macs
 from asga_jax.network import program
 from asga_jax.quantization import layers
 from asga_jax.quantization import rules as rules_lib
-from asga_jax.runs import build, read
+from asga_jax.runs import build, config_rules, read
 from asga_jax.runs import config as config_lib
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load as pretrained
@@ -93,7 +93,7 @@ def uniform_policy(
   products = program.find_products(deployed)
   paths = macs.network_stats(deployed, shape).paths
   decided = rules_lib.resolve(
-    config_lib.make_rules(config),
+    config_rules.make_rules(config),
     paths,
     bits=(bits,),
     end_bits=config.end_bits,

@@ -17,6 +17,7 @@ from asga_jax.deploy import formats as export_formats
 from asga_jax.report import measured_plot, plots
 from asga_jax.runs import (
   build,
+  config_rules,
   export,
   lock,
   quantize_config,
@@ -29,7 +30,6 @@ from asga_jax.runs import (
   waits,
   workdir,
 )
-from asga_jax.runs import config as config_lib
 from asga_jax.scores import post_training, within
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import load
@@ -101,7 +101,7 @@ def _quantize(
     budget=_ANY if bounded else config.budget,
     bits=tuple(config.bits),
     end_bits=config.end_bits,
-    rules=config_lib.make_rules(config),
+    rules=config_rules.make_rules(config),
     deployed=build.make_deployed(config),
     weight_quantizer=config.weight_quantizer,
     activation_quantizer=config.activation_quantizer,

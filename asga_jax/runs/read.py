@@ -18,6 +18,7 @@ from asga_jax.runs import (
   checkpoints,
   choice,
   quantize_config,
+  search_start,
   workdir,
 )
 from asga_jax.runs import config as config_lib
@@ -150,7 +151,7 @@ def read_search(path: str | os.PathLike[str]) -> result_lib.SearchResult:
   made = search.start_search(
     model,
     budget=config.budget,
-    settings=config_lib.search_settings(config),
+    settings=search_start.settings_without_prior(config),
     costs=build.make_costs(config, workdir.kept_table(config, directory)),
   )
   try:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from absl import logging
 from jax.sharding import Mesh
@@ -32,6 +31,7 @@ from asga_jax.runs import (
   read,
   recorded_loop,
   report,
+  search_start,
   summary,
   workdir,
 )
@@ -115,7 +115,7 @@ def _search(
     dataset = build.load_data(config)
     splits = split_proxy(config, dataset)
     if restored is None:
-      made = set_ranges(config, made, dataset, splits)
+      made = search_start.set_ranges(config, made, dataset, splits)
       state = made.state
   except BaseException:
     if compiling is not None and not compiling.done():
@@ -131,6 +131,9 @@ def _search(
     logging.info("%s", line)
   if restored is not None:
     logging.info("going on from the checkpoint of step %d", first)
+  if restored is None and config.prior.score:
+    made = search_start.set_logits(config, made, dataset, splits, directory)
+    state = made.state
   if compiling is not None:
     made = made._replace(step=compiling.result())
   metadata = {"proxy": dataset.name, "num_classes": dataset.num_classes}
@@ -158,7 +161,8 @@ def _pretrain(
 ) -> search.Search:
   """Train the float network, and build the search from its weights."""
   # What a search refuses for its images is to be known before the training.
-  _check_splits(config, split_proxy(config, build.load_data(config)))
+  splits = split_proxy(config, build.load_data(config))
+  search_start.check_splits(config, splits)
   workdir.open_workdir(directory, config)
   workdir.keep_table(config, directory)
   pretrain.train_float(config, directory)
@@ -219,7 +223,7 @@ def build_search(
     trained: whether to load the weights that the configuration names, if any.
 
   Returns:
-    The search, for `set_ranges`. Its step takes batches of `make_batches`.
+    The search, for `search_start`. Its step takes batches of `make_batches`.
 
   Raises:
     ValueError: bad values or weights, no layer with a choice, images that are
@@ -236,7 +240,7 @@ def build_search(
   made = search.start_search(
     build.make_searchable(config, info.num_classes, None, trained=trained),
     budget=config.budget,
-    settings=config_lib.search_settings(config),
+    settings=search_start.settings_without_prior(config),
     costs=build.make_costs(config),
     prepare=prepare,
     mesh=mesh,
@@ -249,45 +253,6 @@ def build_search(
       "bit-widths or more (launch/finetune.py --policy=4bit trains at one)"
     )
   return made
-
-
-def _check_splits(
-  config: ml_collections.ConfigDict, splits: data_lib.Splits
-) -> None:
-  """Raise ValueError for a split that is smaller than a batch."""
-  batches_lib.steps_per_epoch(len(splits.train), config.batch_size)
-  batches_lib.steps_per_epoch(len(splits.train), config.eval_batch_size)
-  if config.search.mode == "bilevel":
-    batches_lib.steps_per_epoch(len(splits.heldout), config.batch_size)
-
-
-def set_ranges(
-  config: ml_collections.ConfigDict,
-  made: search.Search,
-  dataset: data_lib.Dataset,
-  splits: data_lib.Splits,
-) -> search.Search:
-  """Take a search's initial ranges from its first training batch.
-
-  Args:
-    config: of the search.
-    made: from `build_search`.
-    dataset: the proxy.
-    splits: its parts.
-
-  Returns:
-    The search, ready for its first step.
-
-  Raises:
-    ValueError: a split that is smaller than a batch.
-  """
-  _check_splits(config, splits)
-  example = batches_lib.batch_at(
-    splits.train, 0, batch_size=config.batch_size, seed=config.search.seed
-  )
-  plain = build.make_prepare(config, dataset, train=False)
-  images = plain(jax.random.key(0), {"image": jnp.asarray(example["image"])})
-  return search.recalibrate(made, images["image"])
 
 
 def make_plan(config: ml_collections.ConfigDict) -> recorded_loop.Plan:

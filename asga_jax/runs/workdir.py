@@ -135,6 +135,7 @@ _BEFORE_SETTINGS = {
   },
   "finetune": _OF_DEVICES,
   "pretrain": {"steps": 0, "learning_rate": 0.05},
+  "prior": {"score": "", "images": 32},
   "choice": {"score": "", "images": 128, "evaluations": 0},
   "post_training": {"curve": ()},
   "checkpoints": {"keep": 3, "best": 0},
@@ -179,7 +180,7 @@ def _filled(found: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get(name), dict) and known in found[name]
   }
   if "search" in groups:
-    for name in ("pretrain", "choice"):
+    for name in ("pretrain", "prior", "choice"):
       groups[name] = found.get(name, {})
   if {"search", "finetune"} & groups.keys():
     groups["checkpoints"] = found.get("checkpoints", {})

@@ -17,7 +17,14 @@ import asga_jax
 from asga_jax import search as search_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.report import warnings as run_warnings
-from asga_jax.runs import build, checkpoints, read, summary, workdir
+from asga_jax.runs import (
+  build,
+  checkpoints,
+  config_rules,
+  read,
+  summary,
+  workdir,
+)
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import metrics as metrics_log
 from asga_jax.runs import search as search_run
@@ -275,7 +282,7 @@ def test_rules_of_a_configuration_become_rules():
   config = ml_collections.ConfigDict(
     {"rules": ({"pattern": "a|b", "weight_bits": [2, 4], "tie": "weights"},)}
   )
-  assert config_lib.make_rules(config) == (
+  assert config_rules.make_rules(config) == (
     asga_jax.Rule("a|b", weight_bits=(2, 4), tie="weights"),
   )
 

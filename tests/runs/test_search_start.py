@@ -9,8 +9,10 @@ import pytest
 
 import asga_jax
 from asga_jax.data import batches as batches_lib
-from asga_jax.runs import build
+from asga_jax.runs import build, read, search_start
+from asga_jax.runs import config as config_lib
 from asga_jax.runs import search as search_run
+from asga_jax.scores import measured
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
 def test_the_state_is_that_of_a_network_made_with_the_images(config):
   dataset = search_run.data_lib.load("digits")
   splits = search_run.split_proxy(config, dataset)
-  made = search_run.set_ranges(
+  made = search_start.set_ranges(
     config, search_run.build_search(config, dataset.info), dataset, splits
   )
   raw = batches_lib.batch_at(
@@ -67,3 +69,25 @@ def test_an_error_of_the_compiler_ends_the_run(config, tmp_path):
     pytest.raises(RuntimeError, match="no memory"),
   ):
     search_run.run_search(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_logits_start_from_scores_that_the_directory_keeps(config, tmp_path):
+  config.prior.update(score="kl", images=16)
+  config.search.update(logit_learning_rate=0.0, prior_strength=3.0)
+  directory = tmp_path / "run"
+  search_run.run_search(config, directory)
+  found = read.read_search(directory)
+  kept = measured.read_scores(directory / "prior.json", found.space)
+  # Logits that stay are the scores, up to a constant, at any temperature.
+  for group, values in kept.items():
+    learned = found.scores["log_prob"][group]
+    scaled = (learned - learned[0]) * (values[-1] - values[0])
+    wanted = (values - values[0]) * (learned[-1] - learned[0])
+    np.testing.assert_allclose(scaled, wanted, rtol=1e-3, atol=1e-6)
+  assert any(x[-1] > x[0] for x in found.scores["log_prob"].values())
+  for changed in ({"score": ""}, {"images": 0}, {"score": "log_prob"}):
+    bad = config.copy_and_resolve_references()
+    bad.prior.update(changed)
+    with pytest.raises(ValueError, match=r"config\.prior|prior_strength"):
+      config_lib.check_search_config(config_lib.of_search(bad))

@@ -7,7 +7,13 @@ import asga_jax
 from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax.data import embedded
-from asga_jax.runs import checkpoints, finetune_start, read, workdir
+from asga_jax.runs import (
+  checkpoints,
+  finetune_start,
+  read,
+  search_start,
+  workdir,
+)
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import finetune as finetune_run
 from asga_jax.runs import search as search_run
@@ -65,7 +71,7 @@ def leave_search(directory, config):
   config = config_lib.of_search(config)
   dataset = data_lib.load("digits")
   splits = data_lib.split_proxy(dataset, heldout_fraction=0.0, seed=0)
-  made = search_run.set_ranges(
+  made = search_start.set_ranges(
     config, search_run.build_search(config, dataset.info), dataset, splits
   )
   _keep(directory, config, made.state, {"proxy": "digits", "num_classes": 10})
