@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asga_jax import checks as checks_lib
 from asga_jax.training import checks, steps
 
 _TEMPERATURE = 4.0
@@ -55,18 +56,9 @@ def make_loss(
   Raises:
     ValueError: a value out of range.
   """
-  arguments = {
-    "label_smoothing": (label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
-    "distillation_weight": (
-      distillation_weight,
-      0 <= distillation_weight <= 1,
-      "in [0, 1]",
-    ),
-    "temperature": (temperature, temperature > 0, "above 0"),
-  }
-  for name, (value, fits, accepted) in arguments.items():
-    if not fits:
-      raise ValueError(f"{name}={value}; expected {accepted}.")
+  checks_lib.number("label_smoothing", label_smoothing, least=0, below=1)
+  checks_lib.number("distillation_weight", distillation_weight, least=0, most=1)
+  checks_lib.number("temperature", temperature, above=0)
   if not distillation_weight and temperature != _TEMPERATURE:
     raise ValueError(
       f"temperature={temperature} and distillation_weight=0, without which"

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from asga_jax import checks as checks_lib
 from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout, promotion
@@ -79,13 +80,13 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
   Raises:
     ValueError: a batch of another form.
   """
-  if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-    found = (
-      sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    )
+  checks_lib.function("model", model)
+  names = list(batch) if isinstance(batch, Mapping) else []
+  if not {"image", "label"} <= {*names}:
     raise ValueError(
-      f"a batch is {found}; cross_entropy expects a dict of 'image' and "
-      "'label': hand over a loss_fn of your own for other batches."
+      f"a batch is {names or type(batch).__name__}; cross_entropy expects a"
+      " dict of 'image' and 'label': hand over a loss_fn of your own for other"
+      " batches."
     )
   logits = checks.check_logits(model(batch["image"]), batch["label"])
   # In half precision a sum of exponentials has three digits.
@@ -202,8 +203,8 @@ def make_pass(parts: StepParts) -> Pass:
     model = state_lib.merge_model(parts.graphdef, params, rest)
     try:
       result = parts.loss_fn(model, data)
-    except (TypeError, ValueError) as error:
-      raise checks.not_run(error, data) from error
+    except Exception as error:
+      raise checks.not_run("loss_fn", error, data) from error
     value, figures = checks.checked(result)
     return value, (figures, state_lib.rest_after(model, params, rest))
 
