@@ -61,8 +61,8 @@ class SearchSettings(setup.TrainingSettings):
     pair = isinstance(self.temperature, tuple | list)
     if not pair or len(self.temperature) != 2:
       raise checks.refusal("temperature", self.temperature, "two numbers > 0")
-    for index, value in enumerate(self.temperature):
-      checks.number(f"temperature[{index}]", value, above=0)
+    for value in self.temperature:
+      checks.number("temperature", value, above=0)
 
 
 def check_prior(settings: SearchSettings, *, given: bool) -> None:
