@@ -81,6 +81,7 @@ def searchable(
   "Rethinking Differentiable Search for Mixed-Precision Neural Networks" (2020).
   """
   arguments.check_module(model)
+  arguments.check_method(model, method)
   example = examples.as_example(example_input)
   one = example.shapes(batch=1)
   target = model
@@ -308,6 +309,10 @@ def quantize(
   (2020), section 3.1, for zero points.
   """
   arguments.check_module(model)
+  arguments.check_method(model, method)
+  policy_lib.check(policy)
+  surgery.make_quantizers(weight_quantizer, activation_quantizer, per_channel)
+  examples.check_batches(batches)
   example = examples.as_example(example_input)
   model = bridged.with_layers(model, example, method=method)
   check_policy(model, policy, example.shapes(batch=1), method=method)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.allocation import curve as pareto_curve
@@ -69,30 +70,23 @@ def pareto(
     InfeasibleBudgetError: no policy meets `budget`.
     ValueError: an unknown cost or score, a malformed budget, or fewer points.
   """
-  if not isinstance(result, result_lib.SearchResult):
-    raise ValueError(
-      f"result is a {type(result).__name__}; expected what"
-      " asga_jax.search_policy returns."
-    )
-  score = result.score if score is None else score
-  if score not in result.scores:
-    known = tuple(result.scores)
-    raise ValueError(f"score={score!r}; expected one of {known}.")
-  if points is not None and (type(points) is not int or points < _LEAST_POINTS):
-    raise ValueError(
-      f"points={points!r}; expected at least {_LEAST_POINTS}, or None for all."
-    )
+  score = result_lib.score_of(result, score)
+  if points is not None:
+    checks.number("points", points, least=_LEAST_POINTS, whole=True)
   space = result.space
   costs = costs_lib.by_name(search_space.known_costs(result.costs))
+  checks.text("cost", cost, "the name of a cost")
   if cost not in costs:
     supply = (
       " (asga_jax.latency_cost(table) makes one)" if cost == "latency" else ""
     )
     raise ValueError(
-      f"cost={cost!r}; expected one of those of the search, {sorted(costs)}"
-      f"{supply}."
+      f"cost={checks.short(cost)}; expected one of those of the search,"
+      f" {sorted(costs)}{supply}."
     )
-  parsed = budget_lib.parse_budget(budget) if budget else budget_lib.Budget(())
+  parsed = budget_lib.Budget(())
+  if budget is not None and not (isinstance(budget, str) and not budget):
+    parsed = budget_lib.parse_budget(budget)
   limits = budget_lib.resolve(
     parsed, space.network, space.choices, list(costs.values())
   )
@@ -178,6 +172,13 @@ def policy_at(
     IndexError: there is no such point.
     ValueError: a curve of other layers, or a point that costs nothing.
   """
+  result_lib.check(result)
+  pareto_curve.check(curve)
+  checks.number("index", index, whole=True)
+  if not -len(curve.points) <= index < len(curve.points):
+    raise IndexError(
+      f"index={index}; expected that of one of {len(curve.points)} points."
+    )
   point = curve.points[index]
   parsed = budget_lib.parse_budget(budget_text(curve.cost, point.cost))
   if curve.budget:

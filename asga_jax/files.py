@@ -21,7 +21,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], contents: bytes) -> None:
   Raises:
     OSError: if it cannot be written; the old file is then as it was.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(check_path(path))
   # Not tempfile: its files are private, a result is for others to read.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from asga_jax import checks
 from asga_jax.quantization import batch_norm, layers, logit_layout
 from asga_jax.training import loop, optimizers, placement, sharding, steps
 from asga_jax.training import settings as setup
@@ -36,7 +37,8 @@ class FinetuneSettings(setup.TrainingSettings):
 
   def __post_init__(self):
     super().__post_init__()
-    self._check({"ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)")})
+    checks.number("ema_decay", self.ema_decay, least=0, below=1)
+    _optimizer(self)
     unread = ("milestones", "decay_factor") if self.schedule != "step" else ()
     for name in unread:
       value = getattr(self, name)
@@ -45,6 +47,16 @@ class FinetuneSettings(setup.TrainingSettings):
           f"{name}={value} and schedule={self.schedule!r}, which does not"
           " read it; expected schedule='step', or none of its own."
         )
+
+
+def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
+  return setup.weight_optimizer(
+    settings,
+    schedule=settings.schedule,
+    warmup_fraction=settings.warmup_fraction,
+    milestones=settings.milestones,
+    decay_factor=settings.decay_factor,
+  )
 
 
 class Training(NamedTuple):
@@ -70,16 +82,10 @@ def start_training(
 
   Takes what `train_policy` does, but for the batches.
   """
-  settings = settings or FinetuneSettings()
-  setup.check_settings(settings)
+  settings = setup.given(settings, FinetuneSettings)
+  setup.check_functions(loss_fn, prepare, mesh)
   taken = state_lib.take_apart(model, compute_dtype=settings.compute_dtype)
-  optimizer = setup.weight_optimizer(
-    settings,
-    schedule=settings.schedule,
-    warmup_fraction=settings.warmup_fraction,
-    milestones=settings.milestones,
-    decay_factor=settings.decay_factor,
-  )
+  optimizer = _optimizer(settings)
   if settings.ema_decay:
     average = optimizers.track_average(settings.ema_decay)
     optimizer = optax.chain(optimizer, average)
@@ -213,7 +219,9 @@ def train_policy(
     ValueError: a bad setting, or fewer batches than steps.
     DivergedError: the loss is not finite.
   """
-  settings = settings or FinetuneSettings()
+  settings = setup.given(settings, FinetuneSettings)
+  checks.flag("progress", progress)
+  loop.check_batches(batches)
   training = start_training(
     model, loss_fn, settings=settings, prepare=prepare, mesh=mesh
   )

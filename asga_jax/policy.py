@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from asga_jax import files
+from asga_jax import checks, files
 
 SCHEMA_VERSION = 1
 FLOAT_BITS = 32
@@ -97,13 +97,14 @@ class LayerPolicy:
     for name in ("weight_bits", "activation_bits"):
       if not _is_bits(getattr(self, name)):
         raise PolicyError(
-          f"{name} = {getattr(self, name)!r}: expected an integer in 2..8, or"
-          " 32 for float."
+          f"{name} = {checks.short(getattr(self, name))}: expected an integer"
+          " in 2..8, or 32 for float."
         )
     for name in ("macs", "weights"):
       if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
         raise PolicyError(
-          f"{name} = {getattr(self, name)!r}: expected an integer >= 0."
+          f"{name} = {checks.short(getattr(self, name))}: expected an integer"
+          " >= 0."
         )
     if not isinstance(self.searched, bool):
       raise PolicyError(
@@ -141,28 +142,36 @@ class Policy:
       self.schema_version != SCHEMA_VERSION
     ):
       raise PolicyError(
-        f"schema_version = {self.schema_version!r}: this version reads"
-        f" {SCHEMA_VERSION}."
+        f"schema_version = {checks.short(self.schema_version)}: this version"
+        f" reads {SCHEMA_VERSION}."
       )
     for name in ("model", "budget"):
       if not isinstance(getattr(self, name), str):
-        raise PolicyError(f"{name} = {getattr(self, name)!r}: expected text.")
+        raise PolicyError(
+          f"{name} = {checks.short(getattr(self, name))}: expected text."
+        )
     if (
       not isinstance(self.input_shape, tuple)
       or not self.input_shape
       or not all(_is_int(size) and size > 0 for size in self.input_shape)
     ):
       raise PolicyError(
-        f"input_shape = {self.input_shape!r}: expected sizes > 0, such as"
-        " [224, 224, 3]."
+        f"input_shape = {checks.short(self.input_shape)}: expected sizes > 0,"
+        " such as [224, 224, 3]."
       )
     for name in ("layers", "cost", "provenance"):
       if not isinstance(getattr(self, name), Mapping):
         raise PolicyError(
-          f"{name} = {getattr(self, name)!r}: expected an object."
+          f"{name} = {checks.short(getattr(self, name))}: expected an object."
         )
     if not self.layers:
       raise PolicyError("layers is empty: expected one or more layers.")
+    for path, layer in self.layers.items():
+      if not isinstance(path, str) or not isinstance(layer, LayerPolicy):
+        raise PolicyError(
+          f"layers has {path!r}: {checks.short(layer)}; expected a path and"
+          " its LayerPolicy."
+        )
     _check_cost(self.cost)
 
 
@@ -187,7 +196,9 @@ def _check_cost(cost: Mapping[str, Any]) -> None:
     )
   for name, value in cost.items():
     if not isinstance(value, str) and not _is_number(value):
-      raise PolicyError(f"cost.{name} = {value!r}: expected a number or text.")
+      raise PolicyError(
+        f"cost.{name} = {checks.short(value)}: expected a number or text."
+      )
 
 
 def to_json(policy: Policy) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
@@ -36,6 +37,39 @@ class SearchResult:
   input_shape: tuple[int, ...] = (1,)
   model_name: str = "model"
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    checks.instance("scores", self.scores, Mapping, "a dict of dicts of arrays")
+    checks.text("budget", self.budget, "a budget, such as 'bops=4bit'")
+    checks.choice("score", self.score, tuple(self.scores))
+    search_space.known_costs(self.costs)
+    checks.instance("input_shape", self.input_shape, tuple, "a tuple of sizes")
+    for size in self.input_shape:
+      checks.number("input_shape", size, least=1, whole=True)
+    space = self.space
+    checks.instance("space", space, search_space.SearchSpace, "a SearchSpace")
+    check_names(self.model_name, self.provenance)
+
+
+def check(result: Any, name: str = "result", *, optional: bool = False) -> None:
+  """Check that a result is one, or None where it may be; raises ValueError."""
+  expected = "what asga_jax.search_policy or asga_jax.measure_scores returns"
+  if not (optional and result is None):
+    checks.instance(name, result, SearchResult, expected)
+
+
+def check_names(model_name: Any, provenance: Any) -> None:
+  """Check what policies say of their origin; raises ValueError."""
+  checks.text("model_name", model_name, "a name")
+  checks.instance("provenance", provenance, Mapping, "a dict by name")
+
+
+def score_of(result: SearchResult, score: str | None) -> str:
+  """Give the score to use, the result's own for None; ValueError if none."""
+  check(result)
+  score = result.score if score is None else score
+  checks.choice("score", score, tuple(result.scores))
+  return score
 
 
 def make_scores(
@@ -94,16 +128,8 @@ def allocate(
     InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
     ValueError: a malformed budget or an unknown score.
   """
-  if not isinstance(result, SearchResult):
-    raise ValueError(
-      f"result is a {type(result).__name__}; expected what"
-      " asga_jax.search_policy returns."
-    )
-  score = result.score if score is None else score
-  if score not in result.scores:
-    raise ValueError(
-      f"score={score!r}; expected one of {tuple(result.scores)}."
-    )
+  score = score_of(result, score)
+  checks.number("min_use", min_use, least=0, most=1)
   parsed = budget_lib.parse_budget(result.budget if budget is None else budget)
   space = result.space
   costs = search_space.known_costs(result.costs)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from asga_jax import checks
 from asga_jax import result as result_lib
 from asga_jax.allocation import choose as allocation
 from asga_jax.allocation import space as search_space
@@ -77,8 +78,7 @@ def start_search(
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step:
       augmentation, normalisation.
-    mesh: of the axis `data`, and of those that `settings.shard` names; None
-      for all devices.
+    mesh: of the axis `data` and those of `settings.shard`; None: all devices.
 
   Returns:
     The search before its first step.
@@ -87,9 +87,10 @@ def start_search(
     InfeasibleBudgetError: no policy is cheap enough; it names the lowest cost.
     ValueError: a malformed budget, or a model that is not searchable.
   """
-  settings = settings or search_settings.SearchSettings()
+  settings = setup.given(settings, search_settings.SearchSettings)
+  result_lib.check(prior, "prior", optional=True)
   search_settings.check_prior(settings, given=prior is not None)
-  bilevel = settings.mode == "bilevel"
+  setup.check_functions(loss_fn, prepare, mesh)
   network, input_shape = remembered.recall(model, "deployed_network")
   space = search_space.build(model, network)
   parsed = budget_lib.parse_budget(budget)
@@ -113,7 +114,7 @@ def start_search(
     logit_optimizer=task_logits.optimizer(settings.logit_learning_rate),
     logit_learning_rate=settings.logit_learning_rate,
     budgets=len(limits),
-    bilevel=bilevel,
+    bilevel=settings.mode == "bilevel",
     expected_use=space.expected_use(taken.layout, limits, costs),
     temperature=search_settings.temperature_schedule(settings),
     multiplier_rate=settings.multiplier_rate,
@@ -203,15 +204,14 @@ def finish_search(
     search: from `start_search`.
     state: after the last step.
     model_name: what policies call the network.
-    provenance: what they say of their origin, beside method, seed, steps and
-      versions.
+    provenance: what they say of their origin beside method, seed and versions.
 
   Returns:
     The result, for `allocate`.
   """
-  if not isinstance(search, Search):
-    told = f"search is a {type(search).__name__}"
-    raise ValueError(f"{told}; expected what asga_jax.start_search returns.")
+  checks.instance("search", search, Search, "what start_search returns")
+  state_lib.check(state)
+  result_lib.check_names(model_name, {} if provenance is None else provenance)
   done = int(state.step)
   settings = search.settings
   unstack = search.parts.layout.unstack
@@ -267,8 +267,7 @@ def search_policy(
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     budget: such as 'bops=4bit'.
     settings: how to search.
-    prior: scores that logits start from, such as those of `measure_scores` for
-      the same network; None starts from equal logits.
+    prior: see `start_search`.
     costs: costs beyond BOPs and sizes.
     prepare: of (key, raw batch) to what `loss_fn` takes, inside the step.
     mesh: of the axis `data`; None for all devices.
@@ -281,6 +280,8 @@ def search_policy(
     ValueError: see `start_search`; or fewer batches than steps.
     DivergedError: the loss is not finite.
   """
+  checks.flag("progress", progress)
+  loop.check_batches(batches)
   search = start_search(
     model,
     loss_fn,

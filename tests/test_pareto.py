@@ -243,7 +243,7 @@ def test_a_latency_table_without_float_has_no_float_cost():
   [
     ({"cost": "watts"}, r"'watts'.*bops.*energy"),
     ({"score": "entropy"}, r"'entropy'.*first_order"),
-    ({"points": 1}, r"points=1.*at least 2"),
+    ({"points": 1}, r"points=1;.*>= 2"),
     ({"points": 2.5}, r"points=2.5"),
     ({"budget": "size=four"}, r"size=four"),
     ({"budget": "watts=3"}, r"watts"),

@@ -20,7 +20,7 @@ from typing import Any
 
 import tabulate
 
-from asga_jax import files
+from asga_jax import checks, files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 
@@ -38,7 +38,9 @@ def _check_number(name: str, value: Any, least: float = -math.inf) -> None:
   right = isinstance(value, int | float) and not isinstance(value, bool)
   if not right or not math.isfinite(value) or value < least:
     lowest = "" if least == -math.inf else f" >= {least:g}"
-    raise ParetoError(f"{name} = {value!r}: expected a finite number{lowest}.")
+    raise ParetoError(
+      f"{name} = {checks.short(value)}: expected a finite number{lowest}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,9 @@ class ParetoPoint:
     _check_number("cost", self.cost, 0)
     _check_number("score", self.score)
     if not isinstance(self.bits, Mapping) or not self.bits:
-      raise ParetoError(f"bits = {self.bits!r}: expected one or more layers.")
+      raise ParetoError(
+        f"bits = {checks.short(self.bits)}: expected one or more layers."
+      )
     for path, pair in self.bits.items():
       if (
         not isinstance(pair, tuple)
@@ -86,7 +90,9 @@ class UniformPoint:
 
   def __post_init__(self):
     if type(self.bits) is not int or self.bits not in policy_lib.ACCEPTED_BITS:
-      raise ParetoError(f"bits = {self.bits!r}: expected 2..8 or 32.")
+      raise ParetoError(
+        f"bits = {checks.short(self.bits)}: expected 2..8 or 32."
+      )
     _check_number("cost", self.cost, 0)
     _check_number("score", self.score)
 
@@ -124,13 +130,27 @@ class ParetoCurve:
   def __post_init__(self):
     for name in ("model", "cost", "unit", "score", "budget"):
       if not isinstance(getattr(self, name), str):
-        raise ParetoError(f"{name} = {getattr(self, name)!r}: expected text.")
+        raise ParetoError(
+          f"{name} = {checks.short(getattr(self, name))}: expected text."
+        )
     if not isinstance(self.complete, bool):
       raise ParetoError(
-        f"complete = {self.complete!r}: expected true or false."
+        f"complete = {checks.short(self.complete)}: expected true or false."
       )
     if self.float_cost is not None:
       _check_number("float_cost", self.float_cost, 0)
+    for name, kind in (("points", ParetoPoint), ("uniform", UniformPoint)):
+      given = getattr(self, name)
+      if not isinstance(given, tuple) or not all(
+        isinstance(point, kind) for point in given
+      ):
+        raise ParetoError(
+          f"{name}={checks.short(given)}; expected a tuple of {kind.__name__}."
+        )
+    if not isinstance(self.chosen, ParetoPoint | None):
+      raise ParetoError(
+        f"chosen={checks.short(self.chosen)}; expected a ParetoPoint or None."
+      )
     if not self.points:
       raise ParetoError("points is empty: expected one or more.")
     for left, right in itertools.pairwise(self.points):
@@ -145,6 +165,15 @@ class ParetoCurve:
           f"the point at the cost {point.cost} has the layers"
           f" {list(point.bits)}: expected {list(self.points[0].bits)}."
         )
+
+
+def check(curve: object) -> None:
+  """Check that a curve is one; raises ParetoError otherwise."""
+  if not isinstance(curve, ParetoCurve):
+    raise ParetoError(
+      f"curve is a {type(curve).__name__}; expected an asga_jax.ParetoCurve, as"
+      " pareto or load_pareto gives it."
+    )
 
 
 def to_json(curve: ParetoCurve) -> str:
@@ -241,6 +270,7 @@ def _uniform(raw: Any, what: str) -> UniformPoint:
 
 def save(curve: ParetoCurve, path: str | os.PathLike[str]) -> None:
   """Write a curve's file, whole or not at all; OSError if it cannot be."""
+  check(curve)
   files.write_text_atomic(path, to_json(curve))
 
 
@@ -251,13 +281,14 @@ def load(path: str | os.PathLike[str]) -> ParetoCurve:
     ParetoError: the file is missing, unreadable, damaged or not a curve; the
       message names the file, the field and its value.
   """
+  source = files.check_path(path)
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise ParetoError(
-      f"{os.fspath(path)}: cannot be read as a Pareto curve: {error}."
+      f"{source}: cannot be read as a Pareto curve: {error}."
     ) from error
-  return from_json(text, source=os.fspath(path))
+  return from_json(text, source=source)
 
 
 def format_table(curve: ParetoCurve) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import program
@@ -124,10 +125,10 @@ def known_costs(
   Raises:
     ValueError: `costs` is no list of costs.
   """
-  listed = isinstance(costs, Sequence)
+  listed = isinstance(costs, list | tuple)
   if not listed or not all(isinstance(c, costs_lib.Cost) for c in costs):
     raise ValueError(
-      f"costs={costs!r}; expected a list of asga_jax.Cost, such as"
+      f"costs={checks.short(costs)}; expected a list of asga_jax.Cost, such as"
       " [asga_jax.load_latency(FILE)]."
     )
   own = any(cost.name == costs_lib.CONTAINER_SIZE.name for cost in costs)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 
 Bits = Mapping[str, tuple[int, int]]
@@ -80,6 +81,11 @@ class Cost:
   constant: Callable[[NetworkStats], Number] = lambda network: 0
   check: Callable[[NetworkStats, Choices], None] = lambda network, choices: None
 
+  def __post_init__(self):
+    checks.text("name", self.name, "the name of the cost")
+    for name in ("layer_cost", "constant", "check"):
+      checks.function(name, getattr(self, name))
+
 
 # Bit operations for one image: MACs times both bit-widths.
 BOPS = Cost(
@@ -110,11 +116,12 @@ def container_cost(
   Raises:
     ValueError: no containers, or one that is no integer above 0.
   """
-  widths = sorted(containers)
-  if not widths or not all(type(w) is int and w > 0 for w in widths):
-    raise ValueError(
-      f"containers = {containers!r}: expected one or more integers above 0."
+  given = containers if isinstance(containers, list | tuple) else ()
+  if not given or not all(type(w) is int and w > 0 for w in given):
+    raise checks.refusal(
+      "containers", containers, "one or more integers above 0"
     )
+  widths = sorted(given)
 
   def layer_cost(layer: LayerStats, bw: int, ba: int) -> Number:
     for width in widths:
@@ -326,7 +333,7 @@ def _layer_cost(cost: Cost, layer: LayerStats, bw: int, ba: int) -> Number:
   what = f"cost {cost.name!r} of layer {layer.path!r} at {(bw, ba)} bits"
   try:
     value = cost.layer_cost(layer, bw, ba)
-  except LookupError as error:
+  except (LookupError, TypeError) as error:
     raise ValueError(
       f"{what} is missing: its function raised"
       f" {type(error).__name__}: {error}; expected a number for every pair of a"

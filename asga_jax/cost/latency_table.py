@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from asga_jax import files
+from asga_jax import checks, files
 from asga_jax import policy as policy_lib
 from asga_jax.cost import costs
 
@@ -59,6 +59,11 @@ def latency_cost(table: Entries) -> costs.Cost:
   Raises:
     LatencyTableError: a key or a latency that a file could not have either.
   """
+  if not isinstance(table, Mapping) or not table:
+    raise LatencyTableError(
+      f"table={checks.short(table)}; expected a dict of (layer, weight"
+      " bits, activation bits) -> ms, such as load_latency reads."
+    )
   for key, ms in table.items():
     if not isinstance(key, tuple) or len(key) != 3:
       raise LatencyTableError(

@@ -54,6 +54,7 @@ def export_stablehlo(
     ValueError: the network cannot be traced for a batch of any size.
   """
   arguments.check_module(model)
+  arguments.check_method(model, method)
   example = remembered.example_of(model, example_input)
   if path is not None:
     files.check_writable(path)

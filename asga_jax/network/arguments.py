@@ -8,6 +8,8 @@ import numpy as np
 from flax import linen, nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from asga_jax import checks
+
 
 def check_module(model: Any) -> None:
   """Check that a network is one of Flax NNX, on devices as it is used here.
@@ -19,6 +21,14 @@ def check_module(model: Any) -> None:
   if not isinstance(model, nnx.Module):
     raise ValueError(other_than(model, "a Flax nnx.Module"))
   _check_axes(model)
+
+
+def check_method(model: Any, method: Any) -> None:
+  """Check that a network has a method of this name; raises ValueError."""
+  if not isinstance(method, str) or not callable(getattr(model, method, None)):
+    raise checks.refusal(
+      "method", method, f"the name of a method of {type(model).__name__}"
+    )
 
 
 def other_than(model: Any, expected: str) -> str:
@@ -82,9 +92,9 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     isinstance(size, int | np.integer) and size > 0 for size in shape
   ):
     raise ValueError(
-      f"the input shape is {short(shape)}; expected the sizes of one input"
-      " without the batch, such as (224, 224, 3), or an example: an array, a"
-      " tuple of arrays in order, or a dict of them by name."
+      f"the input shape is {checks.short(shape)}; expected the sizes of one"
+      " input without the batch, such as (224, 224, 3), or an example: an"
+      " array, a tuple of arrays in order, or a dict of them by name."
     )
   return tuple(int(size) for size in shape)
 
@@ -111,9 +121,3 @@ def lost_by(values: np.ndarray, dtype: Any) -> str:
     return ""
   largest = max(abs(values.min()), abs(values.max()))
   return f"holds {values.dtype} values up to {largest:.3g} that {dtype} cannot"
-
-
-def short(value: Any) -> str:
-  """Write a value in a line of an error, cut where it is long."""
-  text = " ".join(repr(value).split())
-  return text if len(text) <= 80 else text[:77] + "..."

@@ -224,18 +224,23 @@ def each_of(batches: Any, name: str = "batches") -> Iterator[Example]:
   Raises:
     ValueError: what holds no batches, such as one batch alone, or an empty one.
   """
-  one = isinstance(batches, str | bytes | dict | np.ndarray | jax.Array)
-  if one or not isinstance(batches, Iterable):
-    raise ValueError(
-      f"{name} is {_named(batches)}; expected a list of batches of inputs, or"
-      " another iterable of them."
-    )
+  check_batches(batches, name)
   empty = True
   for batch in batches:
     empty = False
     yield as_example(batch)
   if empty:
     raise ValueError(f"{name} is empty; expected at least one batch of inputs.")
+
+
+def check_batches(batches: Any, name: str = "batches") -> None:
+  """Check that batches are an iterable and no batch; raises ValueError."""
+  one = isinstance(batches, str | bytes | dict | np.ndarray | jax.Array)
+  if one or not isinstance(batches, Iterable):
+    raise ValueError(
+      f"{name} is {_named(batches)}; expected a list of batches of inputs, or"
+      " another iterable of them."
+    )
 
 
 def _named(given: Any) -> str:

@@ -62,6 +62,7 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   Source: batches are merged as by Chan, Golub and LeVeque, "Updating formulae
   and a pairwise algorithm for computing sample variances" (1979).
   """
+  examples.check_batches(batches)
   norms = _batch_norms(model)
   model.eval()
   if not norms:
@@ -69,10 +70,6 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   graphdef, state = nnx.split(model)
   seen, counted = 0, 0
   total, reached = None, False
-  if not isinstance(batches, Iterable):
-    raise ValueError(
-      f"batches is a {type(batches).__name__}; expected batches of inputs."
-    )
   for inputs in batches:
     example = examples.as_example(inputs)
     try:

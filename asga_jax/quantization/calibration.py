@@ -66,11 +66,8 @@ def gather(
       run on, or without a batch.
   """
   arguments.check_module(model)
-  if not callable(getattr(model, method, None)):
-    raise ValueError(
-      f"method={method!r}; expected the name of a method of model "
-      f"({type(model).__name__})."
-    )
+  arguments.check_method(model, method)
+  examples.check_batches(batches)
   # Costs are counted on the same program.
   one = example.shapes(batch=1)
   each = [leaf.shape for leaf in one.leaves()]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax import checks
 from asga_jax.quantization import initial_steps
 from asga_jax.quantization.quantizers import (
   FLOAT_BITS,
@@ -190,10 +191,9 @@ def make_quantizer(name: str, *, weights: bool, per_channel: bool) -> Quantizer:
   Raises:
     ValueError: unknown name.
   """
-  if name not in QUANTIZERS:
-    raise ValueError(
-      f"unknown quantizer {name!r}; expected one of {sorted(QUANTIZERS)}."
-    )
+  kind = "weight_quantizer" if weights else "activation_quantizer"
+  checks.choice(kind, name, sorted(QUANTIZERS))
+  checks.flag("per_channel", per_channel)
   if weights and QUANTIZERS[name] is LSQPlus:
     raise ValueError(
       "quantizer 'lsq_plus' has a zero point, which is for activations;"

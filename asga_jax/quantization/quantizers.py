@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax import checks
 from asga_jax.quantization.statistics import Statistics
 
 FLOAT_BITS = 32
@@ -47,7 +48,7 @@ def check_bits(bits: int | tuple[int, ...], name: str) -> tuple[int, ...]:
     raise ValueError(f"{name} is empty; {accepted}.")
   for bit in candidates:
     if not isinstance(bit, int | float | np.generic) or bit not in BITS:
-      raise ValueError(f"{name} has {bit!r}; {accepted}.")
+      raise ValueError(f"{name} has {checks.short(bit)}; {accepted}.")
   if len(set(candidates)) != len(candidates):
     raise ValueError(f"{name} is {candidates}, with duplicates; {accepted}.")
   return tuple(int(bit) for bit in candidates)

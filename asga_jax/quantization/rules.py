@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from asga_jax.network import arguments
+from asga_jax import checks
 from asga_jax.quantization import quantizers
 
 TIES = ("weights", "activations", "both")
@@ -36,31 +36,25 @@ class Rule:
 
   def __post_init__(self):
     try:
+      if isinstance(self.pattern, bytes):
+        raise TypeError("it is no str")
       re.compile(self.pattern)
     except (re.error, TypeError) as error:
       raise ValueError(
-        f"rule pattern {self.pattern!r} is not a regular expression: {error}."
+        f"rule pattern {checks.short(self.pattern)}: {error}; expected a"
+        " regular expression."
       ) from None
     for name in ("weight_bits", "activation_bits"):
       value = getattr(self, name)
       if value is not None:
         checked = quantizers.check_bits(value, f"{name} of rule {self.pattern}")
         object.__setattr__(self, name, checked)
-    if self.signed not in (None, True, False):
-      raise ValueError(
-        f"signed of rule {self.pattern} is {self.signed!r}; expected True,"
-        " False or None."
-      )
-    if not isinstance(self.products, bool):
-      raise ValueError(
-        f"products of rule {self.pattern} is {self.products!r}; expected True "
-        "or False."
-      )
-    if self.tie is not None and self.tie not in TIES:
-      raise ValueError(
-        f"tie of rule {self.pattern} is {self.tie!r}; expected one of {TIES} "
-        "or None."
-      )
+    rule = f"rule {self.pattern!r}:"
+    if self.signed is not None:
+      checks.flag(f"{rule} signed", self.signed)
+    checks.flag(f"{rule} products", self.products)
+    if self.tie is not None:
+      checks.choice(f"{rule} tie", self.tie, TIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +74,13 @@ class LayerRule:
 
 def check_rules(rules: Sequence[Rule]) -> None:
   """Check that rules are a list of them; raises ValueError otherwise."""
-  listed = isinstance(rules, Sequence) and not isinstance(rules, str)
+  listed = isinstance(rules, list | tuple)
   wrong = (
     [rule for rule in rules if not isinstance(rule, Rule)] if listed else 1
   )
   if wrong:
     raise ValueError(
-      f"rules={arguments.short(rules)}; expected a list of asga_jax.Rule, such"
+      f"rules={checks.short(rules)}; expected a list of asga_jax.Rule, such"
       " as [asga_jax.Rule('head', weight_bits=8)]."
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax.network import attention, examples, program
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import (
@@ -24,6 +25,24 @@ from asga_jax.xla import promotion
 
 DEFAULT_BITS = (2, 3, 4, 5, 6, 8)
 END_BITS = 8
+
+
+def make_quantizers(
+  weight_quantizer: str, activation_quantizer: str, per_channel: bool
+) -> tuple[quantizers.Quantizer, quantizers.Quantizer]:
+  """Make the quantizers of weights and of activations by their names.
+
+  Raises:
+    ValueError: an unknown quantizer, or `per_channel` is no switch.
+  """
+  return (
+    methods.make_quantizer(
+      weight_quantizer, weights=True, per_channel=per_channel
+    ),
+    methods.make_quantizer(
+      activation_quantizer, weights=False, per_channel=False
+    ),
+  )
 
 
 @promotion.usual()
@@ -76,13 +95,11 @@ def make_searchable(
       already.
   """
   rules_lib.check_rules(rules)
+  checks.flag("tie_shared_inputs", tie_shared_inputs)
   quantizers.check_bits(bits, "bits")
   quantizers.check_bits(end_bits, "end_bits")
-  of_weights = methods.make_quantizer(
-    weight_quantizer, weights=True, per_channel=per_channel
-  )
-  of_activations = methods.make_quantizer(
-    activation_quantizer, weights=False, per_channel=False
+  of_weights, of_activations = make_quantizers(
+    weight_quantizer, activation_quantizer, per_channel
   )
   if isinstance(model, nnx.Module) and layers.quantized_layers(model):
     raise ValueError(

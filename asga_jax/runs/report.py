@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from asga_jax import files
+from asga_jax import checks, files
 from asga_jax.report import run as run_lib
 from asga_jax.runs import processes, run_files
 
@@ -54,22 +54,20 @@ def write_report(
   """
   if isinstance(workdirs, str | os.PathLike):
     workdirs = [workdirs]
-  if not isinstance(workdirs, Sequence):
-    raise ValueError(
-      f"workdirs={workdirs!r}; expected a list of work directories"
-    )
-  if not workdirs:
-    raise ValueError("workdirs is empty; expected one or more directories")
-  places = [pathlib.Path(path).resolve() for path in workdirs]
+  if not isinstance(workdirs, list | tuple) or not workdirs:
+    raise checks.refusal("workdirs", workdirs, "a list of work directories")
+  places = [pathlib.Path(files.check_path(path)).resolve() for path in workdirs]
   for place in places:
     if places.count(place) > 1:
       raise ValueError(f"{place} is given twice; expected different runs")
+  if output is not None:
+    files.check_path(output)
   runs = [run_files.read_run(path) for path in workdirs]
   # What draws is needed at the end of a command, not at its start.
   from asga_jax.report import pages
 
   name = "report.html" if len(runs) == 1 else "comparison.html"
-  target = pathlib.Path(output) if output else runs[0].path / name
+  target = runs[0].path / name if output is None else pathlib.Path(output)
   files.write_text_atomic(target, pages.make_page(_distinct(runs)))
   return target
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.network import examples
@@ -57,11 +58,11 @@ def improve_policy(
   Raises:
     ValueError: no batches, or a policy of other layers.
   """
-  if not isinstance(result, result_lib.SearchResult):
-    raise ValueError(
-      f"result is a {type(result).__name__}; expected what"
-      " asga_jax.measure_scores returns."
-    )
+  result_lib.check(result)
+  checks.number("evaluations", evaluations, least=1, whole=True)
+  checks.function("divergence", divergence)
+  checks.flag("corrected", corrected)
+  checks.flag("progress", progress)
   given = list(examples.each_of(batches))
   policy_lib.check(policy)
   images = (

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from scipy import optimize
 
-from asga_jax import files
+from asga_jax import checks, files
 from asga_jax import result as result_lib
 from asga_jax.allocation import choose
 from asga_jax.allocation import space as search_space
@@ -113,12 +113,11 @@ def measure_scores(
   Source: one-tensor sensitivities, as in Dong et al., "HAWQ" (2019), by the
   divergence of outputs instead of curvature.
   """
+  check_settings(score, divergence, model_name, cache, progress)
+  checks.number("radius", radius, above=0)
+  checks.flag("corrected", corrected)
   network, input_shape = remembered.recall(model, "deployed_network")
   space = search_space.build(model, network)
-  if score not in SCORES:
-    raise ValueError(f"score={score!r}; expected one of {', '.join(SCORES)}.")
-  if score == "sharp_kl" and not 0 < radius < np.inf:
-    raise ValueError(f"radius={radius}; expected a number above 0.")
   if score == "sharp_kl" and rounded_on is not None:
     raise ValueError(
       "rounded_on is given with score='sharp_kl', which moves weights that are"
@@ -174,6 +173,18 @@ def measure_scores(
     model_name=model_name,
     provenance={"method": score, "versions": result_lib.versions()},
   )
+
+
+def check_settings(
+  score: Any, divergence: Any, model_name: Any, cache: Any, progress: Any
+) -> None:
+  """Check before long work what `measure_scores` takes; raises ValueError."""
+  checks.choice("score", score, SCORES)
+  checks.function("divergence", divergence)
+  checks.text("model_name", model_name, "a name")
+  if cache is not None:
+    files.check_path(cache)
+  checks.flag("progress", progress)
 
 
 def _check_budget(

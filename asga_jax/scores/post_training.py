@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from absl import logging
 from flax import nnx
 
-from asga_jax import conversion
+from asga_jax import checks, conversion
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
+from asga_jax.allocation import space as search_space
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
@@ -99,9 +100,14 @@ def quantize_post_training(
     ValueError: no batches, or see `searchable` and `measure_scores`.
   """
   # Before ranges are taken; `measure_scores` checks the rest.
-  budget_lib.parse_budget(budget)
+  budget_lib.check_kinds(
+    budget_lib.parse_budget(budget), search_space.known_costs(costs)
+  )
+  measured.check_settings(score, divergence, model_name, cache, progress)
+  checks.number("evaluations", evaluations, least=0, whole=True)
+  checks.number("scored", scored, least=1, whole=True)
   given = list(examples.each_of(batches))
-  if not 0 < scored <= len(given):
+  if scored > len(given):
     raise ValueError(
       f"scored={scored} of {len(given)} batches; expected at least one of them,"
       " and no more than there are."

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax.allocation import space as search_space
 from asga_jax.network import examples
 from asga_jax.quantization import (
@@ -98,6 +99,8 @@ class Probe:
     self.references = [outputs for outputs, _ in noted]
     self._moments = [each for _, each in noted]
     self._divergence, self._radius = divergence, radius
+    for each in self.references:
+      _check_divergence(divergence, each)
     self._run = jax.jit(self._apart)
 
   @property
@@ -174,6 +177,21 @@ class Probe:
       share = self._radius / jnp.where(norm > 0, norm, 1)
       weights = jax.tree.map(lambda w, g: w + share * g, weights, slopes)
     return apart(weights)
+
+
+def _check_divergence(divergence: Divergence, outputs: Any) -> None:
+  """Check before long work that it takes outputs; raises ValueError."""
+  try:
+    found = jax.eval_shape(divergence, outputs, outputs)
+    shape, kind = found.shape, found.dtype
+    if len(shape) != 1 or not jnp.issubdtype(kind, jnp.floating):
+      raise ValueError(f"it gives {kind} of shape {shape}")
+  except Exception as error:
+    raise ValueError(
+      f"divergence={checks.short(divergence)} does not take what the network"
+      f" gives: {checks.reason(error)}; expected a function of two outputs, the"
+      " float network's first, to a number an input."
+    ) from error
 
 
 def _set(

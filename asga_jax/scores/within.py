@@ -13,11 +13,12 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
 from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
-from asga_jax.network import examples
+from asga_jax.network import arguments, examples
 from asga_jax.scores import intervals, post_training
 from asga_jax.training import progress as progress_lib
 
@@ -59,6 +60,7 @@ def is_accuracy(budget: str) -> bool:
 
 def parse(text: str) -> AccuracyBudget:
   """Read 'drop=0.5%' or 'agree=99%'; raises ValueError for others."""
+  checks.text("budget", text, "drop=0.5% or agree=99%")
   match = re.fullmatch(
     r"\s*(?:(drop)\s*<?=|(agree)\s*>?=)\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*",
     text,
@@ -150,10 +152,14 @@ def policy_within(
       too few for any policy: half the interval's width would exceed what is
       asked if no input differed. It says how many would do.
   """
+  result_lib.check(result)
+  arguments.check_module(reference)
   asked = parse(budget)
+  checks.text("split", split, "a name of the inputs")
+  checks.flag("progress", progress)
   raw = [example.given for example in examples.each_of(batches)]
-  tested = list(inputs)
-  known = None if labels is None else np.asarray(labels)
+  tested = [example.given for example in examples.each_of(inputs, "inputs")]
+  known = _labels(labels)
   count = sum(examples.as_example(each).batch() for each in tested)
   check_split(asked, count, labelled=known is not None, split=split)
   if known is not None and known.shape != (count,):
@@ -223,6 +229,21 @@ def policy_within(
     fall,
     tuple(sorted(measured.items())),
   )
+
+
+def _labels(given: Any) -> np.ndarray | None:
+  """Read labels; raises ValueError for what are no whole numbers."""
+  if given is None:
+    return None
+  try:
+    found = np.asarray(given)
+  except (TypeError, ValueError):
+    found = np.empty(0)
+  if found.dtype.kind not in "iu":
+    raise checks.refusal(
+      "labels", given, "whole numbers, a class each, or None"
+    )
+  return found
 
 
 def _shown(low: int, high: int) -> progress_lib.Progress:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax import checks
 from asga_jax.xla import reductions
 
 PyTree = Any
@@ -49,10 +50,14 @@ def check_mask(mask: Mask) -> None:
   """
   if mask is None or callable(mask):
     return
+  if not jax.tree.leaves(mask):
+    accepted = "None, a pytree of True and False, or a callable that gives one"
+    raise checks.refusal("mask", mask, accepted)
   for path, leaf in jax.tree.leaves_with_path(mask):
     if not isinstance(leaf, (bool, np.bool_)):
       raise ValueError(
-        f"mask{jax.tree_util.keystr(path)}={leaf!r} is not a boolean; a mask is"
+        f"mask{jax.tree_util.keystr(path)}={checks.short(leaf)} is not a"
+        " boolean; a mask is"
         " None, a pytree of True and False with the structure of params or of"
         " a prefix of it, or a callable that returns one"
       )

@@ -1,13 +1,13 @@
 """What a transformation is built with, and the checks of it."""
 
-import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from asga_jax import checks
 from asga_jax.sharpness import perturbation
 from asga_jax.sharpness import radius as radius_lib
 
@@ -42,6 +42,12 @@ _READ_WITH = {
   "gap_ema": ("radius", ("adaptive", "growing")),
   "rho_min": ("radius", ("growing",)),
   "gsam_alpha": ("combination", ("gsam",)),
+}
+# Of numbers that may be left out.
+_BOUNDS: dict[str, Any] = {
+  "phi": {"above": 0},
+  "gap_ema": {"least": 0, "below": 1},
+  "gsam_alpha": {"least": 0},
 }
 # Read without a perturbation too: which leaves are measured, and where.
 _READ_BY_PLAIN = ("combination", "mask", "axis_name")
@@ -87,35 +93,42 @@ def unread(settings: Settings) -> Mapping[str, str]:
   return found
 
 
-def _check_number(
-  name: str, value: Any, accepts: Callable[[float], bool], accepted: str
-) -> None:
-  """Check a hyper-parameter; a traced one cannot be and is let through."""
-  if isinstance(value, jax.core.Tracer):
+def _check_radius(name: str, value: Any, **bounds: Any) -> None:
+  """Check a radius, or that its schedule gives one at the first step."""
+  if not callable(value):
+    checks.number(name, value, **bounds)
     return
-  scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if isinstance(value, jax.Array):
-    scalar = value.shape == ()
-  # NaN and infinity fail the comparison with infinity.
-  if not (scalar and abs(float(value)) < float("inf") and accepts(value)):
-    raise ValueError(f"{name}={value!r}; accepted: {accepted}")
-
-
-def _check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
-  if value not in accepted:
-    raise ValueError(f"{name}={value!r}; accepted: {list(accepted)}")
-
-
-def _check_bool(name: str, value: Any) -> None:
-  if not isinstance(value, bool):
-    raise ValueError(f"{name}={value!r}; accepted: True or False")
+  try:
+    first = value(np.int32(0))
+  except Exception as error:
+    raise ValueError(
+      f"{name}={checks.short(value)}; expected a number, or a schedule, which"
+      f" gives one for a step count: {checks.reason(error)}"
+    ) from error
+  checks.number(f"{name} of the first step", first)
 
 
 def _check(settings: Settings) -> None:
   s = settings
-  _check_choice("radius", s.radius, radius_lib.KINDS)
-  _check_choice("combination", s.combination, COMBINATIONS)
-  _check_choice("ascent", s.ascent, ASCENTS)
+  checks.choice("radius", s.radius, radius_lib.KINDS)
+  checks.choice("combination", s.combination, COMBINATIONS)
+  checks.choice("ascent", s.ascent, ASCENTS)
+  _check_radius("rho_max", s.rho_max, above=0)
+  if s.rho_min is not None:
+    ceiling: Any = (
+      {"most": s.rho_max} if isinstance(s.rho_max, numbers.Real) else {}
+    )
+    _check_radius("rho_min", s.rho_min, least=0, **ceiling)
+  checks.number("align", s.align, least=0)
+  for name, bounds in _BOUNDS.items():
+    if getattr(s, name) is not None:
+      checks.number(name, getattr(s, name), **bounds)
+  checks.flag("cap_align", s.cap_align)
+  checks.flag("gap_from_gradients", s.gap_from_gradients)
+  perturbation.check_mask(s.mask)
+  if s.axis_name is not None:
+    checks.text("axis_name", s.axis_name, "None or the name of one mesh axis")
+  checks.number("ascent_every", s.ascent_every, least=1, whole=True)
   for name, needed in unread(s).items():
     other, _, _ = needed.partition("=")
     here = f"{other}={getattr(s, other)!r}" if other in s._fields else ""
@@ -124,39 +137,6 @@ def _check(settings: Settings) -> None:
       f"{here or 'combination=' + repr(s.combination)}; leave it out, or take "
       f"{needed}"
     )
-  if not callable(s.rho_max):
-    _check_number("rho_max", s.rho_max, lambda x: x > 0, "a positive number")
-  if s.rho_min is not None and not callable(s.rho_min):
-    number = isinstance(s.rho_max, numbers.Real)
-    ceiling: Any = s.rho_max if number else math.inf
-    _check_number(
-      "rho_min",
-      s.rho_min,
-      lambda x: 0 <= x <= ceiling,
-      "0 <= rho_min <= rho_max",
-    )
-  positive, least = (lambda x: x > 0), (lambda x: x >= 0)
-  _check_number("align", s.align, least, "a number >= 0")
-  for name, accepts, accepted in (
-    ("phi", positive, "a positive number"),
-    ("gap_ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    ("gsam_alpha", least, "a number >= 0"),
-  ):
-    if getattr(s, name) is not None:
-      _check_number(name, getattr(s, name), accepts, accepted)
-  _check_bool("cap_align", s.cap_align)
-  _check_bool("gap_from_gradients", s.gap_from_gradients)
-  perturbation.check_mask(s.mask)
-  if s.axis_name is not None and not isinstance(s.axis_name, str):
-    raise ValueError(
-      f"axis_name={s.axis_name!r}; accepted: None or the name of one mesh axis"
-    )
-  _check_number(
-    "ascent_every",
-    s.ascent_every,
-    lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer) and x >= 1,
-    "a whole number of at least 1",
-  )
   if s.ascent != "fresh":
     _check_one_pass(s)
 
@@ -173,6 +153,6 @@ def _check_one_pass(settings: Settings) -> None:
     value = getattr(settings, name)
     if not isinstance(value, jax.core.Tracer) and value not in accepted:
       raise ValueError(
-        f"ascent={settings.ascent!r} with {name}={value!r}; accepted: "
+        f"ascent={settings.ascent!r} with {name}={value!r}; expected one of "
         f"{list(accepted)}, or ascent='fresh'"
       )

@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from asga_jax import checks
 
 PyTree = Any
 
@@ -120,7 +123,15 @@ def ascent_point(opt_state: PyTree, params: PyTree) -> PyTree:
     direction = jax.tree.leaves(part)
     if not direction:
       return param
+    if [leaf.shape for leaf in direction] != [np.shape(param)]:
+      raise ValueError(f"an array of {np.shape(param)} does not fit")
     step = coefficient.astype(direction[0].dtype) * jnp.conj(direction[0])
     return param.astype(step.dtype) + step
 
-  return jax.tree.map(move, params, displacement.direction)
+  try:
+    return jax.tree.map(move, params, displacement.direction)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"params={checks.short(params)}; expected the parameters that the state"
+      f" was made for: {checks.reason(error)}"
+    ) from error

@@ -71,6 +71,26 @@ def _ends(record: Record, skip_nonfinite: int) -> bool:
   return _diverged(record) is not None
 
 
+def check_batches(batches: Any, steps: int = 0) -> None:
+  """Check that batches are an iterable, and enough where that is known.
+
+  Raises:
+    ValueError: they are not.
+  """
+  single = isinstance(batches, Mapping | str | bytes)
+  single |= getattr(batches, "ndim", 1) == 0
+  if single or not isinstance(batches, Iterable):
+    raise ValueError(
+      f"batches is of type {type(batches).__name__}; expected a list or an "
+      "iterator of batches."
+    )
+  if isinstance(batches, Sized) and len(batches) < steps:
+    raise ValueError(
+      f"batches are {len(batches)}; expected one for each of {steps} "
+      "steps (itertools.cycle repeats them)."
+    )
+
+
 def run(
   step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]],
   state: state_lib.TrainState,
@@ -122,17 +142,7 @@ def run(
       the first step where they have a length.
   """
   first = done = int(state.step)
-  single = isinstance(batches, Mapping) or getattr(batches, "ndim", 1) == 0
-  if single or not isinstance(batches, Iterable):
-    raise ValueError(
-      f"batches is of type {type(batches).__name__}; expected a list or an "
-      "iterator of batches."
-    )
-  if isinstance(batches, Sized) and len(batches) < total - first:
-    raise ValueError(
-      f"batches are {len(batches)}; expected one for each of {total - first} "
-      "steps (itertools.cycle repeats them)."
-    )
+  check_batches(batches, total - first)
   source: Iterator[Any] = iter(batches)
   buffer = FigureBuffer()
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from asga_jax.training import checks, steps
+from asga_jax import checks
+from asga_jax.training import returned, steps
 
 _TEMPERATURE = 4.0
 
@@ -55,18 +56,9 @@ def make_loss(
   Raises:
     ValueError: a value out of range.
   """
-  arguments = {
-    "label_smoothing": (label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
-    "distillation_weight": (
-      distillation_weight,
-      0 <= distillation_weight <= 1,
-      "in [0, 1]",
-    ),
-    "temperature": (temperature, temperature > 0, "above 0"),
-  }
-  for name, (value, fits, accepted) in arguments.items():
-    if not fits:
-      raise ValueError(f"{name}={value}; expected {accepted}.")
+  checks.number("label_smoothing", label_smoothing, least=0, below=1)
+  checks.number("distillation_weight", distillation_weight, least=0, most=1)
+  checks.number("temperature", temperature, above=0)
   if not distillation_weight and temperature != _TEMPERATURE:
     raise ValueError(
       f"temperature={temperature} and distillation_weight=0, without which"
@@ -76,13 +68,13 @@ def make_loss(
   def loss(
     model: Any, batch: steps.Batch
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    logits = checks.check_logits(model(batch["image"]), batch["label"])
+    logits = returned.check_logits(model(batch["image"]), batch["label"])
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     labels = batch["label"]
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, label_smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
-    value = jnp.mean(checks.known(labels, losses, logits.shape[-1]))
+    value = jnp.mean(returned.known(labels, losses, logits.shape[-1]))
     correct = jnp.argmax(logits, axis=-1) == labels
     figures = {"accuracy": jnp.mean(correct.astype(logits.dtype))}
     if distillation_weight:

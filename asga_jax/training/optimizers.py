@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asga_jax import checks
+
 SCHEDULES = ("cosine", "step", "constant")
 
 
@@ -39,22 +41,17 @@ def make_schedule(
   Raises:
     ValueError: a value out of range.
   """
+  checks.choice("schedule", kind, SCHEDULES)
+  checks.number("warmup_fraction", warmup_fraction, least=0, below=1)
+  checks.number("decay_factor", decay_factor, above=0, most=1)
+  accepted = f"increasing shares between {warmup_fraction} and 1"
+  if not isinstance(milestones, tuple | list):
+    raise checks.refusal("milestones", milestones, accepted)
+  for index, share in enumerate(milestones):
+    checks.number(f"milestones[{index}]", share)
   shares = (warmup_fraction, *milestones, 1)
-  checks: dict[str, tuple[Any, bool, str]] = {
-    "schedule": (kind, kind in SCHEDULES, f"one of {SCHEDULES}"),
-    "warmup_fraction": (
-      warmup_fraction,
-      0 <= warmup_fraction < 1,
-      "in [0, 1)",
-    ),
-    "milestones": (
-      tuple(milestones),
-      kind != "step" or all(a < b for a, b in itertools.pairwise(shares)),
-      f"increasing shares between {warmup_fraction} and 1",
-    ),
-    "decay_factor": (decay_factor, 0 < decay_factor <= 1, "in (0, 1]"),
-  }
-  _check(checks)
+  if kind == "step" and any(a >= b for a, b in itertools.pairwise(shares)):
+    raise checks.refusal("milestones", tuple(milestones), accepted)
   warmup = max(1, int(warmup_fraction * steps)) if warmup_fraction else 0
   if kind == "cosine" and warmup:
     return optax.warmup_cosine_decay_schedule(
@@ -74,12 +71,6 @@ def make_schedule(
     return after
   rise = optax.linear_schedule(peak / 10, peak, warmup)
   return optax.join_schedules([rise, after], [warmup])
-
-
-def _check(checks: dict[str, tuple[Any, bool, str]]) -> None:
-  for name, (value, fits, accepted) in checks.items():
-    if not fits:
-      raise ValueError(f"{name}={value!r}; expected {accepted}.")
 
 
 def weight_optimizer(
@@ -114,18 +105,11 @@ def weight_optimizer(
   Raises:
     ValueError: a value out of range.
   """
-  checks: dict[str, tuple[Any, bool, str]] = {
-    "steps": (steps, steps >= 1, "at least 1"),
-    "learning_rate": (learning_rate, learning_rate >= 0, "at least 0"),
-    "quantizer_learning_rate": (
-      quantizer_learning_rate,
-      quantizer_learning_rate >= 0,
-      "at least 0",
-    ),
-    "momentum": (momentum, 0 <= momentum < 1, "in [0, 1)"),
-    "weight_decay": (weight_decay, weight_decay >= 0, "at least 0"),
-  }
-  _check(checks)
+  checks.number("steps", steps, least=1, whole=True)
+  checks.number("learning_rate", learning_rate, least=0)
+  checks.number("quantizer_learning_rate", quantizer_learning_rate, least=0)
+  checks.number("momentum", momentum, least=0, below=1)
+  checks.number("weight_decay", weight_decay, least=0)
 
   def rate(peak: float) -> optax.Schedule:
     return make_schedule(schedule, peak, steps, **schedule_settings)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from asga_jax import checks
 from asga_jax.training import sharding
 
 # A pattern of paths, and the axis of the mesh that the longest dimension that
@@ -17,6 +18,9 @@ _SHOWN = 5
 
 def check_rules(rules: Sequence[Rule]) -> None:
   """Check the form of rules; raises ValueError and names the bad one."""
+  if not isinstance(rules, list | tuple):
+    accepted = "a tuple of (pattern of paths, axis)"
+    raise checks.refusal("shard", rules, accepted)
   for rule in rules:
     fits = isinstance(rule, list | tuple) and len(rule) == 2
     if fits:
@@ -30,8 +34,8 @@ def check_rules(rules: Sequence[Rule]) -> None:
       )
     if not fits:
       raise ValueError(
-        f"shard has the rule {rule!r}; expected (pattern of paths, axis) or"
-        " (pattern, (axis or None, ...)), an axis a dimension"
+        f"shard has the rule {checks.short(rule)}; expected (pattern of paths,"
+        " axis) or (pattern, (axis or None, ...)), an axis a dimension"
       )
     try:
       re.compile(pattern)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from asga_jax import checks
 from asga_jax.training import settings as setup
 from asga_jax.training import steps
 
@@ -46,30 +47,22 @@ class SearchSettings(setup.TrainingSettings):
 
   def __post_init__(self):
     super().__post_init__()
-    self._check(
-      {
-        "mode": (self.mode in MODES, f"one of {MODES}"),
-        "logits_every": (
-          self.logits_every >= 1
-          and (self.logits_every == 1 or self.mode == "bilevel"),
-          "at least 1, and 1 in a joint search",
-        ),
-        "logit_learning_rate": (self.logit_learning_rate >= 0, "at least 0"),
-        "temperature": (
-          len(self.temperature) == 2 and min(self.temperature) > 0,
-          "two numbers above 0",
-        ),
-        "prior_strength": (
-          0 < self.prior_strength < math.inf,
-          "a number above 0",
-        ),
-        "multiplier_rate": (self.multiplier_rate >= 0, "at least 0"),
-        "score": (
-          self.score in SCORES,
-          f"one of {SCORES}",
-        ),
-      }
-    )
+    checks.choice("mode", self.mode, MODES)
+    checks.choice("score", self.score, SCORES)
+    checks.flag("freeze_batch_norm", self.freeze_batch_norm)
+    checks.number("logits_every", self.logits_every, least=1, whole=True)
+    if self.mode == "joint" and self.logits_every != 1:
+      raise checks.refusal(
+        "logits_every", self.logits_every, "1 in a joint search"
+      )
+    checks.number("logit_learning_rate", self.logit_learning_rate, least=0)
+    checks.number("prior_strength", self.prior_strength, above=0)
+    checks.number("multiplier_rate", self.multiplier_rate, least=0)
+    pair = isinstance(self.temperature, tuple | list)
+    if not pair or len(self.temperature) != 2:
+      raise checks.refusal("temperature", self.temperature, "two numbers > 0")
+    for value in self.temperature:
+      checks.number("temperature", value, above=0)
 
 
 def check_prior(settings: SearchSettings, *, given: bool) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,19 +11,18 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from asga_jax import checks
 from asga_jax import sharpness as sharpness_lib
 from asga_jax.training import (
   compiled,
   optimizers,
   placement,
+  returned,
   sharding,
   steps,
 )
 from asga_jax.training import state as state_lib
 from asga_jax.xla import promotion
-
-# Field -> (whether its value fits, what would).
-Checks = Mapping[str, tuple[bool, str]]
 
 # Of the sharpness settings of configurations and searches, for the presets that
 # read them.
@@ -33,6 +32,15 @@ SHARPNESS_DEFAULTS = {"rho_max": 0.05, "phi": 2e-3, "gap_ema": 0.9}
 # Of what part of a batch something is taken: of all, or of each device's own.
 PARTS = ("global", "shard")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+
+# Whole numbers, and the least that each may be.
+_COUNTS = {"steps": 1, "accumulate": 1, "skip_nonfinite": 0, "model_devices": 1}
+_CHOICES = {
+  "preset": tuple(sharpness_lib.PRESETS),
+  "perturbation": PARTS,
+  "batch_norm": PARTS,
+  "compute_dtype": COMPUTE_DTYPES,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,33 +80,14 @@ class TrainingSettings:
   model_devices: int = 1
 
   def __post_init__(self):
-    self._check(
-      {
-        "steps": (self.steps >= 1, "at least 1"),
-        "preset": (
-          self.preset in sharpness_lib.PRESETS,
-          f"one of {sorted(sharpness_lib.PRESETS)}",
-        ),
-        "perturbation": (
-          self.perturbation in PARTS,
-          f"one of {PARTS}",
-        ),
-        "batch_norm": (self.batch_norm in PARTS, f"one of {PARTS}"),
-        "accumulate": (self.accumulate >= 1, "at least 1"),
-        "compute_dtype": (
-          self.compute_dtype in COMPUTE_DTYPES,
-          f"one of {COMPUTE_DTYPES}",
-        ),
-        "skip_nonfinite": (self.skip_nonfinite >= 0, "at least 0"),
-      }
-    )
+    for name, least in _COUNTS.items():
+      checks.number(name, getattr(self, name), least=least, whole=True)
+    checks.number("seed", self.seed, whole=True)
+    for name, accepted in _CHOICES.items():
+      checks.choice(name, getattr(self, name), accepted)
     placement.check_rules(self.shard)
     make_transform(self)
-
-  def _check(self, checks: Checks) -> None:
-    for name, (fits, accepted) in checks.items():
-      if not fits:
-        raise ValueError(f"{name}={getattr(self, name)!r}; expected {accepted}")
+    weight_optimizer(self)
 
 
 def make_transform(settings: TrainingSettings) -> sharpness_lib.Transformation:
@@ -107,6 +96,11 @@ def make_transform(settings: TrainingSettings) -> sharpness_lib.Transformation:
   Raises:
     ValueError: a bad argument of the preset, or one that it does not read.
   """
+  if not isinstance(settings.sharpness, Mapping) or not all(
+    isinstance(name, str) for name in settings.sharpness
+  ):
+    accepted = "a dict of arguments of asga_transform, such as {'rho_max': 0.1}"
+    raise checks.refusal("sharpness", settings.sharpness, accepted)
   given = dict(settings.sharpness)
   try:
     for name in sharpness_lib.unread_by(settings.preset, given):
@@ -181,13 +175,11 @@ def read_settings(
   return kind(**values)
 
 
-def check_settings(settings: Any) -> None:
-  """Check that settings are those of a training; raises ValueError."""
-  if not isinstance(settings, TrainingSettings):
-    raise ValueError(
-      f"settings is a {type(settings).__name__}; expected SearchSettings or"
-      " FinetuneSettings."
-    )
+def given(settings: Any, kind: Callable[[], _Settings]) -> _Settings:
+  """Give settings, those of their kind for None; ValueError for others."""
+  found: _Settings = kind() if settings is None else settings
+  checks.instance("settings", found, kind, f"asga_jax.{kind.__name__}")
+  return found
 
 
 def weight_optimizer(
@@ -202,7 +194,6 @@ def weight_optimizer(
   Raises:
     ValueError: a value out of range.
   """
-  check_settings(settings)
   return optimizers.weight_optimizer(
     steps=settings.steps,
     learning_rate=settings.learning_rate,
@@ -211,6 +202,26 @@ def weight_optimizer(
     weight_decay=settings.weight_decay,
     **schedule,
   )
+
+
+def check_functions(loss_fn: Any, prepare: Any, mesh: Any) -> None:
+  """Check what a training takes beside its settings; raises ValueError."""
+  checks.function("loss_fn", loss_fn)
+  if prepare is not None:
+    checks.function("prepare", prepare)
+  checks.instance("mesh", mesh, Mesh | None, "a jax.sharding.Mesh")
+
+
+def _prepared(prepare: steps.PrepareFn | None) -> steps.PrepareFn:
+  """Say of a preparation that fails that it was this."""
+
+  def prepared(key: jax.Array, batch: Any) -> Any:
+    try:
+      return batch if prepare is None else prepare(key, batch)
+    except Exception as error:
+      raise returned.not_run("prepare", error, batch) from error
+
+  return prepared
 
 
 class Start(NamedTuple):
@@ -256,21 +267,12 @@ def start_training(
   """
   if mesh is None:
     mesh = sharding.data_mesh(model=settings.model_devices)
-  if not isinstance(mesh, Mesh):
-    raise ValueError(
-      f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh."
-    )
   mesh = sharding.propagated(mesh)
-  for name, given in {"loss_fn": loss_fn, "prepare": prepare}.items():
-    if not (callable(given) or (name == "prepare" and given is None)):
-      raise ValueError(
-        f"{name} is a {type(given).__name__}; expected a function."
-      )
   parts = steps.StepParts(
     graphdef=taken.step_graphdef,
     layout=taken.layout,
     loss_fn=loss_fn,
-    prepare=prepare or (lambda key, batch: batch),
+    prepare=_prepared(prepare),
     transform=make_transform(settings),
     optimizer=optimizer,
     # The one candidate of each tensor has nothing to learn.

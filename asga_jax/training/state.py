@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from asga_jax import sharpness
+from asga_jax import checks, sharpness
 from asga_jax.quantization import (
   batch_norm,
   bit_choice,
@@ -57,6 +57,11 @@ class TrainState(NamedTuple):
 
 
 _FILTERS = (nnx.Param, bit_choice.QuantizerParameter, bit_choice.BitLogits, ...)
+
+
+def check(state: Any) -> None:
+  """Check that a state is one of a training; raises ValueError otherwise."""
+  checks.instance("state", state, TrainState, "the state that a step returns")
 
 
 def split_model(

@@ -10,15 +10,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import sharpness
+from asga_jax import checks, sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout
 from asga_jax.training import (
   accumulation,
   changed_codes,
-  checks,
   nonfinite,
   per_shard,
+  returned,
   sharding,
   task_logits,
 )
@@ -79,21 +79,21 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
   Raises:
     ValueError: a batch of another form.
   """
-  if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-    found = (
-      sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    )
+  checks.function("model", model)
+  names = list(batch) if isinstance(batch, Mapping) else []
+  if not {"image", "label"} <= {*names}:
     raise ValueError(
-      f"a batch is {found}; cross_entropy expects a dict of 'image' and "
-      "'label': hand over a loss_fn of your own for other batches."
+      f"a batch is {names or type(batch).__name__}; cross_entropy expects a"
+      " dict of 'image' and 'label': hand over a loss_fn of your own for other"
+      " batches."
     )
-  logits = checks.check_logits(model(batch["image"]), batch["label"])
+  logits = returned.check_logits(model(batch["image"]), batch["label"])
   # In half precision a sum of exponentials has three digits.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch["label"]
   )
-  losses = checks.known(batch["label"], losses, logits.shape[-1])
+  losses = returned.known(batch["label"], losses, logits.shape[-1])
   correct = jnp.argmax(logits, axis=-1) == batch["label"]
   return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
 
@@ -202,9 +202,9 @@ def make_pass(parts: StepParts) -> Pass:
     model = state_lib.merge_model(parts.graphdef, params, rest)
     try:
       result = parts.loss_fn(model, data)
-    except (TypeError, ValueError) as error:
-      raise checks.not_run(error, data) from error
-    value, figures = checks.checked(result)
+    except Exception as error:
+      raise returned.not_run("loss_fn", error, data) from error
+    value, figures = returned.checked(result)
     return value, (figures, state_lib.rest_after(model, params, rest))
 
   one_pass: Pass = outline.outlined(jax.value_and_grad(loss, has_aux=True))

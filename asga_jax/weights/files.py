@@ -84,9 +84,9 @@ def write(
     WeightsError: another suffix.
     OSError: if it cannot be written.
   """
-  if pathlib.Path(path).suffix != SUFFIX:
+  if pathlib.Path(files.check_path(path)).suffix != SUFFIX:
     raise WeightsError(
-      f"weights are written to {SUFFIX} files, not to {os.fspath(path)}"
+      f"path={os.fspath(path)}; expected a {SUFFIX} file to write weights to"
     )
   # The library writes the memory of an array whatever its strides.
   whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax.network import arguments, program
 from asga_jax.weights import files as weight_files
 from asga_jax.weights import name_maps
@@ -67,6 +68,7 @@ def load_weights(
     ValueError: `skip` matches nothing.
   """
   arguments.check_module(model)
+  _resolve(name_map)
   filled = fill(
     model,
     weight_files.read(path),
@@ -207,12 +209,12 @@ def _resolve(given: name_maps.Given | None) -> name_maps.NameMap:
     return given
   if isinstance(given, Mapping):
     return name_maps.parse(given, "name_map")
-  if given in published_names.MAPS:
-    return published_names.MAPS[str(given)]
-  if not os.path.isfile(given):
+  if isinstance(given, str) and given in published_names.MAPS:
+    return published_names.MAPS[given]
+  if not isinstance(given, str | os.PathLike) or not os.path.isfile(given):
     raise name_maps.NameMapError(
-      f"name_map={os.fspath(given)!r} is neither a JSON file nor one of "
-      + ", ".join(published_names.MAPS)
+      f"name_map={checks.short(given)}; expected None, a JSON file or its"
+      f" contents, or one of {', '.join(published_names.MAPS)}"
     )
   return name_maps.read(given)
 
@@ -224,15 +226,15 @@ def _describe(given: name_maps.Given | None) -> str:
 
 def _match(skip: Sequence[str], names: Mapping[str, Any]) -> set[str]:
   """Find the variables to skip; raises ValueError for an idle pattern."""
-  if isinstance(skip, str):
-    raise ValueError(f"skip={skip!r} is a string; expected a list of strings")
+  if not isinstance(skip, list | tuple | set):
+    raise checks.refusal("skip", skip, "a list of regular expressions")
   found: set[str] = set()
   for pattern in skip:
     try:
       matched = {name for name in names if re.fullmatch(pattern, name)}
     except (re.error, TypeError) as error:
       raise ValueError(
-        f"skip={pattern!r} is not a regular expression: {error}"
+        f"skip={checks.short(pattern)} is not a regular expression: {error}"
       ) from error
     if not matched:
       raise ValueError(

@@ -344,5 +344,5 @@ def test_unknown_products_are_refused(net):
 
 
 def test_products_must_be_a_flag():
-  with pytest.raises(ValueError, match="products of rule a is 1"):
+  with pytest.raises(ValueError, match="rule 'a': products=1"):
     rules.Rule("a", products=1)

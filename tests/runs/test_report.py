@@ -46,7 +46,7 @@ def test_a_comparison_goes_to_the_first_directory(tmp_path, run):
 
 
 def test_no_directory_and_the_same_twice(run):
-  with pytest.raises(ValueError, match="workdirs is empty"):
+  with pytest.raises(ValueError, match="workdirs="):
     report.write_report([])
   with pytest.raises(ValueError, match="given twice"):
     report.write_report([run, run / ".." / "run"])

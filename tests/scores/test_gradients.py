@@ -160,9 +160,9 @@ def test_sharp_scores_are_measured_at_the_ascent(searchable):
 
 
 def test_what_it_is_given_is_checked(searchable):
-  with pytest.raises(ValueError, match="score='fisher'; expected one of kl"):
+  with pytest.raises(ValueError, match="score='fisher'; expected one of 'kl'"):
     asga_jax.measure_scores(searchable, [X], budget="bops=4bit", score="fisher")
-  with pytest.raises(ValueError, match="radius=0; expected a number above"):
+  with pytest.raises(ValueError, match="radius=0; expected a number > 0"):
     asga_jax.measure_scores(
       searchable, [X], budget="bops=4bit", score="sharp_kl", radius=0
     )

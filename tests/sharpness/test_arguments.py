@@ -51,12 +51,14 @@ def test_a_bad_setting_is_named_with_its_value(name, value):
 
 @pytest.mark.parametrize("value", [-0.1, 0.06, True])
 def test_a_bad_floor_is_named(value):
-  with pytest.raises(ValueError, match=f"rho_min={value}; accepted: 0 <="):
+  with pytest.raises(
+    ValueError, match=f"rho_min={value}; expected a number >= 0"
+  ):
     sharpness.asga_transform(radius="growing", rho_min=value)
 
 
 def test_a_bad_share_of_gsam_is_named():
-  with pytest.raises(ValueError, match=r"gsam_alpha=-0\.01; accepted"):
+  with pytest.raises(ValueError, match=r"gsam_alpha=-0\.01; expected"):
     sharpness.gsam(gsam_alpha=-0.01)
 
 

@@ -211,12 +211,12 @@ def test_with_nnx_optimizer():
   ("settings", "message"),
   [
     ({"ascent": "stale"}, r"ascent='stale'.*'fresh', 'previous', 'momentum'"),
-    ({"ascent_every": 0}, "ascent_every=0; accepted: a whole number"),
+    ({"ascent_every": 0}, "ascent_every=0; expected a whole number"),
     ({"ascent_every": 2.0}, "ascent_every=2.0"),
     ({"ascent_every": True}, "ascent_every=True"),
     (
       {"ascent": "previous", "combination": "gsam"},
-      "ascent='previous' with combination='gsam'; accepted:",
+      "ascent='previous' with combination='gsam'; expected one",
     ),
     ({"ascent": "momentum", "combination": "plain"}, "combination='plain'"),
     ({"ascent": "previous", "axis_name": "data"}, "axis_name='data'"),

@@ -159,7 +159,9 @@ def test_examples_are_dealt_in_turn():
 def test_a_batch_that_does_not_divide_is_told_before_the_first_step(
   perceptron, tiny_batches
 ):
-  with pytest.raises(ValueError, match="accumulate=0; expected at least 1"):
+  with pytest.raises(
+    ValueError, match="accumulate=0; expected a whole number >= 1"
+  ):
     asga_jax.SearchSettings(accumulate=0)
   search = asga_jax.start_search(
     perceptron,

@@ -122,5 +122,5 @@ def test_a_bound_below_zero_is_named():
     (config.finetune, config_lib.finetune_settings),
   ):
     group.skip_nonfinite = -1
-    with pytest.raises(ValueError, match="skip_nonfinite=-1; expected at leas"):
+    with pytest.raises(ValueError, match="skip_nonfinite=-1; expected a whol"):
       make(config)

@@ -54,7 +54,7 @@ def test_a_preset_that_is_changed_reads_what_it_then_needs():
 
 @pytest.mark.parametrize(
   ("given", "named"),
-  [({"rho": 0.1}, "'rho'"), ({"rho_max": -1.0}, "rho_max=-1.0; accepted")],
+  [({"rho": 0.1}, "'rho'"), ({"rho_max": -1.0}, "rho_max=-1.0; expected")],
 )
 def test_what_is_no_setting_and_no_value_is_named(given, named):
   with pytest.raises(ValueError, match=f"preset='asga': .*{named}"):

@@ -20,7 +20,7 @@ import tabulate
 from flax import nnx
 from onnx import helper
 
-from asga_jax import conversion, files
+from asga_jax import checks, conversion, files
 from asga_jax import policy as policy_lib
 from asga_jax.deploy.onnx import fusion as onnx_fusion
 from asga_jax.deploy.onnx import graph as onnx_graph
@@ -82,14 +82,10 @@ def export_onnx(
     OSError: the path cannot be written; found before the conversion.
   """
   arguments.check_module(model)
-  function = getattr(model, str(method), None)
-  if not callable(function):
-    raise ValueError(
-      f"method={method!r}; expected the name of a method of model"
-      f" ({type(model).__name__})."
-    )
-  if not isinstance(name, str):
-    raise ValueError(f"name={name!r}; expected the name of the graph, a str.")
+  arguments.check_method(model, method)
+  checks.text("name", name, "the name of the graph, a str")
+  if policy is not None:
+    policy_lib.check(policy)
   example = remembered.example_of(model, example_input)
   if path is not None:
     files.check_writable(path)
@@ -110,7 +106,7 @@ def export_onnx(
     ) from error
   graph = onnx_graph.Graph()
   # Taken before all other names.
-  inputs = [graph.name(x) for x in example.names(function, INPUT)]
+  inputs = [graph.name(x) for x in example.names(getattr(model, method), INPUT)]
   outputs = [graph.name(x) for x in examples.leaf_names(traced.results, OUTPUT)]
   if len(outputs) == 1:
     outputs = [OUTPUT]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_logits(logits: Any, labels: Any) -> Any:
@@ -16,6 +17,11 @@ def check_logits(logits: Any, labels: Any) -> Any:
   Raises:
     ValueError: no floats of such a shape, or no label for each row.
   """
+  if not isinstance(labels, np.ndarray | jax.Array):
+    raise ValueError(
+      f"labels are a {type(labels).__name__}; expected an array of whole"
+      " numbers, one a row of logits."
+    )
   dtype: Any = getattr(logits, "dtype", None)
   shape: tuple[int, ...] = () if dtype is None else logits.shape
   if (
@@ -68,8 +74,8 @@ def checked(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
   return result
 
 
-def not_run(error: Exception, batch: Any) -> ValueError:
-  """Say in a sentence on which batch the loss function fails, and why."""
+def not_run(name: str, error: Exception, batch: Any) -> ValueError:
+  """Say in a sentence on which batch a function fails, and why."""
   shapes = [
     f"{jax.tree_util.keystr(keys) or 'it'} {leaf.dtype} of {leaf.shape}"
     for keys, leaf in jax.tree.leaves_with_path(batch)
@@ -77,5 +83,5 @@ def not_run(error: Exception, batch: Any) -> ValueError:
   ]
   reason = " ".join(str(error).split())[:600]
   return ValueError(
-    f"loss_fn does not run on a batch ({', '.join(shapes)}): {reason}"
+    f"{name} does not run on a batch ({', '.join(shapes)}): {reason}"
   )
