@@ -11,7 +11,14 @@ from asga_jax.runs import build, quantize_config
 from asga_jax.runs import config as config_lib
 
 # Their deployed networks take five seconds and more to trace.
-LARGE = ("efficientnet_lite0", "resnet18", "resnet50", "vit_s", "vit_ti")
+LARGE = (
+  "efficientnet_lite0",
+  "mobilenetv2",
+  "resnet18",
+  "resnet50",
+  "vit_s",
+  "vit_ti",
+)
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 

@@ -17,6 +17,13 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 
 COSTS = ("bops", "size", "latency", "energy")
+SEEDS = pytest.mark.parametrize(
+  "seeds",
+  [
+    pytest.param(range(5), id="few"),
+    pytest.param(range(15), id="many", marks=pytest.mark.slow),
+  ],
+)
 
 
 def brute_curve(costs, scores, allowed=None):
@@ -34,6 +41,7 @@ def pairs_of(curve):
   return [(point.cost, point.score) for point in curve.points]
 
 
+@SEEDS
 @pytest.mark.parametrize("few", [0, 50], ids=["core", "whole"])
 @pytest.mark.parametrize(
   "cost",
@@ -42,10 +50,10 @@ def pairs_of(curve):
     for cost in COSTS
   ],
 )
-def test_the_whole_curve_equals_brute_force(cost, few, monkeypatch):
+def test_the_whole_curve_equals_brute_force(cost, few, seeds, monkeypatch):
   monkeypatch.setattr(pair_solver, "_FEW", few)
   lengths = []
-  for seed in range(15):
+  for seed in seeds:
     result, (policies, amounts, totals) = draw_case(seed)
     curve = asga_jax.pareto(result, cost=cost, points=None)
     expected = brute_curve(amounts[cost], totals)
@@ -59,10 +67,13 @@ def test_the_whole_curve_equals_brute_force(cost, few, monkeypatch):
   assert max(lengths) > 5
 
 
+@SEEDS
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("points", [2, 3, 6])
-def test_some_points_are_each_the_optimum_at_their_own_budget(cost, points):
-  for seed in range(10):
+def test_some_points_are_each_the_optimum_at_their_own_budget(
+  cost, points, seeds
+):
+  for seed in seeds:
     result, (_, amounts, totals) = draw_case(seed)
     curve = asga_jax.pareto(result, cost=cost, points=points)
     expected = brute_curve(amounts[cost], totals)
@@ -82,9 +93,10 @@ def test_some_points_are_each_the_optimum_at_their_own_budget(cost, points):
     np.testing.assert_allclose(found[-1], expected[-1], atol=1e-7)
 
 
+@SEEDS
 @pytest.mark.parametrize("budget", ["size=4bit", "size=4bit,bops=4bit"])
-def test_other_budgets_hold_at_every_point(budget):
-  for seed in range(10):
+def test_other_budgets_hold_at_every_point(budget, seeds):
+  for seed in seeds:
     result, (_, amounts, totals) = draw_case(seed)
     space = result.space
     limits = budget_lib.resolve(

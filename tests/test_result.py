@@ -70,10 +70,13 @@ def random_result(tiny_searchable):
   return make
 
 
-def _all_policies(result, score):
-  """Yields (bits, total score, costs by name) of every policy there is."""
+@pytest.fixture(scope="module")
+def every_policy(random_result):
+  """Bits, groups' candidates and costs by name of every policy there is."""
+  result = random_result(0)
   space = result.space
   costs = search_space.known_costs(result.costs)
+  found = []
   options = [
     [
       ((bw, ba), (c.weight_group, i), (c.activation_group, j))
@@ -82,20 +85,19 @@ def _all_policies(result, score):
     ]
     for c in space.choices.values()
   ]
-  scores = result.scores[score]
   for picks in itertools.product(*options):
     bits = dict(zip(space.choices, (p[0] for p in picks), strict=True))
-    total = sum(scores[g][i] for p in picks for g, i in p[1:])
     amounts = {
       cost.name: costs_lib.total_cost(space.network, bits, cost)
       for cost in costs
     }
-    yield bits, total, amounts
+    found.append((bits, [pair for p in picks for pair in p[1:]], amounts))
+  return found
 
 
 @pytest.mark.parametrize("text", BUDGETS)
 def test_policies_stay_within_every_budget_and_are_the_best(
-  random_result, text
+  random_result, every_policy, text
 ):
   """Twenty random scores a budget form, 200 in all, against brute force."""
   for seed in range(10):
@@ -112,9 +114,14 @@ def test_policies_stay_within_every_budget_and_are_the_best(
         path: (layer.weight_bits, layer.activation_bits)
         for path, layer in policy.layers.items()
       }
+      scores = result.scores[score]
       within = [
-        (bits, total, max(amounts[n] / x for n, x in limits.items()))
-        for bits, total, amounts in _all_policies(result, score)
+        (
+          bits,
+          sum(scores[group][index] for group, index in chosen),
+          max(amounts[n] / x for n, x in limits.items()),
+        )
+        for bits, chosen, amounts in every_policy
         if all(amounts[name] <= limit for name, limit in limits.items())
       ]
       full = [entry for entry in within if entry[2] >= 0.98]
@@ -129,11 +136,11 @@ def test_policies_stay_within_every_budget_and_are_the_best(
       assert policy.cost["budget_used"] <= 1
 
 
-def test_an_infeasible_budget_names_the_lowest_cost(random_result):
+def test_an_infeasible_budget_names_the_lowest_cost(
+  random_result, every_policy
+):
   result = random_result(0)
-  lowest = min(
-    amounts["bops"] for *_, amounts in _all_policies(result, "log_prob")
-  )
+  lowest = min(amounts["bops"] for *_, amounts in every_policy)
   with pytest.raises(budget_lib.InfeasibleBudgetError) as caught:
     asga_jax.allocate(result, budget="bops=1K")
   shown = costs_lib.format_amount("bops", lowest)

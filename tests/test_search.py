@@ -89,15 +89,22 @@ def test_every_preset_makes_a_step(perceptron, tiny_batches, preset):
   assert max(jax.tree.leaves(moved.weights)) > 0
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+  ("preset", "every"),
+  [
+    ("sgd", 2),
+    pytest.param("asga", 1, marks=pytest.mark.slow),
+    pytest.param("asga", 2, marks=pytest.mark.slow),
+  ],
+)
 def test_a_bilevel_search_moves_logits_on_heldout_batches(
-  perceptron, tiny_batches, every
+  perceptron, tiny_batches, preset, every
 ):
   search = asga_jax.start_search(
     perceptron,
     budget="bops=4bit",
     settings=asga_jax.SearchSettings(
-      steps=4, mode="bilevel", logits_every=every
+      steps=4, mode="bilevel", logits_every=every, preset=preset
     ),
   )
   losses, logits = [], []

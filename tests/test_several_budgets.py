@@ -1,5 +1,6 @@
 """Three budgets at once over tied layers, against brute force and HiGHS."""
 
+import functools
 import itertools
 import time
 
@@ -26,6 +27,7 @@ def solver(request, monkeypatch):
     monkeypatch.setattr(pair_solver, "_FEW", 0)
 
 
+@functools.cache
 def draw_case(seed):
   """Tied layers, and limits of which several bind or cannot be met at once."""
   rng = np.random.default_rng([seed, 1])

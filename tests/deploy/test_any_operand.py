@@ -225,7 +225,7 @@ def test_layers_that_share_a_kernel_share_its_bits(tmp_path):
     model,
     batches,
     budget="bops=4bit",
-    settings=asga_jax.SearchSettings(steps=2),
+    settings=asga_jax.SearchSettings(steps=2, preset="sgd"),
     progress=False,
   )
   policy = asga_jax.allocate(result)

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from asga_jax.evidence import cells, experiment
+from asga_jax.evidence import cells, experiment, report
 from asga_jax.evidence import images as images_lib
 
 IMAGES, CLASSES = 40, 10
@@ -77,6 +77,13 @@ def faked(monkeypatch):
   monkeypatch.setattr(experiment.treatments, "apply", treated)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Draw no pictures, three quarters of a faked grid's time."""
+  for module in (report.curves, report.picture):
+    monkeypatch.setattr(module, "draw", lambda *args, **settings: None)
+
+
 def _run(config, tmp_path, where="cells", **given):
   return experiment.run_experiment(
     config,
@@ -117,7 +124,7 @@ def test_a_grid_is_computed_once_and_reported(config, tmp_path):
   assert FakeBench.made == 1
 
 
-@pytest.mark.usefixtures("faked")
+@pytest.mark.usefixtures("faked", "undrawn")
 def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
   whole = _run(config, tmp_path, "whole")
   for path in (tmp_path / "results").iterdir():
@@ -153,7 +160,7 @@ def _fit(bench, proxy, model, count=0):
   return {"agreement": model / 100, "divergence": 1 / model}
 
 
-@pytest.mark.usefixtures("faked")
+@pytest.mark.usefixtures("faked", "undrawn")
 def test_proxies_are_set_beside_the_targets_own_images(
   config, tmp_path, monkeypatch
 ):
@@ -180,7 +187,7 @@ def test_proxies_are_set_beside_the_targets_own_images(
   assert row["loss"] == 0.5
 
 
-@pytest.mark.usefixtures("faked")
+@pytest.mark.usefixtures("faked", "undrawn")
 def test_flatness_is_measured_once_a_policy(config, tmp_path, monkeypatch):
   config.complexity = True
   asked = []
@@ -201,13 +208,13 @@ def test_flatness_is_measured_once_a_policy(config, tmp_path, monkeypatch):
   assert len(asked) == 4
 
 
-@pytest.mark.usefixtures("faked")
+@pytest.mark.usefixtures("faked", "undrawn")
 def test_a_part_of_a_grid_leaves_the_rest(config, tmp_path):
   table = _run(config, tmp_path, only=": uniform on")
   assert [row["method"] for row in table] == ["uniform"]
 
 
-@pytest.mark.usefixtures("faked")
+@pytest.mark.usefixtures("faked", "undrawn")
 def test_a_policy_that_fails_does_not_keep_others(
   config, tmp_path, monkeypatch
 ):

@@ -36,10 +36,9 @@ def test_it_sets_the_collector_and_the_cache(tmp_path):
   "command",
   [
     "search",
-    "export",
     *(
       pytest.param(name, marks=pytest.mark.slow)
-      for name in ("finetune", "evaluate", "latency")
+      for name in ("export", "finetune", "evaluate", "latency")
     ),
   ],
 )

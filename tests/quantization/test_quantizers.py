@@ -9,6 +9,8 @@ from scipy import stats
 
 from asga_jax.quantization import bit_choice, methods, quantizers
 
+# Of most tensors: each other one compiles the same again.
+SHAPE = (300, 4)
 # One line a quantizer and role: name, whether of weights, step a channel,
 # signed, and whether quantizing twice changes nothing.
 CONTRACT = [
@@ -31,7 +33,7 @@ IDS = [
 ]
 
 
-def _tensor(signed, shape=(300, 4)):
+def _tensor(signed, shape=SHAPE):
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   return jnp.asarray(x if signed else np.maximum(x, 0))
 
@@ -90,7 +92,9 @@ def test_32_bits_is_the_identity(
   name, weights, per_channel, signed, idempotent
 ):
   del idempotent
-  x = _tensor(signed).at[0, 0].set(-0.0)
+  x = np.array(_tensor(signed))
+  x[0, 0] = -0.0
+  x = jnp.asarray(x)
   choice = _choice(x, (32,), name, weights, per_channel, signed)
   for call in (choice, jax.jit(choice.__call__)):
     quantized = call(x)
@@ -189,8 +193,8 @@ def test_pact_gradients(bit):
   # Choi et al. 2018, equation 3: the clipping value gets the gradients of the
   # clipped elements, the input those of the others.
   rng = np.random.default_rng(3)
-  x = rng.uniform(-1, 3, size=500).astype(np.float32)
-  g = rng.normal(size=500).astype(np.float32)
+  x = rng.uniform(-1, 3, size=SHAPE).astype(np.float32)
+  g = rng.normal(size=SHAPE).astype(np.float32)
   choice = _choice(jnp.asarray(x), (bit,), "pact", False, False, False)
 
   def loss(x, alpha):
@@ -210,7 +214,7 @@ def test_pact_gradients(bit):
 @pytest.mark.parametrize("bit", [2, 3, 4, 8])
 def test_dorefa_weights(bit):
   # Zhou et al. 2016, equations 5 and 9.
-  w = np.random.default_rng(4).normal(size=(30, 7)).astype(np.float32)
+  w = np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
   choice = _choice(jnp.asarray(w), (bit,), "dorefa", True, False, True)
   squashed = np.tanh(w.astype(np.float64))
   unit = squashed / (2 * np.abs(squashed).max()) + 0.5
@@ -220,8 +224,8 @@ def test_dorefa_weights(bit):
 
 def test_dorefa_weight_gradient_is_that_of_the_squashing():
   # The straight-through estimator makes rounding the identity.
-  w = jnp.asarray(np.random.default_rng(5).normal(size=40), jnp.float32)
-  g = jnp.asarray(np.random.default_rng(6).normal(size=40), jnp.float32)
+  w = jnp.asarray(np.random.default_rng(5).normal(size=SHAPE), jnp.float32)
+  g = jnp.asarray(np.random.default_rng(6).normal(size=SHAPE), jnp.float32)
   choice = _choice(w, (3,), "dorefa", True, False, True)
   squash = choice.quantizer.transform
   np.testing.assert_allclose(
@@ -233,14 +237,14 @@ def test_dorefa_weight_gradient_is_that_of_the_squashing():
 
 
 def test_dorefa_float_candidate_is_not_squashed():
-  w = jnp.asarray(np.random.default_rng(7).normal(size=40), jnp.float32)
+  w = jnp.asarray(np.random.default_rng(7).normal(size=SHAPE), jnp.float32)
   choice = _choice(w, (4, 32), "dorefa", True, False, True)
   choice.logits[...] = jnp.asarray([-1e9, 0.0])
   np.testing.assert_array_equal(choice(w), w)
 
 
 def test_dorefa_activations():
-  x = np.random.default_rng(10).uniform(-1, 2, 97).astype(np.float32)
+  x = np.random.default_rng(10).uniform(-1, 2, SHAPE).astype(np.float32)
   choice = _choice(jnp.asarray(x), (3,), "dorefa", False, False, False)
   expected = np.round(np.clip(x, 0, 1) * 7) / 7
   np.testing.assert_allclose(choice(jnp.asarray(x)), expected, atol=1e-6)

@@ -22,13 +22,14 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
   params=["tiny", pytest.param("resnet8", marks=pytest.mark.slow)],
 )
 def config(request, make_tiny):
-  """A network whose batch norms move when its bits are fixed."""
+  """A network whose batch norms move when its bits are fixed.
+
+  Its steps are those of other tests, and compiled once for all.
+  """
   config = make_tiny()
   config.model, config.stem = request.param, "small"
   config.batch_norm_batches = config.report_batches = 2
   config.eval_batch_size = 100
-  config.bits, config.budget = (2, 8), "bops=8bit"
-  config.search.steps = config.finetune.steps = 4
   return config
 
 

@@ -84,12 +84,11 @@ def test_a_mask_by_name_holds_and_a_chain_learns(variables, frozen):
   assert losses[-1] < losses[0] - 0.02
   found = sharpness.diagnostics(state)
   assert found["count"] == found["gaps_seen"] == 5
-  (_, grads) = jax.value_and_grad(loss, has_aux=True)(
+  grads, _ = jax.jit(jax.grad(loss, has_aux=True))(
     params, variables["batch_stats"]
   )
-  length = optax.tree.norm(
-    [grads["Conv_0"]["kernel"], grads["Dense_0"]["kernel"]]
-  )
+  masked = [grads[layer]["kernel"] for layer in ("Conv_0", "Dense_0")]
+  length = np.sqrt(sum(np.sum(np.square(each)) for each in masked))
   _, state, _ = train(tx, params, variables["batch_stats"], steps=1)
   found = sharpness.diagnostics(state)
   np.testing.assert_allclose(found["gradient_norm"], length, rtol=1e-5)

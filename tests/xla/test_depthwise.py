@@ -17,10 +17,11 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def _arrays(batch=2, height=9, width=8, channels=6, window=(3, 3)):
-  keys = jax.random.split(jax.random.key(0), 2)
-  lhs = jax.random.normal(keys[0], (batch, height, width, channels))
-  rhs = jax.random.normal(keys[1], (*window, 1, channels))
-  return lhs, rhs
+  rng = np.random.default_rng(0)
+  return tuple(
+    jnp.asarray(rng.standard_normal(shape, np.float32))
+    for shape in ((batch, height, width, channels), (*window, 1, channels))
+  )
 
 
 def _uses_convolution(function, *args):
@@ -63,13 +64,19 @@ def _both(settings, lhs, rhs):
 @pytest.mark.parametrize(
   ("settings", "arrays"),
   [
-    ({"window_strides": (1, 1), "padding": "SAME"}, {}),
+    pytest.param(
+      *({"window_strides": (1, 1), "padding": "SAME"}, {}),
+      marks=pytest.mark.slow,
+    ),
     ({"window_strides": (2, 2), "padding": "SAME"}, {}),
     pytest.param(
       *({"window_strides": (2, 2), "padding": "SAME_LOWER"}, {}),
       marks=pytest.mark.slow,
     ),
-    ({"window_strides": (1, 2), "padding": "VALID"}, {"batch": 1}),
+    pytest.param(
+      *({"window_strides": (1, 2), "padding": "VALID"}, {"batch": 1}),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       *({"window_strides": (2, 1), "padding": ((1, 1), (0, 2))}, {}),
       marks=pytest.mark.slow,
@@ -111,7 +118,7 @@ def test_equals_lax_in_value_and_gradients(settings, arrays):
   (_, their_out), their_grads = theirs
   np.testing.assert_allclose(our_out, their_out, rtol=1e-5, atol=1e-5)
   for our, their in zip(our_grads, their_grads, strict=True):
-    scale = float(jnp.abs(their).max())
+    scale = np.abs(their).max()
     np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * scale)
 
 

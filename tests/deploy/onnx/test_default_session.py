@@ -103,14 +103,13 @@ def _predictions(outputs):
 @pytest.mark.parametrize(
   ("name", "bits"),
   [
-    ("resnet8", (32, 4)),
+    ("small vgg", (32, 4)),
     *(
       pytest.param(*each, marks=pytest.mark.slow)
       for each in [
         *itertools.product(LARGE, [(8, 8), (4, 4), (32, 4), (3, 32)]),
         *itertools.product(NETWORKS, [(8, 8)]),
-        *(("u-net", (32, 4)), ("small vgg", (32, 4))),
-        ("small vgg", (4, 4)),
+        *(("u-net", (32, 4)), ("resnet8", (32, 4)), ("small vgg", (4, 4))),
         *itertools.product(["autoencoder"], [(32, 4), (4, 32)]),
       ]
     ),
@@ -126,7 +125,7 @@ def test_every_level_predicts_what_jax_predicts(name, bits):
   model = asga_jax.searchable(network, images[:64], rules=[rule])
   model.eval()
   run = nnx.jit(lambda m, x: m(x))
-  parts = jnp.split(images, 4)
+  parts = np.split(images, 4)
   want = np.concatenate([jax.device_get(run(model, part)) for part in parts])
   content = onnx_export.export_onnx(model, images.shape[1:]).SerializeToString()
   for level in [None, *LEVELS]:

@@ -58,15 +58,15 @@ class Between(nnx.Module):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_it_gives_what_jax_gives(name, batch):
+def test_it_gives_what_jax_gives(name):
   network = Between(OPERATIONS[name])
   made = onnx_export.export_onnx(network, IMAGES.shape[1:])
   session = onnxruntime.InferenceSession(made.SerializeToString())
-  (found,) = session.run(None, {"image": IMAGES[:batch]})
-  want = np.asarray(network(jnp.asarray(IMAGES[:batch])))
-  assert found.shape == want.shape
-  np.testing.assert_allclose(found, want, atol=1e-6)
+  for batch in (1, 3):
+    (found,) = session.run(None, {"image": IMAGES[:batch]})
+    want = np.asarray(jax.jit(network)(IMAGES[:batch]))
+    assert found.shape == want.shape
+    np.testing.assert_allclose(found, want, atol=1e-6)
 
 
 @pytest.mark.parametrize(
