@@ -144,7 +144,10 @@ def _mobilenet():
     pytest.param(
       _resnet50, _resnet_module, "torchvision", 320, marks=pytest.mark.slow
     ),
-    (_mobilenet, _torchvision_mobilenet_module, "torchvision", 314),
+    pytest.param(
+      *(_mobilenet, _torchvision_mobilenet_module, "torchvision", 314),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       _mobilenet, _timm_mobilenet_module, "timm", 314, marks=pytest.mark.slow
     ),
