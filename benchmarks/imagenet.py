@@ -45,8 +45,7 @@ flags.adopt_module_key_flags(published)
 _CALIBRATION = flags.DEFINE_integer(
   "calibration", 100, "How many images ranges come from."
 )
-# What is evaluated at 8 bits.
-QUANTIZED_PART = "woof500"
+_QUANTIZED = flags.DEFINE_string("quantized", "woof500", "The part at 8 bits.")
 # What all norms scale by, in the networks that JAX is set beside.
 _MOVES = tuple(x * float(np.finfo(np.float32).eps) for x in (-8, -1, 1, 8))
 
@@ -185,10 +184,13 @@ def main(_: list[str]) -> None:
   if unknown:
     known = ", ".join(published.NETWORKS)
     sys.exit(f"--network={min(unknown)}: expected one of {known}")
-  wrong = set(published.PART.value) - set(published.PARTS)
-  if wrong:
-    known = ", ".join(published.PARTS)
-    sys.exit(f"--part={min(wrong)}: expected one of {known}")
+  part = str(_QUANTIZED.value)
+  parts = {"part": published.PART.value, "quantized": [part]}
+  for flag, asked in parts.items():
+    wrong = set(asked) - set(published.PARTS)
+    if wrong:
+      known = ", ".join(published.PARTS)
+      sys.exit(f"--{flag}={min(wrong)}: expected one of {known}")
   try:
     root = published.find_data(published.DATA.value)
   except ValueError as error:
@@ -204,16 +206,16 @@ def main(_: list[str]) -> None:
     run = formats.run_in_jax(network)
     splits = published.read_parts(name, root)
     plain[name] = {
-      part: score(predict(name, run, split.images), split.labels)
-      for part, split in splits.items()
+      each: score(predict(name, run, split.images), split.labels)
+      for each, split in splits.items()
     }
     logging.info("%s: %s", name, plain[name])
-    if QUANTIZED_PART in splits:
+    if part in splits:
       quantized[name] = at_8_bits(
         name,
         network,
         root,
-        splits[QUANTIZED_PART],
+        splits[part],
         output / f"{given.model}.onnx",
       )
       logging.info("%s at 8 bits: %s", name, quantized[name])
