@@ -159,3 +159,31 @@ def test_the_method_is_the_searched_one(pair):
   )
   # Not called by it, so that nothing is known of it.
   np.testing.assert_array_equal(found.last.bias[...], net.last.bias[...])
+
+
+class Recurrent(nnx.Module):
+  """Has layers with biases inside a scan, and one behind it."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.turns = nnx.RNN(nnx.GRUCell(4, 5, rngs=rngs))
+    self.head = nnx.Linear(5, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(self.turns(x)[:, -1])
+
+
+def test_layers_within_a_scan_keep_their_biases():
+  net = Recurrent()
+  x = np.random.default_rng(0).normal(size=(16, 3, 4)).astype(np.float32)
+  model = asga_jax.searchable(net, x, bits=(3,), end_bits=3)
+  made = asga_jax.correct_bias(model, [x], reference=net)
+  cell, before = made.turns.cell, net.turns.cell
+  np.testing.assert_array_equal(
+    cell.dense_i.bias[...], before.dense_i.bias[...]
+  )
+  # Of the layer behind it the mean is that of the float network.
+  assert np.abs((model(x) - net(x)).mean(axis=0)).max() > 1e-3
+  np.testing.assert_allclose(
+    made(x).mean(axis=0), net(x).mean(axis=0), atol=1e-5
+  )
