@@ -101,13 +101,14 @@ def test_a_training_step_in_strict_promotion():
 
 
 @pytest.mark.slow
-def test_post_training_and_derivatives_in_strict_promotion():
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_post_training_and_derivatives_in_strict_promotion(dtype):
   rngs = nnx.Rngs(0)
   net = nnx.Sequential(
-    nnx.Linear(8, 8, rngs=rngs),
+    nnx.Linear(8, 8, dtype=dtype, rngs=rngs),
     nnx.BatchNorm(8, rngs=rngs),
     nnx.relu,
-    nnx.Linear(8, 4, rngs=rngs),
+    nnx.Linear(8, 4, dtype=dtype, rngs=rngs),
   )
   with (
     jax.numpy_dtype_promotion("strict"),
@@ -119,7 +120,10 @@ def test_post_training_and_derivatives_in_strict_promotion():
     corrected = asga_jax.correct_bias(made.model, [X], reference=net)
     again = asga_jax.reestimate_batch_norm(corrected, [X])
     integers = reference.integer_forward(again)
-    np.testing.assert_allclose(integers(X), again(X), rtol=1e-4, atol=1e-5)
+    near = 1e-5 if dtype is None else 3e-2
+    np.testing.assert_allclose(
+      integers(X).astype(np.float32), again(X).astype(np.float32), atol=near
+    )
     gradient = nnx.grad(lambda model: model(X).sum())(again)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
 

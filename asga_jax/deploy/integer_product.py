@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from asga_jax.deploy import folding, integer
@@ -44,12 +45,16 @@ class IntegerProduct(nnx.Module):
     self.arithmetic = arithmetic
     self.observer = nnx.static(observer)
     self.integers = nnx.Variable(jnp.asarray(layer.integers))
-    multiplier = layer.integer_step * layer.activation.step
+    multiplier = layer.integer_step.astype(np.float64) * layer.activation.step
     if fold is not None:
       multiplier = fold.multiplier
+    # Of steps so small that float32 has no place for their product.
+    self.is_tiny = bool(np.min(np.abs(multiplier)) < np.finfo(np.float32).tiny)
+    if self.is_tiny:
+      multiplier = multiplier * 2.0**64
     offset = None if fold is None else nnx.Variable(jnp.asarray(fold.offset))
     self.offset = offset
-    self.multiplier = nnx.Variable(jnp.asarray(multiplier))
+    self.multiplier = nnx.Variable(jnp.asarray(multiplier, jnp.float32))
 
   @promotion.usual()
   def __call__(self, *args: Any, **settings: Any) -> jax.Array:
@@ -79,6 +84,8 @@ class IntegerProduct(nnx.Module):
       self.attribute, self.outputs, self.multiplier[...], result.ndim, call
     )
     scaled = result.astype(jnp.float32) * steps
+    if self.is_tiny:
+      scaled = scaled * 2.0**-64
     if self.offset is not None:
       scaled = scaled + self.offset[...]
     return scaled.astype(call.first.dtype)

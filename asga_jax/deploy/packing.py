@@ -106,8 +106,7 @@ def _packable(
   for path, layer in found.items():
     if layer.codes is None or layer.weight_bits == quantizers.FLOAT_BITS:
       continue
-    stored = products[path].stored or "kernel"
-    variable = getattr(modules[path], stored, None)
+    variable = _stored(modules[path], products[path])
     if getattr(variable, "shape", None) == layer.codes.shape:
       name = names.get(id(variable))
       if name is not None and name not in elsewhere:
@@ -125,8 +124,11 @@ def _packable(
     ]
     if not wrong:
       return packed
-    # A layer may be wrong by what another one packs.
-    told = [name for name, path in packed.items() if path in wrong] or [*packed]
+    # A layer may be wrong by what another one packs, of the same variable most
+    # often.
+    read = {names.get(id(_stored(modules[p], products[p]))) for p in wrong}
+    told = [n for n, path in packed.items() if path in wrong or n in read]
+    told = told or [*packed]
     for name in told:
       logging.warning(
         "layer %r does not multiply by its kernel as it is stored: its file"
@@ -246,6 +248,11 @@ def _bits(policy: policy_lib.Policy) -> dict[str, tuple[int, int]]:
     path: (layer.weight_bits, layer.activation_bits)
     for path, layer in policy.layers.items()
   }
+
+
+def _stored(module: Any, product: layers.QuantizedProduct) -> Any:
+  """Give the variable that a layer makes its kernel of, None without one."""
+  return getattr(module, product.stored or "kernel", None)
 
 
 def _variables(model: nnx.Module) -> dict[str, Any]:

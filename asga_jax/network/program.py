@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 from jax.interpreters import ad, batching
@@ -39,8 +40,18 @@ class Unsaved(nnx.Variable):
   """What a run watches; no file of weights holds it."""
 
 
-# No file holds these: what a run watches, and what a call leaves behind.
-UNSAVED = (Unsaved, nnx.Intermediate, nnx.Perturbation)
+def is_random_key(path: Any, variable: Any) -> bool:
+  """Say whether a variable of any kind holds a key of random numbers."""
+  del path
+  return any(
+    jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    for leaf in jax.tree.leaves(variable)
+    if hasattr(leaf, "dtype")
+  )
+
+
+# No file holds these: what a run watches, what a call leaves behind, and keys.
+UNSAVED = (Unsaved, nnx.Intermediate, nnx.Perturbation, is_random_key)
 
 
 class Note(Protocol):

@@ -68,18 +68,25 @@ def gather(
   arguments.check_module(model)
   arguments.check_method(model, method)
   examples.check_batches(batches)
-  # Costs are counted on the same program.
-  one = example.shapes(batch=1)
-  each = [leaf.shape for leaf in one.leaves()]
 
-  def check(path: str, call: kinds.Call, output: Any) -> None:
-    del output
-    # Flax's layers add a batch axis of their own where there is none.
-    if len(each) == 1 and call.first.shape == (1, *each[0]):
-      raise ValueError(f"layer {path!r} finds no batch axis")
+  def trace(size: int) -> tuple[program.Program, list[str]]:
+    given, alone = example.shapes(batch=size), []
+    shapes = [leaf.shape for leaf in given.leaves()]
+
+    def note(path: str, call: kinds.Call, output: Any) -> None:
+      del output
+      # Flax's layers add a batch axis of their own where there is none.
+      if len(shapes) == 1 and call.first.shape == (1, *shapes[0]):
+        alone.append(path)
+
+    return program.trace(model, given, method=method, note=note), alone
 
   try:
-    traced = program.trace(model, one, method=method, note=check)
+    # Costs are counted on the same program.
+    traced, alone = trace(1)
+    # Of one input, an axis that the network itself adds behind looks alike.
+    if alone and (unbatched := trace(2)[1]):
+      raise ValueError(f"layer {unbatched[0]!r} finds no batch axis")
     read = reading.read(traced)
     refused = reading.refusals(traced, read)
     found = _count(model, [example, *batches], method, refused)

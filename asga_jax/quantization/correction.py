@@ -96,6 +96,7 @@ def find_taps(model: nnx.Module) -> dict[str, Any]:
   }
 
 
+@promotion.usual()
 def call_noting(
   model: nnx.Module, paths: Iterable[str], call: Callable[[], Any]
 ) -> tuple[Any, Moments]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.extend import core
 
 from asga_jax.allocation import space as search_space
 from asga_jax.network import examples
@@ -240,12 +241,19 @@ def _run(
     What it gives, what its products give, and the operands of these.
   """
   model = nnx.merge(graphdef, state, copy=True)
+  here = core.get_opaque_trace_state(convention="nnx")
   given: dict[str, list[Any]] = {}
   read: _Operands = {}
   for path, product in layers.quantized_layers(model).items():
     products[path], given[path], read[path] = [], [], []
 
     def call(self, *args: Any, path: str = path, **settings: Any):
+      if core.get_opaque_trace_state(convention="nnx") != here:
+        raise ValueError(
+          f"layer {path!r} is called within another transformation of JAX (jit,"
+          " remat, vmap, scan, cond), which lets no gradient of its operands"
+          " out; expected score='kl' or 'sharp_kl'."
+        )
       call_of = layer_kinds.read_call(self.attribute, args, settings)
       index = len(given[path])
       pair = call_of.first, call_of.second

@@ -64,12 +64,26 @@ class Decoder(nnx.Module):
     return self.dot_general(x, self.kernel[...].T, (((1,), (0,)), ((), ())))
 
 
+class Swapped(Transposed):
+  """The decoder sums over the other axis of the encoder's kernel."""
+
+  def __init__(self):
+    super().__init__()
+    self.decoder = Summing(self.inner.kernel)
+
+
+class Summing(Decoder):
+  def __call__(self, x):
+    return self.dot_general(x, self.kernel[...], (((1,), (1,)), ((), ())))
+
+
 @pytest.mark.parametrize(
   ("make", "inputs", "name", "packed"),
   [
     (Language, IDS, "embed/embedding", "inner/kernel"),
     (ByHand, IMAGES, "inner/kernel", "head/kernel"),
     (Transposed, IMAGES, "decoder/kernel", "first/kernel"),
+    (Swapped, IMAGES, "decoder/kernel", "first/kernel"),
   ],
 )
 def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from every_kind import IMAGES, fix, searchable
 from flax import nnx
 
+import asga_jax
 from asga_jax.deploy import folding, integer, reference
 from asga_jax.network import kinds, program
 from asga_jax.quantization import layers
@@ -301,3 +302,14 @@ def test_sums_too_large_for_float32(fixed, monkeypatch, limit, used):
   made = reference.integer_forward(fixed, arithmetic="float32")
   layer = _module(made, path)
   assert getattr(layer, kinds.attribute_of(layer)).arithmetic == used
+
+
+def test_steps_whose_product_float32_cannot_hold():
+  x = IMAGES.reshape(len(IMAGES), -1)[:, :8] * np.float32(1e-30)
+  layer = nnx.Linear(8, 4, use_bias=False, rngs=nnx.Rngs(0))
+  layer.kernel[...] *= 1e-4
+  model = asga_jax.searchable(nnx.Sequential(layer), x, bits=(8,), end_bits=8)
+  want = np.asarray(model(x), np.float64)
+  assert 0 < np.abs(want).max() < 1e-32
+  found = np.asarray(reference.integer_forward(model)(x), np.float64)
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-38)

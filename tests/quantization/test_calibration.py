@@ -245,3 +245,24 @@ def test_batch_norm_without_batches_or_without_norms():
     np.testing.assert_array_equal(new, old)
   linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   assert batch_norm.reestimate_batch_norm(linear, [_x()]) == 0
+
+
+class Behind(nnx.Module):
+  """Has an axis of its own behind that of the batch."""
+
+  def __init__(self):
+    self.layer = nnx.Linear(
+      8, 4, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+    )
+
+  def __call__(self, x):
+    return self.layer(x[:, None])[:, 0]
+
+
+def test_an_axis_behind_the_batch_is_none_in_front_of_it():
+  example = examples.as_example(np.ones((4, 8), np.float32))
+  assert list(calibration.gather(Behind(), example).inputs) == ["layer"]
+  alone = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+  example = examples.as_example(np.ones((8, 8, 3), np.float32))
+  with pytest.raises(ValueError, match="finds no batch axis"):
+    calibration.gather(alone, example)

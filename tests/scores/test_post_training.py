@@ -1,5 +1,6 @@
 """From trained weights to a network at its bits, in one call."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -76,3 +77,54 @@ def test_bad_arguments_are_told(net):
     asga_jax.quantize_post_training(net, [], budget="bops=3bit")
   with pytest.raises(ValueError, match="budget"):
     asga_jax.quantize_post_training(net, [X], budget="bops=3bits please")
+
+
+class Within(nnx.Module):
+  """Calls a layer with a bias within a transformation."""
+
+  def __init__(self, how):
+    rngs = nnx.Rngs(0)
+    self.layer = nnx.Linear(6, 6, rngs=rngs)
+    self.last = nnx.Linear(6, 3, rngs=rngs)
+    self.how = nnx.static(how)
+
+  def __call__(self, x):
+    return self.last(nnx.relu(self.how(self.layer, x)))
+
+
+def _scanned(layer, x):
+  return jax.lax.scan(lambda x, _: (layer(x), None), x, length=2)[0]
+
+
+HOW = {
+  "remat": lambda f, x: nnx.remat(lambda f, x: f(x))(f, x),
+  "jit": lambda f, x: nnx.jit(lambda f, x: f(x))(f, x),
+  "vmap": lambda f, x: jax.vmap(f)(x),
+  "cond": lambda f, x: jax.lax.cond(x.sum() > 9, lambda x: x, f, x),
+  "scan": _scanned,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
+def test_layers_within_a_transformation(how):
+  net = Within(HOW[how])
+  made = asga_jax.quantize_post_training(
+    net, [X], budget="bops=6bit", evaluations=2, progress=False
+  )
+  off = np.abs(made.model(X) - net(X)).max() / np.abs(net(X)).max()
+  assert off < 0.2
+  model = asga_jax.searchable(net, X, bits=(2, 8))
+  with pytest.raises(ValueError, match=r"'layer' is called within .*='kl' or"):
+    asga_jax.measure_scores(
+      model, [X], budget="bops=6bit", score="hessian", progress=False
+    )
+
+
+def test_layers_within_a_transformation_are_measured():
+  model = asga_jax.searchable(Within(HOW["remat"]), X, bits=(2, 8), end_bits=8)
+  found = asga_jax.measure_scores(
+    model, [X], budget="bops=6bit", progress=False
+  )
+  for lowest, highest in found.scores["kl"].values():
+    assert lowest <= highest <= 0

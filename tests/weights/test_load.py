@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -192,3 +193,15 @@ def test_a_map_or_a_skip_without_a_file_is_an_error(weights_config):
   weights_config.weights.path = ""
   with pytest.raises(ValueError, match=r"config\.weights\.path is empty"):
     config_lib.check_search_config(weights_config)
+
+
+def test_keys_of_random_numbers_are_not_written(tmp_path):
+  class Keyed(nnx.Module):
+    def __init__(self):
+      self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+      self.key = nnx.Variable(jax.random.key(0))
+
+  path = tmp_path / "w.safetensors"
+  asga_jax.save_weights(Keyed(), path)
+  names = safetensors_numpy.load_file(path)
+  assert set(names) == {"layer/kernel", "layer/bias"}
