@@ -106,7 +106,7 @@ def test_post_training_and_derivatives_in_strict_promotion(dtype):
   rngs = nnx.Rngs(0)
   net = nnx.Sequential(
     nnx.Linear(8, 8, dtype=dtype, rngs=rngs),
-    nnx.BatchNorm(8, rngs=rngs),
+    nnx.BatchNorm(8, dtype=dtype, rngs=rngs),
     nnx.relu,
     nnx.Linear(8, 4, dtype=dtype, rngs=rngs),
   )
