@@ -1,5 +1,6 @@
 """Checks of what functions for users are called with: a sentence each."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,12 +38,20 @@ def number(
   """
   if isinstance(value, jax.core.Tracer):
     return
-  bounds = {">=": least, ">": above, "<=": most, "<": below}
-  known = {sign: bound for sign, bound in bounds.items() if bound is not None}
+  known = [
+    (sign, holds, bound)
+    for sign, holds, bound in (
+      (">=", operator.ge, least),
+      (">", operator.gt, above),
+      ("<=", operator.le, most),
+      ("<", operator.lt, below),
+    )
+    if bound is not None
+  ]
   if not _is_number(value, whole) or not all(
-    _holds(value, sign, bound) for sign, bound in known.items()
+    holds(value, bound) for _, holds, bound in known
   ):
-    told = " and ".join(f"{sign} {bound:g}" for sign, bound in known.items())
+    told = " and ".join(f"{sign} {bound:g}" for sign, _, bound in known)
     kind = "a whole number" if whole else "a number"
     raise refusal(name, value, f"{kind} {told}".rstrip())
 
@@ -59,16 +68,6 @@ def _is_number(value: Any, whole: bool) -> bool:
   if isinstance(value, int):
     return _SMALLEST <= value <= _LARGEST
   return bool(np.isfinite(np.asarray(value, np.float64)))
-
-
-def _holds(value: Any, sign: str, bound: float) -> bool:
-  compared = {
-    ">=": value >= bound,
-    ">": value > bound,
-    "<=": value <= bound,
-    "<": value < bound,
-  }
-  return bool(compared[sign])
 
 
 def flag(name: str, value: Any) -> None:

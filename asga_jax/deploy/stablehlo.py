@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from asga_jax import files
+from asga_jax import checks, files
 from asga_jax.network import arguments, examples
 from asga_jax.quantization import remembered
 from asga_jax.xla import lowering, promotion
@@ -77,7 +77,7 @@ def export_stablehlo(
     program = called.call(export.export(jax.jit(run), platforms=PLATFORMS))
     contents = bytes(program.serialize())
   except Exception as error:
-    reason = " ".join(str(error).split())[:600]
+    reason = checks.reason(error)
     raise ValueError(
       f"{type(model).__name__}.{method} cannot be exported for a batch of any"
       f" size of {example.describe()}: {reason}"

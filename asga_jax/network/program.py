@@ -1,5 +1,6 @@
 """The traced program of a network: products and modules are seen in it."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -80,6 +81,17 @@ class Program(NamedTuple):
   sizes: dict[str, int]
   # What it returns: a pytree of shapes and dtypes.
   results: Any
+
+
+def here() -> Callable[[], bool]:
+  """Make what says whether it is called where it was made.
+
+  Within another transformation of JAX (scan, remat, jit, vmap, cond) it is not:
+  what is traced there is no value outside.
+  """
+  state = functools.partial(core.get_opaque_trace_state, convention="nnx")
+  made = state()
+  return lambda: bool(state() == made)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from asga_jax import checks
 from asga_jax.network import arguments, examples
 from asga_jax.xla import promotion
 
@@ -75,7 +76,7 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
     try:
       new, called = _batch_statistics(graphdef, state, example)
     except (TypeError, ValueError) as error:
-      reason = " ".join(str(error).split())[:600]
+      reason = checks.reason(error)
       raise ValueError(
         f"{type(model).__name__} does not run on a batch, {example.describe()}:"
         f" {reason}; {examples.ACCEPTED}"

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend import core
 
 from asga_jax.network import arguments, examples, program
 from asga_jax.quantization import layers
@@ -229,18 +228,17 @@ def _moments(module: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _watch(model: nnx.Module, paths: Iterable[str], change: Any) -> None:
   """Let modules change what they read (norms) or give (layers), in place.
 
-  What is called within a scan or another transformation does as before: what
-  would be noted there may not leave it.
+  What is called within another transformation of JAX does as before.
   """
   named = dict(_named(model))
-  here = core.get_opaque_trace_state(convention="nnx")
+  is_outside = program.here()
   for path in paths:
     module = named[path]
     kind = type(module)
     reads = isinstance(module, nnx.BatchNorm)
 
     def call(self, x, *rest, path=path, kind=kind, reads=reads, **settings):
-      if core.get_opaque_trace_state(convention="nnx") != here:
+      if not is_outside():
         return kind.__call__(self, x, *rest, **settings)
       if reads:
         x = change(path, self, x)

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.extend.core import get_opaque_trace_state
 
-from asga_jax.network import arguments, examples, kinds, patches
+from asga_jax.network import arguments, examples, kinds, patches, program
 from asga_jax.quantization import (
   compensation,
   correction,
@@ -174,12 +173,11 @@ def _of_batch(graphdef, paths, method, images, state, example):
   """Run the float network, and sum up what its layers would read."""
   model = nnx.merge(graphdef, state, copy=True)
   found: dict[str, Moments] = {}
-  # What is traced within something else is no value out here.
-  here = get_opaque_trace_state(convention="flax")
+  is_outside = program.here()
   for path, product in layers.quantized_layers(model).items():
 
     def call(self, *args, path=path, **settings):
-      if path in paths and here == get_opaque_trace_state(convention="flax"):
+      if path in paths and is_outside():
         given = kinds.read_call(self.attribute, args, settings)
         summed = math.prod(given.second.shape) // math.prod(
           given.second.shape[axis] for axis in self.outputs

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.extend import core
 
 from asga_jax.allocation import space as search_space
-from asga_jax.network import examples
+from asga_jax.network import examples, program
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import bit_choice, layers, remembered
 from asga_jax.training import progress as progress_lib
@@ -241,14 +240,14 @@ def _run(
     What it gives, what its products give, and the operands of these.
   """
   model = nnx.merge(graphdef, state, copy=True)
-  here = core.get_opaque_trace_state(convention="nnx")
+  is_outside = program.here()
   given: dict[str, list[Any]] = {}
   read: _Operands = {}
   for path, product in layers.quantized_layers(model).items():
     products[path], given[path], read[path] = [], [], []
 
     def call(self, *args: Any, path: str = path, **settings: Any):
-      if core.get_opaque_trace_state(convention="nnx") != here:
+      if not is_outside():
         raise ValueError(
           f"layer {path!r} is called within another transformation of JAX (jit,"
           " remat, vmap, scan, cond), which lets no gradient of its operands"

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asga_jax import checks
+
 
 def check_logits(logits: Any, labels: Any) -> Any:
   """Check what a network gives for images, and their labels.
@@ -81,7 +83,7 @@ def not_run(name: str, error: Exception, batch: Any) -> ValueError:
     for keys, leaf in jax.tree.leaves_with_path(batch)
     if hasattr(leaf, "dtype")
   ]
-  reason = " ".join(str(error).split())[:600]
+  reason = checks.reason(error)
   return ValueError(
     f"{name} does not run on a batch ({', '.join(shapes)}): {reason}"
   )

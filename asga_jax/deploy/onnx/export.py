@@ -99,7 +99,7 @@ def export_onnx(
     ValueError,
     jax.errors.InconclusiveDimensionOperation,
   ) as error:
-    reason = " ".join(str(error).split())[:600]
+    reason = checks.reason(error)
     raise onnx_values.ExportError(
       f"{type(model).__name__}.{method} does not run on a batch of any size of"
       f" {example.describe()}: {reason}"

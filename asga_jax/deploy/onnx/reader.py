@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from asga_jax import checks
 from asga_jax.deploy import integer
 from asga_jax.deploy.onnx import loops as onnx_loops
 from asga_jax.deploy.onnx import ops as onnx_ops
@@ -99,7 +100,7 @@ class Reader:
         if isinstance(error, ExportError) and error.operation:
           raise
         name = equation.primitive.name
-        reason = " ".join(str(error).split())[:600]
+        reason = checks.reason(error)
         told = ExportError(
           f"the operation {name!r} of layer {scope or '(the network)'!r} has no"
           f" counterpart in ONNX here: {reason}"
