@@ -1,7 +1,7 @@
 """Batch norm's running statistics, taken anew at other bits."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from absl import logging
 from flax import nnx
 
 from asga_jax import checks
-from asga_jax.network import arguments, examples
+from asga_jax.network import arguments, examples, program
 from asga_jax.xla import promotion
 
 
@@ -47,10 +47,11 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   """Replace batch norm's running statistics by those of all batches together.
 
   Quantization shifts activations away from the statistics that were gathered
-  while bits were still mixed. Mean and variance are those over the examples of
-  all batches, so the variance has that of the means between batches in it.
-  (Each batch is still normalised by its own statistics on its way to the norms
-  that follow, as in training.)
+  while bits were still mixed. Mean and variance are those over all that a norm
+  reads of all batches, in all its calls, so the variance has that of the means
+  between batches in it. (Each batch is still normalised by its own statistics
+  on its way to the norms that follow, as in training. Of a norm that is called
+  several times within scan or remat, the last call counts.)
 
   Args:
     model: a network with `nnx.BatchNorm` layers; changed in place, and left in
@@ -69,30 +70,29 @@ def reestimate_batch_norm(model: nnx.Module, batches: Iterable[Any]) -> int:
   if not norms:
     return 0
   graphdef, state = nnx.split(model)
-  seen, counted = 0, 0
-  total, reached = None, False
+  seen = 0
+  total, counted = None, np.zeros(len(norms))
   for inputs in batches:
     example = examples.as_example(inputs)
     try:
-      new, called = _batch_statistics(graphdef, state, example)
+      new, counts = _batch_statistics(graphdef, state, example)
     except (TypeError, ValueError) as error:
       reason = checks.reason(error)
       raise ValueError(
         f"{type(model).__name__} does not run on a batch, {example.describe()}:"
         f" {reason}; {examples.ACCEPTED}"
       ) from error
-    reached |= bool(called.any())
-    size = example.batch()
-    counted += size
-    share = np.float32(size / counted)
-    total = new if total is None else _merged(total, new, share)
+    counts = np.asarray(counts)
+    counted += counts
+    shares = (counts / np.maximum(counted, 1)).astype(np.float32)
+    total = new if total is None else _merged_all(total, new, shares)
     seen += 1
   if total is None:
     return 0
   for norm, (mean, var) in zip(norms, total, strict=True):
     norm.mean[...] = mean
     norm.var[...] = var
-  if not reached:
+  if not counted.any():
     logging.warning(
       "none of the %d batch norms of %s has moved its statistics: the call of"
       " the model reaches none",
@@ -137,46 +137,63 @@ def _batch_norms(model: nnx.Module) -> list[nnx.BatchNorm]:
   ]
 
 
+def _merged(before: Any, new: Any, share: Any) -> Any:
+  """Merge two pairs of mean and variance, of which the new has a share."""
+  (mean, var), (new_mean, new_var) = before, new
+  apart = new_mean - mean
+  merged = var + share * (new_var - var) + share * (1 - share) * apart**2
+  return mean + share * apart, merged
+
+
 # One program for all norms: one for each shape would take longer to load than
 # to run.
 @jax.jit
-def _merged(total: Any, new: Any, share: Any) -> Any:
-  """Merge means and variances, of which the new have a share of all."""
-
-  def merge(before, after):
-    (mean, var), (new_mean, new_var) = before, after
-    apart = new_mean - mean
-    merged = var + share * (new_var - var) + share * (1 - share) * apart**2
-    return mean + share * apart, merged
-
-  return [merge(*pair) for pair in zip(total, new, strict=True)]
+def _merged_all(total: Any, new: Any, shares: Any) -> Any:
+  """Merge the pairs of all norms."""
+  return [_merged(*each) for each in zip(total, new, shares, strict=True)]
 
 
 # The structure is an argument, so that the policies of a network share one
 # compilation.
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_statistics(graphdef, state, inputs):
-  """Give mean and variance of one batch at every norm, and which are called."""
+  """Give mean, variance and number of values of one batch at every norm."""
   model = nnx.merge(graphdef, state, copy=True)
   norms = _batch_norms(model)
-  called = np.zeros(len(norms), bool)
+  counts = np.zeros(len(norms))
   for index, norm in enumerate(norms):
     # With a momentum of zero the running statistics are the batch's own.
     norm.momentum = 0.0
     norm.use_running_average = False
-    _note_calls(norm, functools.partial(called.__setitem__, index, True))
+    _pool_calls(norm, counts[index : index + 1])
   inputs.call(model)
   found = [(norm.mean[...], norm.var[...]) for norm in norms]
-  return found, jax.numpy.asarray(called)
+  return found, jax.numpy.asarray(counts)
 
 
-def _note_calls(norm: Any, note: Callable[[], None]) -> None:
-  """Tell of calls of a norm, which then uses its batch whatever it is told."""
+def _pool_calls(norm: Any, count: np.ndarray) -> None:
+  """Let a norm gather its calls, using each batch whatever it is told.
+
+  Args:
+    norm: with a momentum of zero; of another class after this.
+    count: shape (1,), to be raised by how many values of a feature it reads.
+  """
   kind = type(norm)
+  is_outside = program.here()
 
   def call(self, x, *flag: Any, **settings: Any):
-    note()
     settings.pop("use_running_average", None)
-    return kind.__call__(self, x, *(False for _ in flag), **settings)
+    before = self.mean[...], self.var[...]
+    result = kind.__call__(self, x, *(False for _ in flag), **settings)
+    size = x.size / before[0].size
+    # What is traced again within scan or remat is not another call.
+    if count[0] and is_outside():
+      share = size / (count[0] + size)
+      new = self.mean[...], self.var[...]
+      self.mean[...], self.var[...] = _merged(before, new, share)
+      count[0] += size
+    else:
+      count[0] = size
+    return result
 
   norm.__class__ = type(kind.__name__, (kind,), {"__call__": call})

@@ -44,6 +44,57 @@ def test_norms_told_to_keep_their_statistics_take_new_ones(in_order):
   np.testing.assert_allclose(made(X), want, rtol=1e-3, atol=1e-4)
 
 
+class Pair(nnx.Module):
+  """Calls one norm twice, on inputs of which one has more rows."""
+
+  def __init__(self):
+    self.norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+
+  def __call__(self, *, many, few):
+    return self.norm(many).sum() + self.norm(few).sum()
+
+
+class Stacked(nnx.Module):
+  """Has two norms of one scanned layer, within remat."""
+
+  def __init__(self):
+    @nnx.split_rngs(splits=2)
+    @nnx.vmap
+    def make(rngs):
+      return nnx.BatchNorm(6, rngs=rngs)
+
+    self.norms = make(nnx.Rngs(0))
+
+  def __call__(self, x):
+    @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+    @nnx.remat
+    def run(norm, x):
+      return norm(x) * 3 + 1
+
+    return run(self.norms, x)
+
+
+def test_all_calls_of_a_norm_are_pooled_by_what_they_read():
+  rows = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
+  cuts = [(0, 9, 10), (10, 17, 20)]
+  batches = [
+    {"many": rows[a:b] + 5, "few": rows[b:c] * 2 - 1} for a, b, c in cuts
+  ]
+  made = asga_jax.reestimate_batch_norm(Pair(), batches)
+  read = np.concatenate([x for batch in batches for x in batch.values()])
+  assert len(read) == 20
+  np.testing.assert_allclose(made.norm.mean[...], read.mean(axis=0), rtol=1e-5)
+  np.testing.assert_allclose(made.norm.var[...], read.var(axis=0), rtol=1e-5)
+
+
+def test_norms_within_scan_and_remat_take_new_statistics():
+  made = asga_jax.reestimate_batch_norm(Stacked(), [X + 2])
+  want = [(X + 2).mean(axis=0), np.ones(6)]
+  np.testing.assert_allclose(made.norms.mean[...], want, rtol=1e-4)
+  want = [X.var(axis=0), np.full(6, 9)]
+  np.testing.assert_allclose(made.norms.var[...], want, rtol=1e-3)
+
+
 def test_a_warning_where_no_statistic_moves(caplog):
   with caplog.at_level("WARNING"):
     asga_jax.reestimate_batch_norm(Unread(), [X])
