@@ -117,6 +117,7 @@ def start_search(
     bilevel=settings.mode == "bilevel",
     expected_use=space.expected_use(taken.layout, limits, costs),
     temperature=search_settings.temperature_schedule(settings),
+    sampled=settings.sampled,
     multiplier_rate=settings.multiplier_rate,
     logits_every=settings.logits_every,
   )
@@ -132,9 +133,13 @@ def start_search(
     costs=costs,
     input_shape=input_shape,
   )
-  if prior is None:
+  if prior is not None:
+    scores, strength = prior.scores[prior.score], settings.prior_strength
+    return with_prior(search, scores, strength)
+  if not settings.sampled:
     return search
-  return with_prior(search, prior.scores[prior.score], settings.prior_strength)
+  groups = space.by_group(taken.layout.unstack(search.state.params.logits))
+  return with_prior(search, jax.tree.map(jnp.zeros_like, groups), 1.0)
 
 
 def with_prior(

@@ -9,7 +9,9 @@ Methods: `uniform`, `random` (scores drawn anew for each seed), `default` (a
 search as configs/resnet20.py has it), `prior` (measured divergences, no
 search), `search_N` (log p after N steps), `both_N` (the same from the prior),
 `frozen_N`, `frozenboth_N` (the same with frozen batch norm and slower rates);
-each of the last four also as `search_N:first_order`.
+`sampled_N` (steps at one candidate a tensor, drawn by the probabilities); each
+of these also as `search_N:first_order`, and as `sampled_N:kl` by divergences
+that are measured of the searched network.
 What has been computed is kept in --output, a file each, and not repeated.
 
 python benchmarks/after_training.py --weights=cifar10_resnet20.safetensors
@@ -135,6 +137,7 @@ class Bench:
     began = time.time()
     config = make_config(self.seed)
     config.search.update(_FROZEN if kind.startswith("frozen") else {})
+    config.search.sampled = kind.startswith("sampled")
     settings = config_lib.search_settings(config)
     found = asga_jax.search_policy(
       self.start,
@@ -145,8 +148,16 @@ class Bench:
       prepare=self.augment,
       progress=False,
     )
-    for score in _SCORES:
-      policy = asga_jax.allocate(found, score=score)
+    found_by = {name: asga_jax.allocate(found, score=name) for name in _SCORES}
+    if config.search.sampled:
+      measured = asga_jax.measure_scores(
+        found.model,
+        list(self.inputs(_SCORED, 4)),
+        budget=_BUDGET.value,
+        progress=False,
+      )
+      found_by["kl"] = asga_jax.allocate(measured)
+    for score, policy in found_by.items():
       path = self.folder / f"policy-{kind}_{steps}-{score}.json"
       asga_jax.save_policy(policy, path)
     logging.info("%s_%d took %.0f s", kind, steps, time.time() - began)

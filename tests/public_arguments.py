@@ -137,6 +137,7 @@ ARGUMENTS = {
     "temperature": nothing,
     "multiplier_rate": number(0),
     "freeze_batch_norm": flag,
+    "sampled": flag,
     "score": nothing,
   },
   "allocate": {

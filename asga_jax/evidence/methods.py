@@ -30,8 +30,11 @@ class Method(NamedTuple):
     return self.kind in ("random", "search")
 
 
-def _search(preset: str, **sharpness: Any) -> Method:
-  return Method("search", {"preset": preset, "sharpness": sharpness})
+def _search(preset: str, *, sampled: bool = False, **sharpness: Any) -> Method:
+  of_steps = {"sampled": True} if sampled else {}
+  return Method(
+    "search", {"preset": preset, "sharpness": sharpness, **of_steps}
+  )
 
 
 def _fixed(radius: float) -> Method:
@@ -58,6 +61,8 @@ METHODS: Mapping[str, Method] = {
   "asga_fixed_0.2": _fixed(0.2),
   "asga": _search("asga", gap_ema=0.9),
   "asga_unaligned": _search("asga", gap_ema=0.9, align=0.0),
+  # One candidate a tensor in each step, not the mixture.
+  "asga_sampled": _search("asga", sampled=True, gap_ema=0.9),
   "asga_growing": _search("asga", gap_ema=0.9, radius="growing", rho_min=0.01),
 }
 SCORES = ("log_prob", "first_order")
@@ -106,8 +111,9 @@ def resolved(method: Method) -> dict[str, Any]:
   """Give all settings of a method: those of equal ones are equal."""
   if method.kind != "search":
     return dict(method.settings)
-  preset = sharpness.PRESETS[method.settings["preset"]]
-  return {"rho_max": 0.05} | preset | method.settings["sharpness"]
+  given = dict(method.settings)
+  preset = sharpness.PRESETS[given.pop("preset")]
+  return {"rho_max": 0.05} | preset | given.pop("sharpness") | given
 
 
 def forward_passes(

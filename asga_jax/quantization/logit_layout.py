@@ -59,3 +59,22 @@ def probabilities(
     count: bit_choice.probabilities(rows, temperature)
     for count, rows in logits.items()
   }
+
+
+def sample(key: jax.Array, mixed: StackedLogits) -> StackedLogits:
+  """Draw one candidate of each tensor.
+
+  Args:
+    key: of the draw.
+    mixed: probabilities of all tensors, stacked.
+
+  Returns:
+    In the same form 1 for what was drawn, 0 for the rest.
+  """
+  found = {}
+  for count, rows in mixed.items():
+    drawn = jax.random.categorical(
+      jax.random.fold_in(key, count), jnp.log(rows)
+    )
+    found[count] = jax.nn.one_hot(drawn, count, dtype=rows.dtype)
+  return found

@@ -131,6 +131,7 @@ _BEFORE_SETTINGS = {
   "search": {
     "freeze_batch_norm": False,
     "prior_strength": 30.0,
+    "sampled": False,
     **_OF_DEVICES,
   },
   "finetune": _OF_DEVICES,

@@ -19,7 +19,7 @@ def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
   Args:
     compute: of (state of the transformation, rest of the network, parameters,
-      prepared batch, temperature) to (gradient and state, both averaged by the
+      prepared batch) to (gradient and state, both averaged by the
       transformation, rest after, figures).
     mesh: of the axis `data`.
 
@@ -29,9 +29,9 @@ def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   """
   whole, split = PartitionSpec(), PartitionSpec(sharding.DATA_AXIS)
 
-  def of_shard(before, rest, params, data, temperature):
+  def of_shard(before, rest, params, data):
     combined, after, new_rest, figures = compute(
-      before, _own(rest), _vary(params), data, temperature
+      before, _own(rest), _vary(params), data
     )
     new_rest = jax.tree.map(_joined, new_rest, rest)
     figures = jax.tree.map(lambda x: _joined(x, x), figures)
@@ -40,7 +40,7 @@ def averaged(compute: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   return jax.shard_map(
     of_shard,
     mesh=mesh,
-    in_specs=(whole, whole, whole, split, whole),
+    in_specs=(whole, whole, whole, split),
     out_specs=whole,
     axis_names={sharding.DATA_AXIS},
   )

@@ -34,6 +34,11 @@ class SearchSettings(setup.TrainingSettings):
   logit_learning_rate: float = 0.03
   # What a prior's scores are multiplied by where logits start from them.
   prior_strength: float = 30.0
+  # Whether a step runs at one candidate of each tensor, drawn by the
+  # probabilities, instead of at the mixture of all. Logits start from a price
+  # of bits at which the expected cost meets the budget; their gradient is that
+  # of the probabilities at the draw (straight-through).
+  sampled: bool = False
   # The softmax temperature falls from the first to the second, by a constant
   # factor a step.
   temperature: tuple[float, float] = (1.0, 0.3)
@@ -50,6 +55,7 @@ class SearchSettings(setup.TrainingSettings):
     checks.choice("mode", self.mode, MODES)
     checks.choice("score", self.score, SCORES)
     checks.flag("freeze_batch_norm", self.freeze_batch_norm)
+    checks.flag("sampled", self.sampled)
     checks.number("logits_every", self.logits_every, least=1, whole=True)
     if self.mode == "joint" and self.logits_every != 1:
       raise checks.refusal(

@@ -34,6 +34,9 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 PrepareFn = Callable[[jax.Array, Any], Any]
 Schedule = Callable[[jax.Array], jax.Array]
 
+# Folded into a step's key for the draw of candidates.
+_SAMPLING = 2
+
 
 class StepParts(NamedTuple):
   """What a step is made of: constants of the compiled program."""
@@ -50,6 +53,9 @@ class StepParts(NamedTuple):
   expected_use: Callable[[logit_layout.StackedLogits], jax.Array] | None = None
   logit_learning_rate: float = 0.0
   temperature: Schedule = optax.constant_schedule(1.0)
+  # Whether a step runs at one candidate of each tensor, drawn by the
+  # probabilities, instead of at the mixture of all.
+  sampled: bool = False
   multiplier_rate: float = 0.0
   # Steps from one update of the logits to the next, in a bilevel search.
   logits_every: int = 1
@@ -243,16 +249,19 @@ def aligned_gradient(
     the perturbation changes where there is one.
   """
   data = parts.prepare(key, raw)
+  mixed = logit_layout.probabilities(params.logits, temperature)
+  if parts.sampled:
+    mixed = logit_layout.sample(jax.random.fold_in(key, _SAMPLING), mixed)
   compute: Callable[..., Any] = functools.partial(_of_batch, parts, one_pass)
   if parts.shards is not None:
     compute = per_shard.averaged(compute, parts.shards)
-  return compute(state.sharpness, state.rest, params, data, temperature)
+  at = params._replace(logits=mixed)
+  return compute(state.sharpness, state.rest, at, data)
 
 
-def _of_batch(parts, one_pass, before, rest, params, data, temperature):
+def _of_batch(parts, one_pass, before, rest, params, data):
   """Compute what `aligned_gradient` gives, of a prepared batch or a shard."""
-  mixed = logit_layout.probabilities(params.logits, temperature)
-  unstacked = params._replace(logits=parts.layout.unstack(mixed))
+  unstacked = params._replace(logits=parts.layout.unstack(params.logits))
   point = sharpness.ascent_point(before, params)
   displaced = point is not params
   point = point._replace(logits=unstacked.logits)
