@@ -208,7 +208,7 @@ class Bench:
     }
     settings = training if kind == "trained" else {}
     name = "_".join([kind, *(f"{x:g}" for x in settings.values())])
-    path = self.folder / f"{name}-{method}.json"
+    path = self.folder / f"{name}-{method.replace(':', '-')}.json"
     if path.exists():
       row: seeds.Row = json.loads(path.read_text())
       return row
