@@ -56,9 +56,9 @@ if TYPE_CHECKING:
   from asga_jax.sharpness import gsam as gsam
   from asga_jax.sharpness import sagm as sagm
   from asga_jax.sharpness import sam as sam
+  from asga_jax.training.losses import cross_entropy as cross_entropy
   from asga_jax.training.losses import make_loss as make_loss
   from asga_jax.training.search_settings import SearchSettings as SearchSettings
-  from asga_jax.training.steps import cross_entropy as cross_entropy
   from asga_jax.weights.load import load_weights as load_weights
   from asga_jax.weights.load import save_weights as save_weights
 
@@ -79,7 +79,7 @@ _PLACES = {
   "asga_transform": "sharpness",
   "container_cost": "cost.costs",
   "correct_bias": "quantization.correction",
-  "cross_entropy": "training.steps",
+  "cross_entropy": "training.losses",
   "diagnostics": "sharpness",
   "export_onnx": "deploy.formats",
   "export_stablehlo": "deploy.stablehlo",

@@ -11,7 +11,14 @@ from jax.sharding import Mesh
 
 from asga_jax import checks
 from asga_jax.quantization import batch_norm, layers, logit_layout
-from asga_jax.training import loop, optimizers, placement, sharding, steps
+from asga_jax.training import (
+  loop,
+  losses,
+  optimizers,
+  placement,
+  sharding,
+  steps,
+)
 from asga_jax.training import settings as setup
 from asga_jax.training import state as state_lib
 from asga_jax.xla import promotion
@@ -72,7 +79,7 @@ class Training(NamedTuple):
 @promotion.usual()
 def start_training(
   model: nnx.Module,
-  loss_fn: steps.LossFn = steps.cross_entropy,
+  loss_fn: steps.LossFn = losses.cross_entropy,
   *,
   settings: FinetuneSettings | None = None,
   prepare: steps.PrepareFn | None = None,
@@ -186,7 +193,7 @@ def taught(
 def train_policy(
   model: nnx.Module,
   batches: Iterable[Any],
-  loss_fn: steps.LossFn = steps.cross_entropy,
+  loss_fn: steps.LossFn = losses.cross_entropy,
   *,
   settings: FinetuneSettings | None = None,
   prepare: steps.PrepareFn | None = None,

@@ -23,6 +23,7 @@ from asga_jax.quantization import (
 )
 from asga_jax.training import (
   loop,
+  losses,
   placement,
   search_settings,
   steps,
@@ -56,7 +57,7 @@ class Search(NamedTuple):
 
 def start_search(
   model: nnx.Module,
-  loss_fn: steps.LossFn = steps.cross_entropy,
+  loss_fn: steps.LossFn = losses.cross_entropy,
   *,
   budget: str,
   settings: search_settings.SearchSettings | None = None,
@@ -253,7 +254,7 @@ def finish_search(
 def search_policy(
   model: nnx.Module,
   batches: Iterable[Any],
-  loss_fn: steps.LossFn = steps.cross_entropy,
+  loss_fn: steps.LossFn = losses.cross_entropy,
   *,
   budget: str,
   settings: search_settings.SearchSettings | None = None,

@@ -13,7 +13,7 @@ from flax import nnx
 
 from asga_jax import conversion, finetune, models, policy, search
 from asga_jax.quantization import quantizers
-from asga_jax.training import search_settings, sharding, steps
+from asga_jax.training import losses, search_settings, sharding
 
 CLASSES = 10
 
@@ -117,7 +117,7 @@ def _float_step(
 
   def loss(params, rest, batch):
     model = nnx.merge(graphdef, params, rest, copy=True)
-    value, _ = steps.cross_entropy(model, batch)
+    value, _ = losses.cross_entropy(model, batch)
     return value, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
   def step(state, batch):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax.training import sharding, steps
+from asga_jax.training import losses, sharding
 from asga_jax.weights import files
 
 
@@ -60,7 +60,7 @@ def test_the_loss_of_half_precision_is_summed_in_float32():
   narrow = logits.astype(jnp.bfloat16)
   labels = np.arange(300) % 10
   batch = {"image": narrow, "label": labels}
-  loss, figures = steps.cross_entropy(lambda x: x, batch)
+  loss, figures = losses.cross_entropy(lambda x: x, batch)
   wide = np.asarray(narrow, np.float64)
   want = np.log(np.exp(wide).sum(1)) - wide[np.arange(300), labels]
   np.testing.assert_allclose(loss, want.mean(), rtol=1e-6)

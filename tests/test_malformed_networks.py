@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import asga_jax
-from asga_jax.training import steps
+from asga_jax.training import losses
 
 X = np.ones((4, 8), np.float32)
 Y = np.zeros(4, np.int32)
@@ -42,7 +42,7 @@ class Net(nnx.Module):
   ],
 )
 def test_what_are_no_logits(logits):
-  for loss_fn in (steps.cross_entropy, asga_jax.make_loss()):
+  for loss_fn in (losses.cross_entropy, asga_jax.make_loss()):
     with pytest.raises(ValueError, match="expected logits, floats of shape"):
       loss_fn(lambda x: logits, {"image": X, "label": Y})
 
@@ -52,7 +52,7 @@ def test_every_pixel_may_have_a_label():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
   labels = np.arange(10).reshape(2, 5) % 3
   flat = {"image": X, "label": labels.reshape(-1)}
-  for loss_fn in (steps.cross_entropy, asga_jax.make_loss()):
+  for loss_fn in (losses.cross_entropy, asga_jax.make_loss()):
     found, _ = loss_fn(lambda x: logits, {"image": X, "label": labels})
     expected, _ = loss_fn(lambda x: logits.reshape(-1, 3), flat)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -60,7 +60,7 @@ def test_every_pixel_may_have_a_label():
 
 @pytest.mark.parametrize("labels", [Y[:3], Y[:, None], Y.astype(np.float32)])
 def test_labels_that_do_not_fit(labels):
-  for loss_fn in (steps.cross_entropy, asga_jax.make_loss()):
+  for loss_fn in (losses.cross_entropy, asga_jax.make_loss()):
     with pytest.raises(ValueError, match=r"whole numbers of \(4,\)"):
       loss_fn(lambda x: jnp.zeros((4, 3)), {"image": X, "label": labels})
 

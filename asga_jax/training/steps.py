@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asga_jax import checks, sharpness
+from asga_jax import sharpness
 from asga_jax.cost import budget as budget_lib
 from asga_jax.quantization import logit_layout
 from asga_jax.training import (
@@ -69,39 +69,6 @@ class StepParts(NamedTuple):
   accumulate: int = 1
   # Whether a step that is not finite is left out, see `nonfinite`.
   skips_nonfinite: bool = False
-
-
-def cross_entropy(model: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-  """Compute the mean softmax cross-entropy and the accuracy.
-
-  Args:
-    model: a network from images to logits, shape (batch, ..., classes).
-    batch: 'image', and 'label' of shape (batch, ...), integer.
-
-  Returns:
-    The loss, shape (), and {'accuracy': shape ()}. The loss is NaN, which ends
-    a run, if a label is not in [0, classes).
-
-  Raises:
-    ValueError: a batch of another form.
-  """
-  checks.function("model", model)
-  names = list(batch) if isinstance(batch, Mapping) else []
-  if not {"image", "label"} <= {*names}:
-    raise ValueError(
-      f"a batch is {names or type(batch).__name__}; cross_entropy expects a"
-      " dict of 'image' and 'label': hand over a loss_fn of your own for other"
-      " batches."
-    )
-  logits = returned.check_logits(model(batch["image"]), batch["label"])
-  # In half precision a sum of exponentials has three digits.
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch["label"]
-  )
-  losses = returned.known(batch["label"], losses, logits.shape[-1])
-  correct = jnp.argmax(logits, axis=-1) == batch["label"]
-  return jnp.mean(losses), {"accuracy": jnp.mean(correct.astype(losses.dtype))}
 
 
 class Choosing(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from asga_jax.training import losses, steps
+from asga_jax.training import losses
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 5)).astype(np.float32)
@@ -33,7 +33,7 @@ def test_smoothed_labels_share_evenly():
 
 def test_without_smoothing_it_is_the_cross_entropy():
   value, _ = losses.make_loss()(_model, BATCH)
-  expected, _ = steps.cross_entropy(_model, BATCH)
+  expected, _ = losses.cross_entropy(_model, BATCH)
   np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_a_label_that_is_no_class_makes_the_loss_nan(label):
   # optax counts -1 from the end, and one_hot gives no class at all.
   images = np.eye(3, dtype=np.float32)
   labels = np.array([0, label, 2])
-  for loss in (steps.cross_entropy, losses.make_loss(label_smoothing=0.1)):
+  for loss in (losses.cross_entropy, losses.make_loss(label_smoothing=0.1)):
     value, _ = loss(lambda x: x, {"image": images, "label": labels})
     assert np.isnan(value)
     value, _ = loss(lambda x: x, {"image": images, "label": np.arange(3)})

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from asga_jax import sharpness
-from asga_jax.training import compiled, sharding, steps
+from asga_jax.training import compiled, losses, sharding
 from asga_jax.training import state as state_lib
 
 # What the passes over the program leave does not depend on how well machine
@@ -35,7 +35,7 @@ def one_pass(tiny_searchable, tiny_batches):
 
   def loss(params, rest, batch):
     model = state_lib.merge_model(graphdef, params, rest)
-    return steps.cross_entropy(model, batch)[0]
+    return losses.cross_entropy(model, batch)[0]
 
   step = jax.jit(jax.value_and_grad(loss))
   lowered = step.lower(params, rest, tiny_batches[0])

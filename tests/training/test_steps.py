@@ -9,7 +9,7 @@ from flax import nnx
 
 from asga_jax import sharpness
 from asga_jax.quantization import bit_choice, logit_layout
-from asga_jax.training import compiled, sharding, steps
+from asga_jax.training import compiled, losses, sharding
 from asga_jax.training import state as state_lib
 
 # Layers of the tiny network that are searched, over these bits.
@@ -110,7 +110,7 @@ def test_three_steps_by_hand(tiny_search, tiny_searchable, tiny_batches):
       model = state_lib.merge_model(
         graphdef, state_lib.Params(theta, quantizers, softened), rest
       )
-      value, _ = steps.cross_entropy(model, batch)
+      value, _ = losses.cross_entropy(model, batch)
       return value, state_lib.split_model(model)[2]
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
@@ -280,6 +280,6 @@ def test_stacked_probabilities_are_those_of_each_tensor():
 
 def test_cross_entropy_of_equal_logits_is_log_classes():
   batch = {"image": jnp.zeros((4, 2)), "label": jnp.asarray([0, 1, 2, 0])}
-  loss, figures = steps.cross_entropy(lambda x: jnp.zeros((4, 3)), batch)
+  loss, figures = losses.cross_entropy(lambda x: jnp.zeros((4, 3)), batch)
   assert float(loss) == pytest.approx(np.log(3), rel=1e-6)
   assert float(figures["accuracy"]) == 0.5
