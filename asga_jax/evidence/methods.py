@@ -30,11 +30,8 @@ class Method(NamedTuple):
     return self.kind in ("random", "search")
 
 
-def _search(preset: str, *, sampled: bool = False, **sharpness: Any) -> Method:
-  of_steps = {"sampled": True} if sampled else {}
-  return Method(
-    "search", {"preset": preset, "sharpness": sharpness, **of_steps}
-  )
+def _search(preset: str, **sharpness: Any) -> Method:
+  return Method("search", {"preset": preset, "sharpness": sharpness})
 
 
 def _fixed(radius: float) -> Method:
@@ -62,7 +59,10 @@ METHODS: Mapping[str, Method] = {
   "asga": _search("asga", gap_ema=0.9),
   "asga_unaligned": _search("asga", gap_ema=0.9, align=0.0),
   # One candidate a tensor in each step, not the mixture.
-  "asga_sampled": _search("asga", sampled=True, gap_ema=0.9),
+  "asga_sampled": Method(
+    "search",
+    {"preset": "asga", "sharpness": {"gap_ema": 0.9}, "sampled": True},
+  ),
   "asga_growing": _search("asga", gap_ema=0.9, radius="growing", rho_min=0.01),
 }
 SCORES = ("log_prob", "first_order")

@@ -286,7 +286,7 @@ def move_logits(
   Args:
     parts: the constants.
     before: the logits and what goes with them.
-    slopes: dL/dp of the stacked probabilities p.
+    slopes: dL/dp of the stacked probabilities p, or of the draw in their place.
     temperature: τ of p = softmax(logits / τ). shape=().
   """
   mixed, pull_back = jax.vjp(
