@@ -40,6 +40,7 @@ if TYPE_CHECKING:
   from asga_jax.runs.read import load_run as load_run
   from asga_jax.runs.report import write_report as write_report
   from asga_jax.scores.choice import improve_policy as improve_policy
+  from asga_jax.scores.fitted import fit_scores as fit_scores
   from asga_jax.scores.measured import measure_scores as measure_scores
   from asga_jax.scores.post_training import PostTraining as PostTraining
   from asga_jax.scores.post_training import (
@@ -96,6 +97,7 @@ _PLACES = {
   "load_run": "runs.read",
   "load_weights": "weights.load",
   "make_loss": "training.losses",
+  "fit_scores": "scores.fitted",
   "measure_scores": "scores.measured",
   "not_searched": "quantization.remembered",
   "pareto": "every_budget",
@@ -138,6 +140,7 @@ __all__ = [
   "export_onnx",
   "export_stablehlo",
   "finish_search",
+  "fit_scores",
   "format_rules",
   "gsam",
   "improve_policy",

@@ -61,6 +61,15 @@ _FROZEN = {
   "learning_rate": 0.01,
   "logit_learning_rate": 0.01,
 }
+# Steps at bits that are drawn at the same rates throughout.
+_DRAWN: dict[str, Any] = {
+  "sampled": True,
+  "preset": "sgd",
+  "sharpness": {},
+  "logit_learning_rate": 0.0,
+  "temperature": (1.0, 1.0),
+}
+_FITTED = 1024  # images
 _SCORES = ("log_prob", "first_order")
 
 
@@ -139,6 +148,8 @@ class Bench:
     config.search.update(_FROZEN if kind.startswith("frozen") else {})
     config.search.sampled = kind.startswith("sampled")
     settings = config_lib.search_settings(config)
+    if kind == "drawn":
+      settings = dataclasses.replace(settings, **_DRAWN)
     found = asga_jax.search_policy(
       self.start,
       self.batches(steps),
@@ -149,6 +160,16 @@ class Bench:
       progress=False,
     )
     found_by = {name: asga_jax.allocate(found, score=name) for name in _SCORES}
+    if kind == "drawn":
+      fitted = asga_jax.fit_scores(
+        found,
+        self.batches(_FITTED // _BATCH.value),
+        prepare=self.plain,
+        seed=self.seed,
+        progress=False,
+      )
+      logging.info("fitted: %s", fitted.provenance)
+      found_by["fitted"] = asga_jax.allocate(fitted)
     if config.search.sampled:
       measured = asga_jax.measure_scores(
         found.model,

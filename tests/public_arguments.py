@@ -184,6 +184,16 @@ ARGUMENTS = {
     "model_name": text,
     "provenance": either(none, mapping),
   },
+  "fit_scores": {
+    "result": nothing,
+    "batches": nothing,
+    "loss_fn": function,
+    "policies": whole(20),
+    "seed": whole(0),
+    "prepare": either(none, function),
+    "cache": either(none, text),
+    "progress": flag,
+  },
   "format_rules": {"model": nothing},
   "gsam": {**SAM, "gsam_alpha": either(none, number(0))},
   "improve_policy": {

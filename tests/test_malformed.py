@@ -18,6 +18,7 @@ CASES = [(name, each) for name, all_of in ARGUMENTS.items() for each in all_of]
 SLOW = {
   ("correct_bias", "batches"),
   ("export_stablehlo", "example_input"),
+  ("fit_scores", "batches"),
   ("improve_policy", "divergence"),
   ("measure_scores", "batches"),
   ("measure_scores", "divergence"),
@@ -80,6 +81,7 @@ def right(tmp_path_factory):
     "export_onnx": exported,
     "export_stablehlo": exported,
     "finish_search": {"search": search, "state": search.state},
+    "fit_scores": {"result": result, "batches": BATCHES, **quiet},
     "improve_policy": {
       "result": result,
       "policy": policy,

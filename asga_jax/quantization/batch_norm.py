@@ -107,6 +107,12 @@ def has_batch_norm(model: nnx.Module) -> bool:
   return bool(_batch_norms(model))
 
 
+def use_batch_statistics(model: nnx.Module) -> None:
+  """Let all norms use the statistics of each batch, in evaluation mode too."""
+  for norm in _batch_norms(model):
+    norm.use_running_average = False
+
+
 def freeze(model: nnx.Module) -> None:
   """Let all norms use their running statistics, in training mode too."""
   for norm in _batch_norms(model):

@@ -1,6 +1,7 @@
 """The score that a search's policy is chosen by, measured once it has ended."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -10,8 +11,9 @@ import numpy as np
 from asga_jax import data as data_lib
 from asga_jax import policy as policy_lib
 from asga_jax import result as result_lib
-from asga_jax.runs import processes, scores
-from asga_jax.scores import choice, measured
+from asga_jax.data import batches as batches_lib
+from asga_jax.runs import build, processes, scores
+from asga_jax.scores import choice, fitted, measured
 
 FILE = "scores.json"
 Scores = Mapping[str, Mapping[str, np.ndarray]]
@@ -40,6 +42,9 @@ def measure(
   if not config.choice.score:
     return found, result_lib.allocate(found)
   score, images = config.choice.score, config.choice.images
+  if score == fitted.SCORE:
+    found = _fitted(config, found, dataset, splits, directory)
+    return found, result_lib.allocate(found)
   made = scores.measure(
     config,
     found.model,
@@ -72,8 +77,48 @@ def read(
   """Give a search that is read again the scores that were measured for it."""
   if not config.choice.score or not (directory / FILE).exists():
     return found
+  if config.choice.score == fitted.SCORE:
+    seed = config.search.seed
+    return fitted.read_scores(found, directory / FILE, seed=seed)
   kept = measured.read_scores(directory / FILE, found.space)
   return _with(found, {config.choice.score: kept})
+
+
+def _fitted(
+  config: ml_collections.ConfigDict,
+  found: result_lib.SearchResult,
+  dataset: data_lib.Dataset,
+  splits: data_lib.Splits,
+  directory: pathlib.Path,
+) -> result_lib.SearchResult:
+  """Fit scores to the losses of policies on training images."""
+  size = min(config.choice.images, config.eval_batch_size, len(splits.train))
+  count = -(-config.choice.images // size)
+  seed = config.search.seed
+
+  def kept() -> str:
+    batches = batches_lib.batches_at(
+      splits.train,
+      range(min(count, len(splits.train) // size)),
+      batch_size=size,
+      seed=seed,
+    )
+    made = fitted.fit_scores(
+      found,
+      batches,
+      policies=config.choice.policies,
+      seed=seed,
+      prepare=build.make_prepare(config, dataset, train=False),
+      cache=directory / FILE,
+    )
+    scores = made.scores[fitted.SCORE]
+    lists = {group: values.tolist() for group, values in scores.items()}
+    return json.dumps([lists, dict(made.provenance)])
+
+  lists, provenance = json.loads(processes.from_first(kept))
+  scores = {group: np.asarray(values) for group, values in lists.items()}
+  found = dataclasses.replace(found, provenance=provenance)
+  return _with(found, {fitted.SCORE: scores})
 
 
 def _with(

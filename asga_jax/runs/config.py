@@ -5,20 +5,13 @@ import ml_collections
 from asga_jax import finetune, models
 from asga_jax.data import presets
 from asga_jax.quantization import surgery
-from asga_jax.runs import config_checks, config_rules
+from asga_jax.runs import config_checks, config_rules, config_scores
 from asga_jax.training import losses, steps
 from asga_jax.training import search_settings as searching
 from asga_jax.training import settings as setup
 
 # What a search does not read: keys, or groups of them.
 OF_FINETUNE = ("finetune", "post_training")
-# Scores of a searched network that a policy may be chosen by: those measured
-# tensor by tensor, so that a killed run goes on.
-MEASURED = ("", "kl", "sharp_kl")
-_UNMEASURED = {
-  "choice": "config.search.score",
-  "prior": "logits that start equal",
-}
 # What a fine-tuning does not read.
 OF_SEARCH = (
   "budget",
@@ -113,8 +106,15 @@ def default_config() -> ml_collections.ConfigDict:
       "prior": {"score": "", "images": 32},
       # How a policy is chosen once a search has ended: by search.score, or by
       # 'kl' or 'sharp_kl' (see scores.measured) of the searched network on so
-      # many training images; then by measuring so many whole policies.
-      "choice": {"score": "", "images": 128, "evaluations": 0},
+      # many training images, or by 'fitted' (see scores.fitted), the losses of
+      # so many drawn policies; then, but for 'fitted', by measuring so many
+      # whole policies near the choice.
+      "choice": {
+        "score": "",
+        "images": 128,
+        "policies": 240,
+        "evaluations": 0,
+      },
       # Of launch/quantize.py, see scores.post_training.
       "post_training": {
         # Images without labels that ranges, scores and corrections come from, a
@@ -206,24 +206,7 @@ def check_search_config(config: ml_collections.ConfigDict) -> None:
       f"config.data.heldout_fraction is {share}; a bilevel search needs a share"
       " above 0 and below 1"
     )
-  measured = {
-    "choice": ("images", "evaluations"),
-    "prior": ("images",),
-  }
-  for group, counts in measured.items():
-    score = config[group].score
-    if score not in MEASURED:
-      raise config_checks.ConfigError(
-        f"config.{group}.score is {score!r}; expected one of {MEASURED}, the"
-        f" first for {_UNMEASURED[group]}"
-      )
-    for name in counts:
-      least = 1 if name == "images" else 0
-      if config[group][name] < least:
-        raise config_checks.ConfigError(
-          f"config.{group}.{name} is {config[group][name]}; expected at least"
-          f" {least}"
-        )
+  config_scores.check(config)
 
 
 def check_finetune_config(config: ml_collections.ConfigDict) -> None:

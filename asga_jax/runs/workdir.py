@@ -137,7 +137,12 @@ _BEFORE_SETTINGS = {
   "finetune": _OF_DEVICES,
   "pretrain": {"steps": 0, "learning_rate": 0.05},
   "prior": {"score": "", "images": 32},
-  "choice": {"score": "", "images": 128, "evaluations": 0},
+  "choice": {
+    "score": "",
+    "images": 128,
+    "policies": 240,
+    "evaluations": 0,
+  },
   "post_training": {"curve": ()},
   "checkpoints": {"keep": 3, "best": 0},
 }

@@ -174,7 +174,7 @@ class _Measured:
       rounded_on=rounded_on,
     )
     self._known: dict[tuple[int, ...], float] = {}
-    self.widths = self._probe.candidates
+    self.widths = self._probe.candidates.widths
 
   @property
   def count(self) -> int:
@@ -208,7 +208,7 @@ class _Measured:
     key = tuple(bits[group] for group in self.widths)
     if key not in self._known:
       for group, index in bits.items():
-        self._probe.set_candidate(group, index)
+        self._probe.candidates.set_candidate(group, index)
       value = self._probe.measure()
       self._known[key] = value if np.isfinite(value) else np.inf
     return self._known[key]

@@ -1,7 +1,5 @@
 """Scores that are measured, one tensor at a time, on a trained network."""
 
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -21,6 +19,7 @@ from asga_jax.cost import budget as budget_lib
 from asga_jax.cost import costs as costs_lib
 from asga_jax.network import examples
 from asga_jax.quantization import quantizers, remembered
+from asga_jax.scores import cache as caches
 from asga_jax.scores import gradients
 from asga_jax.scores import probe as probe_lib
 from asga_jax.training import progress as progress_lib
@@ -146,7 +145,8 @@ def measure_scores(
     settings: tuple[Any, ...] = score, corrected, radius
     if rounded_on:
       settings += (len(given),)
-    known = _Cache(cache, model, [*given, *rounded_on], settings)
+    arrays = [each.leaves() for each in (*given, *rounded_on)]
+    known = caches.Cache(cache, model, arrays, settings)
     measured = {score: _one_by_one(probe, known, progress)}
   widths = space.widths
   for groups in measured.values():
@@ -213,7 +213,7 @@ def read_scores(
   Raises:
     ValueError: no such file, or scores of another network.
   """
-  _, values = _read(pathlib.Path(path))
+  _, values = caches.read(pathlib.Path(path))
   widths = space.widths
   if {g: len(v) for g, v in values.items()} != {
     g: len(w) for g, w in widths.items()
@@ -225,19 +225,8 @@ def read_scores(
   return {group: -monotone(widths[group], v) for group, v in values.items()}
 
 
-def _read(path: pathlib.Path) -> tuple[str, dict[str, Any]]:
-  try:
-    stored = json.loads(path.read_text())
-    return stored["hash"], dict(stored["values"])
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f"{path} holds no scores: {error}; expected a file that measure_scores"
-      " wrote."
-    ) from error
-
-
 def _one_by_one(
-  probe: probe_lib.Probe, known: "_Cache", progress: bool
+  probe: probe_lib.Probe, known: caches.Cache, progress: bool
 ) -> dict[str, list[float]]:
   """Measure the divergence of every candidate alone."""
   if not all(
@@ -249,11 +238,11 @@ def _one_by_one(
     )
 
   def measure(group: str, index: int) -> float:
-    probe.set_candidate(group, index)
+    probe.candidates.set_candidate(group, index)
     return probe.measure()
 
   found = {}
-  groups = list(probe.candidates.items())
+  groups = list(probe.candidates.widths.items())
   watched = progress_lib.watched(groups, label="scores")
   for group, bits in watched if progress else groups:
     values = known.get(group)
@@ -262,7 +251,7 @@ def _one_by_one(
         0.0 if bit == quantizers.FLOAT_BITS else measure(group, index)
         for index, bit in enumerate(bits)
       ]
-      probe.set_float(group)
+      probe.candidates.set_float(group)
       known.put(group, values)
     found[group] = values
   return found
@@ -285,53 +274,3 @@ def monotone(bits: Sequence[int], values: Any) -> np.ndarray:
   result = np.empty(len(order))
   result[order] = fitted
   return result
-
-
-class _Cache:
-  """Measured values in a file, for one network and its inputs."""
-
-  def __init__(
-    self,
-    path: Any,
-    model: nnx.Module,
-    given: Sequence[Any],
-    settings: Sequence[Any],
-  ):
-    self._path = None if path is None else pathlib.Path(files.check_path(path))
-    self._values: dict[str, Any] = {}
-    if self._path is None:
-      return
-    leaves = nnx.state(model), [x.leaves() for x in given]
-    self._hash = _hash((*leaves, np.asarray([str(x) for x in settings])))
-    if not self._path.exists():
-      files.check_writable(self._path)
-      return
-    known, self._values = _read(self._path)
-    if known != self._hash:
-      raise ValueError(
-        f"{self._path} holds scores of another network, of other inputs or"
-        " candidates; expected those of this one, or no file."
-      )
-
-  def get(self, group: str) -> list[float] | None:
-    """Give the values of a group if they are known."""
-    return self._values.get(group)
-
-  def put(self, group: str, values: Sequence[float]) -> None:
-    """Keep the values of a group."""
-    self._values[group] = list(values)
-    if self._path is not None:
-      text = json.dumps({"hash": self._hash, "values": self._values}, indent=1)
-      files.write_text_atomic(self._path, text + "\n")
-
-
-def _hash(tree: Any) -> str:
-  """Hash the values of all arrays."""
-  made = hashlib.sha256()
-  for leaf in jax.tree.leaves(tree):
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      continue
-    array = np.asarray(leaf)
-    made.update(str((array.shape, array.dtype)).encode())
-    made.update(np.ascontiguousarray(array).tobytes())
-  return made.hexdigest()

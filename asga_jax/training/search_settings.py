@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from asga_jax import checks
 from asga_jax.training import settings as setup
@@ -40,7 +41,8 @@ class SearchSettings(setup.TrainingSettings):
   # of the probabilities at the draw (straight-through).
   sampled: bool = False
   # The softmax temperature falls from the first to the second, by a constant
-  # factor a step.
+  # factor a step. That of a sampled search stays at the first: a fall would
+  # sharpen the price of bits too, and draws would cost less than the budget.
   temperature: tuple[float, float] = (1.0, 0.3)
   # How fast the budget's multiplier answers.
   multiplier_rate: float = 0.02
@@ -69,6 +71,15 @@ class SearchSettings(setup.TrainingSettings):
       raise checks.refusal("temperature", self.temperature, "two numbers > 0")
     for value in self.temperature:
       checks.number("temperature", value, above=0)
+    if self.sampled and tuple(self.temperature) not in (
+      SearchSettings.temperature,
+      (self.temperature[0],) * 2,
+    ):
+      raise checks.refusal(
+        "temperature",
+        self.temperature,
+        "two equal numbers in a sampled search",
+      )
 
 
 def check_prior(settings: SearchSettings, *, given: bool) -> None:
@@ -87,6 +98,8 @@ def check_prior(settings: SearchSettings, *, given: bool) -> None:
 def temperature_schedule(settings: SearchSettings) -> steps.Schedule:
   """Make the geometric fall of the temperature over a search's steps."""
   first, last = settings.temperature
+  if settings.sampled:
+    return optax.constant_schedule(jnp.float32(first))
   rate = math.log(last / first) / max(settings.steps - 1, 1)
 
   def temperature(step: jax.Array) -> jax.Array:

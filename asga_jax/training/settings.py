@@ -212,7 +212,7 @@ def check_functions(loss_fn: Any, prepare: Any, mesh: Any) -> None:
   checks.instance("mesh", mesh, Mesh | None, "a jax.sharding.Mesh")
 
 
-def _prepared(prepare: steps.PrepareFn | None) -> steps.PrepareFn:
+def checked_prepare(prepare: steps.PrepareFn | None) -> steps.PrepareFn:
   """Say of a preparation that fails that it was this."""
 
   def prepared(key: jax.Array, batch: Any) -> Any:
@@ -272,7 +272,7 @@ def start_training(
     graphdef=taken.step_graphdef,
     layout=taken.layout,
     loss_fn=loss_fn,
-    prepare=_prepared(prepare),
+    prepare=checked_prepare(prepare),
     transform=make_transform(settings),
     optimizer=optimizer,
     # The one candidate of each tensor has nothing to learn.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from asga_jax import policy as policy_lib
 from asga_jax.runs import config as config_lib
 from asga_jax.runs import config_checks, export, read
 from asga_jax.runs import search as search_run
+from asga_jax.scores import cache
 
 pytestmark = [pytest.mark.usefixtures("tiny_model"), pytest.mark.slow]
 
@@ -67,10 +69,50 @@ def test_a_search_that_is_ended_again_takes_the_scores_it_has(chosen, tmp_path):
   assert (again / "scores.json").stat().st_mtime_ns == before
 
 
+def test_fitted_scores_are_kept_policy_by_policy(
+  tmp_path, make_tiny, tiny_model
+):
+  config = make_tiny()
+  config.bits = (2, 3, 4)
+  config.budget = "bops=3bit"
+  config.search.sampled = True
+  config.choice.update(score="fitted", images=32, policies=24)
+  directory = tmp_path / "run"
+  put = cache.Cache.put
+
+  def killed(self, name, values):
+    put(self, name, values)
+    if name == "9":
+      raise KeyboardInterrupt
+
+  with (
+    mock.patch.object(cache.Cache, "put", killed),
+    pytest.raises(KeyboardInterrupt),
+  ):
+    search_run.run_search(config, directory)
+  kept = json.loads((directory / "scores.json").read_text())["values"]
+  assert len(kept) == 10
+  finished = search_run.run_search(config, directory)
+  told = finished.policy.provenance
+  assert told["score"] == "fitted"
+  assert told["fitted_policies"] == 24
+  after = json.loads((directory / "scores.json").read_text())["values"]
+  assert {name: after[name] for name in kept} == kept
+  again = read.read_search(directory)
+  assert asga_jax.allocate(again) == finished.policy
+
+
+def test_fitted_scores_take_no_evaluations(tiny_config):
+  tiny_config.choice.update(score="fitted", evaluations=5)
+  with pytest.raises(config_checks.ConfigError, match="expected 0, or another"):
+    config_lib.check_search_config(config_lib.of_search(tiny_config))
+
+
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
     ("score", "log_prob", "expected one of .* the first for config.search"),
+    ("policies", 19, "config.choice.policies is 19; expected at least 20"),
     ("images", 0, "config.choice.images is 0; expected at least 1"),
     ("evaluations", -1, "config.choice.evaluations is -1; expected at least 0"),
   ],

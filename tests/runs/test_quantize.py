@@ -17,7 +17,7 @@ from asga_jax.runs import (
   quantize_summary,
   workdir,
 )
-from asga_jax.scores import probe
+from asga_jax.scores import candidates, probe
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 FILES = (
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_from_its_scores(config, folder, tmp_path):
   whole = quantize.run_quantization(config, tmp_path / "whole")
   path = tmp_path / "run"
   measured = []
-  set_float = probe.Probe.set_float
+  set_float = candidates.Candidates.set_float
 
   def kill(self, group):
     set_float(self, group)
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_from_its_scores(config, folder, tmp_path):
       raise KeyboardInterrupt
 
   with (
-    mock.patch.object(probe.Probe, "set_float", kill),
+    mock.patch.object(candidates.Candidates, "set_float", kill),
     pytest.raises(KeyboardInterrupt),
   ):
     quantize.run_quantization(config, path)
@@ -219,7 +219,9 @@ def test_a_killed_run_goes_on_from_its_scores(config, folder, tmp_path):
 def test_a_budget_by_accuracy(finished, config, tmp_path):
   config.budget = "drop=12%"
   config.post_training.scores = str(finished[0] / "scores.json")
-  with mock.patch.object(probe.Probe, "set_candidate", side_effect=ValueError):
+  with mock.patch.object(
+    candidates.Candidates, "set_candidate", side_effect=ValueError
+  ):
     found = quantize.run_quantization(config, tmp_path / "run")
   told = found.summary
   assert told["fall"] <= 0.12

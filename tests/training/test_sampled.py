@@ -65,7 +65,6 @@ def test_a_step_has_the_loss_of_a_policy(network, tiny_batches):
     quantizer_learning_rate=0.0,
     logit_learning_rate=0.0,
     multiplier_rate=0.0,
-    temperature=(1.0, 1.0),
   )
   search = asga_jax.start_search(network, budget="bops=4.5bit", settings=still)
   batch = sharding.place_batch(tiny_batches[0], search.mesh)
@@ -73,7 +72,8 @@ def test_a_step_has_the_loss_of_a_policy(network, tiny_batches):
   for _ in range(STEPS):
     state, figures = search.step(state, batch)
     seen.append(float(figures["loss"]))
-  # The logits started where the mixture costs the budget.
+  # The logits started where the mixture costs the budget, and no fall of the
+  # temperature takes them from there.
   assert float(figures["expected_use"]) == pytest.approx(1, abs=1e-3)
   found = asga_jax.allocate(asga_jax.finish_search(search, state))
   of_policies = []
@@ -88,3 +88,9 @@ def test_a_step_has_the_loss_of_a_policy(network, tiny_batches):
   apart = np.abs(np.subtract.outer(seen, of_policies))
   np.testing.assert_allclose(apart.min(axis=1), 0, atol=1e-5)
   assert set(apart.argmin(axis=1)) == {0, 1, 2, 3}
+
+
+def test_a_falling_temperature_is_refused():
+  with pytest.raises(ValueError, match="two equal numbers"):
+    asga_jax.SearchSettings(sampled=True, temperature=(1.0, 0.5))
+  asga_jax.SearchSettings(sampled=True, temperature=(0.5, 0.5))
