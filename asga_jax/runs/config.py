@@ -26,6 +26,9 @@ OF_SEARCH = (
   "post_training",
 )
 
+# Of the random crop of images in memory, pixels.
+_PAD = 4
+
 
 def default_config() -> ml_collections.ConfigDict:
   """Give every key of a network's configuration, with its default.
@@ -89,7 +92,7 @@ def default_config() -> ml_collections.ConfigDict:
         # One of data.normalisations; empty for that of the training images.
         "normalisation": "",
         # Pixels of the random crop's padding, of images in memory.
-        "pad": 4,
+        "pad": _PAD,
         # The share of training images that a bilevel search holds out.
         "heldout_fraction": 0.5,
       },
@@ -265,6 +268,11 @@ def check_common(config: ml_collections.ConfigDict) -> None:
           f"config.data.{name} is {data[name]} and config.data.stream is False;"
           " expected 0, or True"
         )
+  if data.stream and data.pad not in (0, _PAD):
+    raise config_checks.ConfigError(
+      f"config.data.pad is {data.pad} and config.data.stream is True: streamed"
+      f" images are cropped as a preset says; expected {_PAD} or 0, or False"
+    )
   if not 0 < data.crop <= 1:
     raise config_checks.ConfigError(
       f"config.data.crop is {data.crop}; expected above 0 and up to 1"

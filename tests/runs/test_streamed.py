@@ -25,6 +25,7 @@ def streamed(config, tmp_path):
   config.data.dir = str(leave_folders(tmp_path / "images", counts=(32, 6)))
   config.data.stream = True
   config.data.preset = "tensorflow"
+  config.data.pad = 0
   config.eval_batch_size = 16
   return config
 
@@ -98,6 +99,7 @@ def test_a_bilevel_search_and_a_training_take_them_too(streamed, tmp_path):
   [
     ({"stream": False, "workers": 2}, r"workers is 2 and config\.data\.stream"),
     ({"stream": False, "bad_images": 1}, "bad_images is 1 .* expected 0"),
+    ({"pad": 2}, r"pad is 2 and config\.data\.stream is True"),
     ({"workers": -1}, "workers is -1; expected at least 0"),
     ({"preset": "none"}, "preset is 'none'; expected one of torchvision"),
     ({"crop": 0.5}, "a preset alone"),
