@@ -48,14 +48,12 @@ def pareto(
   There is no `min_use` here: a policy that costs more and scores less is no
   point of the curve, so that it ends at the best score. `allocate` gives the
   same policies below that; where its `min_use` asks for more cost than the
-  best policy of the budget has, it gives one below the curve. 'first_order' is
-  the score to use: 'log_prob' has the penalty of the search's budget in it, so
-  that its curve ends below that budget.
+  best policy of the budget has, it gives one below the curve.
 
   Args:
     result: of a search.
     cost: 'bops', 'size', 'latency' or the name of a cost of your own.
-    score: 'log_prob' or 'first_order'; None for the search's.
+    score: one of the result's; None for the search's.
     budget: what every point is to meet besides, such as 'size=6MB'; if it
       names `cost`, the curve ends there.
     points: the largest number of points, at least 2; None for the whole curve,

@@ -76,32 +76,50 @@ def make_scores(
   logits: Mapping[str, jax.Array],
   slope_sums: Mapping[str, jax.Array],
   steps: int,
+  widths: Mapping[str, Sequence[int]],
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Make both scores of a search's candidates; larger is better.
+  """Make the scores of a search's candidates; larger is better.
 
-  Neither has the budget's penalty in it.
+  None has the budget's penalty in it.
 
   Args:
     logits: group -> logits, shape (candidates,).
     slope_sums: group -> sum over the steps of dL/dp, centred.
     steps: how many steps were summed.
+    widths: group -> bits of each candidate.
 
   Returns:
     'log_prob': log softmax of the logits, float64; 'first_order': minus the
     mean slope, the first-order fall of the loss when the mixture moves to that
-    candidate, free of the budget's penalty.
+    candidate, free of the budget's penalty; 'noise_power': -a 4^-b at b bits,
+    the power of rounding noise, with a >= 0 fitted to 'first_order' by least
+    squares, one number a tensor.
   """
   log_prob = {}
   for group, values in logits.items():
     wide = np.asarray(values, np.float64)
     log_prob[group] = np.asarray(wide - np.logaddexp.reduce(wide))
+  first_order = {
+    group: -np.asarray(total, np.float64) / max(steps, 1)
+    for group, total in slope_sums.items()
+  }
   return {
     "log_prob": log_prob,
-    "first_order": {
-      group: -np.asarray(total, np.float64) / max(steps, 1)
-      for group, total in slope_sums.items()
+    "first_order": first_order,
+    "noise_power": {
+      group: _noise_power(widths[group], values)
+      for group, values in first_order.items()
     },
   }
+
+
+def _noise_power(bits: Sequence[int], values: np.ndarray) -> np.ndarray:
+  """Fit c - a 4^-b to values by least squares; give its second term."""
+  power = 4.0 ** -np.asarray(bits, np.float64)
+  centred = power - power.mean()
+  spread = float(centred @ centred)
+  strength = -float(centred @ values) / spread if spread else 0.0
+  return -max(strength, 0.0) * power
 
 
 def allocate(
@@ -118,7 +136,7 @@ def allocate(
   Args:
     result: of a search.
     budget: such as 'bops=4bit' or 'size=6MB,bops=2%'; None for the search's.
-    score: 'log_prob' or 'first_order'; None for the search's.
+    score: one of the result's; None for the search's.
     min_use: the share of the budget to use where it can be reached.
 
   Returns:

@@ -234,6 +234,7 @@ def finish_search(
       search.space.by_group(unstack(mixed)),
       search.space.by_group(unstack(slopes)),
       updates if settings.mode == "bilevel" else done,
+      search.space.widths,
     ),
     budget=search.budget,
     score=settings.score,

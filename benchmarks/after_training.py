@@ -10,8 +10,9 @@ search as configs/resnet20.py has it), `prior` (measured divergences, no
 search), `search_N` (log p after N steps), `both_N` (the same from the prior),
 `frozen_N`, `frozenboth_N` (the same with frozen batch norm and slower rates);
 `sampled_N` (steps at one candidate a tensor, drawn by the probabilities); each
-of these also as `search_N:first_order`, and as `sampled_N:kl` by divergences
-that are measured of the searched network.
+of these also as `search_N:first_order` or `:noise_power`, and as `sampled_N:kl`
+by divergences that are measured of the searched network; `drawn_N:fitted`
+(steps at rates that stay, then scores fitted to the losses of whole policies).
 What has been computed is kept in --output, a file each, and not repeated.
 
 python benchmarks/after_training.py --weights=cifar10_resnet20.safetensors
@@ -39,6 +40,7 @@ from asga_jax.data import batches as batches_lib
 from asga_jax.quantization import batch_norm
 from asga_jax.runs import build
 from asga_jax.runs import config as config_lib
+from asga_jax.training import search_settings
 from asga_jax.xla import compile_cache
 
 _OUTPUT = flags.DEFINE_string("output", "runs/after_training", "Results.")
@@ -70,7 +72,7 @@ _DRAWN: dict[str, Any] = {
   "temperature": (1.0, 1.0),
 }
 _FITTED = 1024  # images
-_SCORES = ("log_prob", "first_order")
+_SCORES = search_settings.SCORES
 
 
 def make_config(seed: int) -> Any:

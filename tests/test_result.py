@@ -165,7 +165,8 @@ def test_bad_arguments_are_named(random_result, changes, named):
 def test_scores_of_three_candidates_by_hand():
   logits = {"a": np.log([0.2, 0.5, 0.3]).astype(np.float32) + 7}
   slopes = {"a": np.array([6.0, -3.0, 0.0], np.float32)}
-  scores = result_lib.make_scores(logits, slopes, steps=3)
+  widths = {"a": (2, 8, 4)}
+  scores = result_lib.make_scores(logits, slopes, 3, widths)
   np.testing.assert_allclose(
     scores["log_prob"]["a"], np.log([0.2, 0.5, 0.3]), rtol=1e-5
   )
@@ -175,8 +176,33 @@ def test_scores_of_three_candidates_by_hand():
 
 
 def test_scores_of_no_step_are_finite():
-  scores = result_lib.make_scores({}, {"a": np.zeros(2)}, steps=0)
+  scores = result_lib.make_scores({}, {"a": np.zeros(2)}, 0, {"a": (2, 4)})
   np.testing.assert_array_equal(scores["first_order"]["a"], [0.0, 0.0])
+  np.testing.assert_array_equal(scores["noise_power"]["a"], [0.0, 0.0])
+
+
+def test_noise_power_is_the_nearest_of_its_form():
+  widths = {
+    "law": (4, 2, 8, 3),
+    "noisy": (2, 3, 4),
+    "rising": (2, 8),
+    "1": (4,),
+  }
+  power = {g: 4.0 ** -np.array(bits, float) for g, bits in widths.items()}
+  slopes = {
+    "law": 3 * power["law"] - 1.0,
+    "noisy": np.array([0.5, -0.2, -0.3]),
+    # More bits that seem worse are no worse.
+    "rising": np.array([-1.0, 1.0]),
+    "1": np.zeros(1),
+  }
+  found = result_lib.make_scores({}, slopes, 1, widths)["noise_power"]
+  np.testing.assert_allclose(found["law"], -3 * power["law"])
+  design = np.stack([np.ones(3), -power["noisy"]], axis=1)
+  fitted = np.linalg.lstsq(design, -slopes["noisy"], rcond=None)[0][1]
+  np.testing.assert_allclose(found["noisy"], -fitted * power["noisy"])
+  np.testing.assert_array_equal(found["rising"], [0.0, 0.0])
+  np.testing.assert_array_equal(found["1"], [0.0])
 
 
 def test_the_policy_says_where_it_comes_from(random_result):

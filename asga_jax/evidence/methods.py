@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asga_jax import sharpness
+from asga_jax.training import search_settings
 
 UNIFORM, RANDOM = "uniform", "random"
 # Kinds that see no images.
@@ -65,7 +66,7 @@ METHODS: Mapping[str, Method] = {
   ),
   "asga_growing": _search("asga", gap_ema=0.9, radius="growing", rho_min=0.01),
 }
-SCORES = ("log_prob", "first_order")
+SCORES = search_settings.SCORES
 
 
 def find(name: str) -> Method:
@@ -73,7 +74,7 @@ def find(name: str) -> Method:
 
   Args:
     name: a key of `METHODS`, then perhaps '+prior' (searches), '+choice' and,
-      of searches, ':log_prob' or ':first_order': 'asga+prior:first_order'.
+      of searches, one of `SCORES` as ':first_order'.
 
   Raises:
     ValueError: an unknown name, or an addition that the method has no use for.

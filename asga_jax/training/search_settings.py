@@ -15,7 +15,7 @@ from asga_jax.training import steps
 
 MODES = ("joint", "bilevel")
 # What a search can choose its policy by.
-SCORES = ("log_prob", "first_order")
+SCORES = ("log_prob", "first_order", "noise_power")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class SearchSettings(setup.TrainingSettings):
   # Whether batch norm uses the running statistics that the network comes with,
   # which then stay, instead of those of each batch.
   freeze_batch_norm: bool = False
-  # 'log_prob' or 'first_order'; benchmarks/policies.py measures both.
+  # One of SCORES; benchmarks/policies.py measures the first two.
   score: str = "first_order"
 
   def __post_init__(self):

@@ -15,7 +15,7 @@ CLASSES = 10
   [
     ("methods", ("uniform", "khl"), "method 'khl' is unknown; expected one"),
     ("methods", ("kl+prior",), "kl takes choice"),
-    ("methods", ("kl:log_prob",), "expected log_prob or first_order, of a"),
+    ("methods", ("kl:log_prob",), "first_order or noise_power, of a"),
     ("networks", ("VGG",), "networks is 'VGG'; expected one of"),
     ("targets", ("woof",), "target 'woof' is neither one of woof320"),
     ("budgets", ("4bits",), "4bits"),
