@@ -78,8 +78,12 @@ def read(
   if not config.choice.score or not (directory / FILE).exists():
     return found
   if config.choice.score == fitted.SCORE:
-    seed = config.search.seed
-    return fitted.read_scores(found, directory / FILE, seed=seed)
+    return fitted.read_scores(
+      found,
+      directory / FILE,
+      policies=config.choice.policies,
+      seed=config.search.seed,
+    )
   kept = measured.read_scores(directory / FILE, found.space)
   return _with(found, {config.choice.score: kept})
 

@@ -109,6 +109,7 @@ def read_scores(
   result: result_lib.SearchResult,
   path: str | os.PathLike[str],
   *,
+  policies: int = 240,
   seed: int = 0,
 ) -> result_lib.SearchResult:
   """Give a result the scores whose losses `fit_scores` has kept in a file.
@@ -116,18 +117,24 @@ def read_scores(
   Args:
     result: what they were measured of.
     path: the `cache` of `fit_scores`.
-    seed: of its draws.
+    policies: how many were drawn.
+    seed: of the draws.
 
   Returns:
     What `fit_scores` has returned.
 
   Raises:
-    ValueError: no such file.
+    ValueError: no such file, or one of fewer policies.
   """
   _, values = caches.read(pathlib.Path(path))
-  drawn = draw(result, len(values), seed)
-  measured = [values[str(number)][0] for number in range(len(drawn))]
-  return _with_scores(result, drawn, measured)
+  try:
+    measured = [float(values[str(number)][0]) for number in range(policies)]
+  except (LookupError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} does not hold the losses of {policies} policies; expected a file"
+      " that fit_scores has filled."
+    ) from error
+  return _with_scores(result, draw(result, policies, seed), measured)
 
 
 def _with_scores(

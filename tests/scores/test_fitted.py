@@ -141,3 +141,17 @@ def test_nothing_to_choose_and_broken_losses_are_errors(measured):
   )
   with pytest.raises(ValueError, match="one candidate"):
     asga_jax.fit_scores(fixed, [batch])
+
+
+def test_a_file_of_fewer_policies_is_told(measured, tmp_path):
+  found, batch, _ = measured
+  path = tmp_path / "losses.json"
+  made = asga_jax.fit_scores(
+    found, [batch], policies=20, cache=path, progress=False
+  )
+  again = fitted.read_scores(found, path, policies=20)
+  assert again.provenance == made.provenance
+  with pytest.raises(ValueError, match="not hold the losses of 21 policies"):
+    fitted.read_scores(found, path, policies=21)
+  with pytest.raises(ValueError, match="other inputs"):
+    asga_jax.fit_scores(found, [batch, batch], policies=20, cache=path)
