@@ -49,7 +49,8 @@ def fit(
   by_ridge = {ridge: left_out(ridge) for ridge in _RIDGES}
   best = min(by_ridge, key=by_ridge.__getitem__)
   spread = float(np.var(measured))
-  share = 1 - by_ridge[best] / spread if spread else 0.0
+  equal = np.ptp(measured) <= 1e-12 * np.abs(measured).max()
+  share = 0.0 if equal else 1 - by_ridge[best] / spread
   _, gains = _ridge(design, measured, best)
   found, start = {}, 0
   for group, order in orders.items():

@@ -111,7 +111,7 @@ def test_noise_predicts_nothing():
 
 def test_equal_losses_score_nothing():
   drawn = [{"a": i % 2} for i in range(20)]
-  found, share = additive.fit({"a": (2, 3)}, drawn, np.ones(20))
+  found, share = additive.fit({"a": (2, 3)}, drawn, np.full(20, 0.7))
   assert share == 0
   np.testing.assert_allclose(found["a"], 0, atol=1e-9)
 
