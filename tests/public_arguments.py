@@ -190,6 +190,7 @@ ARGUMENTS = {
     "loss_fn": function,
     "policies": whole(20),
     "seed": whole(0),
+    "batch_statistics": flag,
     "prepare": either(none, function),
     "cache": either(none, text),
     "progress": flag,

@@ -78,12 +78,7 @@ def read(
   if not config.choice.score or not (directory / FILE).exists():
     return found
   if config.choice.score == fitted.SCORE:
-    return fitted.read_scores(
-      found,
-      directory / FILE,
-      policies=config.choice.policies,
-      seed=config.search.seed,
-    )
+    return fitted.read_scores(found, directory / FILE)
   kept = measured.read_scores(directory / FILE, found.space)
   return _with(found, {config.choice.score: kept})
 
@@ -96,15 +91,15 @@ def _fitted(
   directory: pathlib.Path,
 ) -> result_lib.SearchResult:
   """Fit scores to the losses of policies on training images."""
-  size = min(config.choice.images, config.eval_batch_size, len(splits.train))
-  count = -(-config.choice.images // size)
+  images = min(config.choice.images, len(splits.train))
+  count = -(-images // config.eval_batch_size)
   seed = config.search.seed
 
   def kept() -> str:
     batches = batches_lib.batches_at(
       splits.train,
-      range(min(count, len(splits.train) // size)),
-      batch_size=size,
+      range(count),
+      batch_size=images // count,
       seed=seed,
     )
     made = fitted.fit_scores(
@@ -112,6 +107,7 @@ def _fitted(
       batches,
       policies=config.choice.policies,
       seed=seed,
+      batch_statistics=not config.search.freeze_batch_norm,
       prepare=build.make_prepare(config, dataset, train=False),
       cache=directory / FILE,
     )
@@ -119,10 +115,7 @@ def _fitted(
     lists = {group: values.tolist() for group, values in scores.items()}
     return json.dumps([lists, dict(made.provenance)])
 
-  lists, provenance = json.loads(processes.from_first(kept))
-  scores = {group: np.asarray(values) for group, values in lists.items()}
-  found = dataclasses.replace(found, provenance=provenance)
-  return _with(found, {fitted.SCORE: scores})
+  return fitted.with_scores(found, *json.loads(processes.from_first(kept)))
 
 
 def _with(

@@ -268,11 +268,6 @@ def check_common(config: ml_collections.ConfigDict) -> None:
           f"config.data.{name} is {data[name]} and config.data.stream is False;"
           " expected 0, or True"
         )
-  if data.stream and data.pad not in (0, _PAD):
-    raise config_checks.ConfigError(
-      f"config.data.pad is {data.pad} and config.data.stream is True: streamed"
-      f" images are cropped as a preset says; expected {_PAD} or 0, or False"
-    )
   if not 0 < data.crop <= 1:
     raise config_checks.ConfigError(
       f"config.data.crop is {data.crop}; expected above 0 and up to 1"
@@ -302,6 +297,19 @@ def check_common(config: ml_collections.ConfigDict) -> None:
       raise config_checks.ConfigError(
         f"config.{name} is {flat[name]}; expected at least {least}"
       )
+
+
+def check_unread(config: ml_collections.ConfigDict) -> None:
+  """Refuse for a new run what it would not read; raises ConfigError.
+
+  Not where a run is read that older code has left.
+  """
+  data = config.data
+  if data.stream and data.pad not in (0, _PAD):
+    raise config_checks.ConfigError(
+      f"config.data.pad is {data.pad} and config.data.stream is True: streamed"
+      f" images are cropped as a preset says; expected {_PAD} or 0"
+    )
 
 
 def search_settings(

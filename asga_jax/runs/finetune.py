@@ -66,6 +66,7 @@ def run_finetuning(
   """
   config = config_lib.of_finetune(config)
   config_lib.check_finetune_config(config)
+  config_lib.check_unread(config)
   if tensorboard:
     tensorboard_lib.check_installed()
   meeting.check_alike(config, path)

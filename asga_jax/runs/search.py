@@ -70,6 +70,7 @@ def run_search(
   """
   config = config_lib.of_search(config)
   config_lib.check_search_config(config)
+  config_lib.check_unread(config)
   budget_lib.parse_budget(config.budget)
   if tensorboard:
     tensorboard_lib.check_installed()

@@ -42,17 +42,17 @@ class Cache:
     known, self._values = read(self._path)
     if known != self._hash:
       raise ValueError(
-        f"{self._path} holds scores of another network, of other inputs or"
-        " candidates; expected those of this one, or no file."
+        f"{self._path} holds scores of another network, of other inputs,"
+        " candidates or settings; expected those of this one, or no file."
       )
 
-  def get(self, name: str) -> list[float] | None:
-    """Give the values of a name if they are known."""
+  def get(self, name: str) -> Any:
+    """Give the values of a name, or None if they are not known."""
     return self._values.get(name)
 
-  def put(self, name: str, values: Sequence[float]) -> None:
-    """Keep the values of a name."""
-    self._values[name] = list(values)
+  def put(self, name: str, values: Any) -> None:
+    """Keep the values of a name, of what JSON takes."""
+    self._values[name] = values
     if self._path is not None:
       text = json.dumps({"hash": self._hash, "values": self._values}, indent=1)
       files.write_text_atomic(self._path, text + "\n")
@@ -66,7 +66,7 @@ def read(path: pathlib.Path) -> tuple[str, dict[str, Any]]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} holds no scores: {error}; expected a file that measure_scores"
-      " wrote."
+      " or fit_scores wrote."
     ) from error
 
 

@@ -25,12 +25,15 @@ from asga_jax.training import (
   losses,
   returned,
   settings,
+  sharding,
   steps,
   task_logits,
 )
 from asga_jax.training import progress as progress_lib
 
 SCORE = "fitted"
+# A share of the variance that is told as a warning.
+_LITTLE = 0.1
 
 
 def fit_scores(
@@ -40,6 +43,7 @@ def fit_scores(
   *,
   policies: int = 240,
   seed: int = 0,
+  batch_statistics: bool = True,
   prepare: steps.PrepareFn | None = None,
   cache: str | os.PathLike[str] | None = None,
   progress: bool = True,
@@ -55,25 +59,28 @@ def fit_scores(
 
   So a tensor is judged with all others at few bits, and at weights that have
   met few bits if those of `result` have: of a search with `sampled=True`.
-  Norms use the statistics of each batch.
 
   Args:
     result: of a search, or of `measure_scores`: its network is measured.
-    batches: raw batches, as a search takes them; about a thousand inputs.
+    batches: a list of raw batches, each as a search takes it, of one size, and
+      measured whole for each policy; about a thousand inputs.
     loss_fn: of (model, batch) to the mean loss and a dict of figures.
     policies: how many are drawn, 20 at least; some seven a tensor.
     seed: of the draws.
+    batch_statistics: whether norms use the statistics of each batch, unless
+      they are called with an argument that says otherwise; False for their
+      running ones, as after a search with `freeze_batch_norm=True`.
     prepare: of (key, raw batch) to what `loss_fn` takes.
     cache: a file to keep losses in, policy by policy: a run that was ended
-      goes on from there. It knows its network, batches, budget and seed, not
-      its `loss_fn`.
+      goes on from there. It knows its network, batches, policies and what was
+      set, but not `loss_fn`.
     progress: whether to show policies and time left.
 
   Returns:
     The result with one more score, 'fitted', to choose by. Its provenance says
     how many policies were measured, and `fitted_share`, the share of their
     variance that sums predict where they were not fitted; near 0 they say
-    nothing.
+    nothing, and a warning tells so.
 
   Raises:
     ValueError: no batches, nothing to choose, a loss that is not finite, or a
@@ -86,6 +93,7 @@ def fit_scores(
   settings.check_functions(loss_fn, prepare, None)
   checks.number("policies", policies, least=2 * additive.FOLDS, whole=True)
   checks.number("seed", seed, least=0, whole=True)
+  checks.flag("batch_statistics", batch_statistics)
   checks.flag("progress", progress)
   loop.check_batches(batches)
   given = list(batches)
@@ -94,70 +102,89 @@ def fit_scores(
   if not any(len(bits) > 1 for bits in result.space.widths.values()):
     raise ValueError("every tensor has one candidate; expected some to choose.")
   drawn = draw(result, policies, seed)
-  known = caches.Cache(cache, result.model, given, (SCORE, result.budget, seed))
+  if all(policy == drawn[0] for policy in drawn):
+    raise ValueError(
+      f"at the budget {result.budget!r} all policies that were drawn are the"
+      " same; expected a budget that leaves a choice."
+    )
   key = jax.random.key(seed)
   prepared = settings.checked_prepare(prepare)
   data = [
-    prepared(jax.random.fold_in(key, number), batch)
+    prepared(jax.random.fold_in(key, number), sharding.checked_batch(batch))
     for number, batch in enumerate(given)
   ]
-  measured = _measure(result, drawn, data, loss_fn, known, progress)
-  return _with_scores(result, drawn, measured)
+  known = caches.Cache(
+    cache,
+    result.model,
+    data,
+    (SCORE, result.budget, seed, batch_statistics),
+  )
+  measured = _measure(
+    result, drawn, data, loss_fn, batch_statistics, known, progress
+  )
+  widths = result.space.widths
+  searched = {g: bits for g, bits in widths.items() if len(bits) > 1}
+  gains, share = additive.fit(searched, drawn, np.asarray(measured))
+  tell = logging.warning if share < _LITTLE else logging.info
+  tell(
+    "%d policies: sums over tensors predict %.0f %% of their losses' variance",
+    policies,
+    100 * share,
+  )
+  flat = {g: np.zeros(len(bits)) for g, bits in widths.items()}
+  scores = {g: values.tolist() for g, values in (flat | gains).items()}
+  told = {"fitted_policies": policies, "fitted_share": share}
+  known.put(SCORE, {"scores": scores, "told": told})
+  return with_scores(result, scores, told)
 
 
 def read_scores(
-  result: result_lib.SearchResult,
-  path: str | os.PathLike[str],
-  *,
-  policies: int = 240,
-  seed: int = 0,
+  result: result_lib.SearchResult, path: str | os.PathLike[str]
 ) -> result_lib.SearchResult:
-  """Give a result the scores whose losses `fit_scores` has kept in a file.
+  """Give a result the scores that `fit_scores` has kept in a file.
 
   Args:
     result: what they were measured of.
     path: the `cache` of `fit_scores`.
-    policies: how many were drawn.
-    seed: of the draws.
 
   Returns:
     What `fit_scores` has returned.
 
   Raises:
-    ValueError: no such file, or one of fewer policies.
+    ValueError: no such file, one that is not filled, or scores of another
+      network.
   """
   _, values = caches.read(pathlib.Path(path))
   try:
-    measured = [float(values[str(number)][0]) for number in range(policies)]
+    kept = values[SCORE]
+    scores, told = dict(kept["scores"]), dict(kept["told"])
+    sizes = {group: np.shape(each) for group, each in scores.items()}
   except (LookupError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{path} does not hold the losses of {policies} policies; expected a file"
-      " that fit_scores has filled."
+      f"{path} holds {len(values)} losses and no scores yet: what measured them"
+      " has not ended; give its command again."
     ) from error
-  return _with_scores(result, draw(result, policies, seed), measured)
+  if sizes != {g: (len(bits),) for g, bits in result.space.widths.items()}:
+    raise ValueError(
+      f"{path} holds scores of {len(sizes)} tensors that are not those of this"
+      f" network, which has {len(result.space.widths)}; expected a file of its"
+      " own."
+    )
+  return with_scores(result, scores, told)
 
 
-def _with_scores(
+def with_scores(
   result: result_lib.SearchResult,
-  drawn: Sequence[Mapping[str, int]],
-  measured: Sequence[float],
+  scores: Mapping[str, Sequence[float]],
+  told: Mapping[str, Any],
 ) -> result_lib.SearchResult:
-  """Fit the scores, and say how well they are known."""
-  widths = result.space.widths
-  searched = {g: bits for g, bits in widths.items() if len(bits) > 1}
-  gains, share = additive.fit(searched, drawn, np.asarray(measured))
-  logging.info(
-    "%d policies: sums over tensors predict %.0f %% of their losses' variance",
-    len(drawn),
-    100 * share,
-  )
-  flat = {g: np.zeros(len(bits)) for g, bits in widths.items()}
-  provenance = {"fitted_policies": len(drawn), "fitted_share": share}
+  """Add fitted scores, to choose by, and what provenance tells of them."""
+  arrays = {group: np.asarray(values) for group, values in scores.items()}
   return dataclasses.replace(
     result,
-    scores={**result.scores, SCORE: flat | gains},
+    scores={**result.scores, SCORE: arrays},
     score=SCORE,
-    provenance={**result.provenance, **provenance},
+    provenance={**result.provenance, **told},
   )
 
 
@@ -210,12 +237,14 @@ def _measure(
   drawn: Sequence[Mapping[str, int]],
   data: Sequence[Any],
   loss_fn: steps.LossFn,
+  batch_statistics: bool,
   known: caches.Cache,
   progress: bool,
 ) -> list[float]:
   """Give the mean loss of each policy over all batches."""
   network = candidates_lib.Candidates(result.model, result.space)
-  batch_norm.use_batch_statistics(network.model)
+  if batch_statistics:
+    batch_norm.use_batch_statistics(network.model)
   graphdef = nnx.graphdef(network.model)
 
   @jax.jit
@@ -232,6 +261,11 @@ def _measure(
   for number, bits in enumerate(shown):
     kept = known.get(str(number))
     if kept is not None:
+      if kept[1:] != list(bits.values()):
+        raise ValueError(
+          f"what was kept of policy {number} is of other bits than those drawn"
+          " now: of other costs, or another machine's; expected a new file."
+        )
       found.append(kept[0])
       continue
     for group, index in bits.items():
@@ -245,5 +279,5 @@ def _measure(
         " sampled=True."
       )
     found.append(value)
-    known.put(str(number), [value])
+    known.put(str(number), [value, *bits.values()])
   return found

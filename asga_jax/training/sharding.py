@@ -103,17 +103,27 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         lies = NamedSharding(propagated(lies.mesh), lies.spec)
       if lies == sharding:
         return jax.device_put(leaf, sharding)
-    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-    if array.dtype.kind not in "biufcV" or not array.ndim:
-      raise ValueError(
-        f"a batch holds a {type(leaf).__name__} of {array.dtype} and the shape"
-        f" {array.shape}; expected arrays of numbers, the examples along their"
-        " first axis."
-      )
-    _check_fits(array)
+    _check_leaf(leaf)
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
   return jax.tree.map(place, batch)
+
+
+def checked_batch(batch: Any) -> Any:
+  """Give a raw batch that is not placed; raises ValueError for no arrays."""
+  jax.tree.map(_check_leaf, batch)
+  return batch
+
+
+def _check_leaf(leaf: Any) -> None:
+  array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+  if array.dtype.kind not in "biufcV" or not array.ndim:
+    raise ValueError(
+      f"a batch holds a {type(leaf).__name__} of {array.dtype} and the shape"
+      f" {array.shape}; expected arrays of numbers, the examples along their"
+      " first axis."
+    )
+  _check_fits(array)
 
 
 def _check_fits(array: Any) -> None:

@@ -98,6 +98,7 @@ def test_fitted_scores_are_kept_policy_by_policy(
   assert told["fitted_policies"] == 24
   after = json.loads((directory / "scores.json").read_text())["values"]
   assert {name: after[name] for name in kept} == kept
+  assert len(after) == 25
   again = read.read_search(directory)
   assert asga_jax.allocate(again) == finished.policy
 

@@ -1,7 +1,9 @@
 """Scores fitted to whole policies, against known sums and every policy."""
 
 import dataclasses
+import functools
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -143,15 +145,94 @@ def test_nothing_to_choose_and_broken_losses_are_errors(measured):
     asga_jax.fit_scores(fixed, [batch])
 
 
-def test_a_file_of_fewer_policies_is_told(measured, tmp_path):
+def _fit(found, batches, path, **changes):
+  given = {"policies": 20, "cache": path, "progress": False} | changes
+  return asga_jax.fit_scores(found, batches, **given)
+
+
+def test_a_file_is_read_as_it_was_left(measured, tmp_path):
   found, batch, _ = measured
   path = tmp_path / "losses.json"
-  made = asga_jax.fit_scores(
-    found, [batch], policies=20, cache=path, progress=False
-  )
-  again = fitted.read_scores(found, path, policies=20)
+  made = _fit(found, [batch], path)
+  again = fitted.read_scores(found, path)
   assert again.provenance == made.provenance
-  with pytest.raises(ValueError, match="not hold the losses of 21 policies"):
-    fitted.read_scores(found, path, policies=21)
-  with pytest.raises(ValueError, match="other inputs"):
-    asga_jax.fit_scores(found, [batch, batch], policies=20, cache=path)
+  for group, values in made.scores["fitted"].items():
+    np.testing.assert_array_equal(again.scores["fitted"][group], values)
+  # More policies go on from those that are known.
+  kept = json.loads(path.read_text())["values"]
+  _fit(found, [batch], path, policies=22)
+  after = json.loads(path.read_text())["values"]
+  assert {name: after[name] for name in ["0", "7", "19"]} == {
+    name: kept[name] for name in ["0", "7", "19"]
+  }
+  del after["fitted"]
+  path.write_text(json.dumps({"hash": "", "values": after}))
+  with pytest.raises(ValueError, match=r"22 losses and no scores yet"):
+    fitted.read_scores(found, path)
+
+
+@pytest.mark.parametrize(
+  "change", ["batches", "prepare", "seed", "batch_statistics", "budget"]
+)
+def test_a_file_of_other_losses_is_told(measured, tmp_path, change):
+  found, batch, _ = measured
+  path = tmp_path / "losses.json"
+  _fit(found, [batch], path)
+  batches, changes = [batch], {}
+  if change == "batches":
+    batches = [batch, batch]
+  elif change == "budget":
+    found = dataclasses.replace(found, budget="size=3.5bit")
+  else:
+    changes[change] = {
+      "prepare": lambda _, data: {**data, "image": 0 * data["image"]},
+      "seed": 1,
+      "batch_statistics": False,
+    }[change]
+  with pytest.raises(ValueError, match="of other inputs, candidates or sett"):
+    _fit(found, batches, path, **changes)
+
+
+def test_a_file_of_other_policies_is_told(measured, tmp_path):
+  found, batch, _ = measured
+  path = tmp_path / "losses.json"
+  cost = functools.partial(asga_jax.Cost, "mine")
+
+  def of(heavy):
+    return dataclasses.replace(
+      found,
+      budget="mine=230",
+      costs=[
+        cost(lambda layer, bw, ba: bw * (100 if layer.path == heavy else 1))
+      ],
+    )
+
+  _fit(of("first"), [batch], path)
+  with pytest.raises(ValueError, match="of other bits than those drawn"):
+    _fit(of("last"), [batch], path)
+
+
+def test_norms_use_what_is_asked(measured):
+  found, batch, _ = measured
+  moved = nnx.clone(found.model)
+  moved.norm.mean[...] += 0.5
+  moved = dataclasses.replace(found, model=moved)
+  of_batch, of_running = (
+    [
+      _fit(each, [batch], None, batch_statistics=stats).scores["fitted"]
+      for each in (found, moved)
+    ]
+    for stats in (True, False)
+  )
+  group = "last/weight"
+  np.testing.assert_array_equal(of_batch[0][group], of_batch[1][group])
+  assert not np.array_equal(of_running[0][group], of_running[1][group])
+
+
+def test_texts_and_budgets_without_a_choice_are_told(measured):
+  found, batch, _ = measured
+  with pytest.raises(ValueError, match="expected arrays of numbers"):
+    _fit(found, [{**batch, "name": ["a"] * 64}], None)
+  least = dataclasses.replace(found, budget="size=2bit")
+  with pytest.raises(ValueError, match="that leaves a choice"):
+    _fit(least, [batch], None)
