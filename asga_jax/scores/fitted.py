@@ -250,10 +250,10 @@ def _measure(
   @jax.jit
   def run(state: Any, batch: Any) -> jax.Array:
     try:
-      result = loss_fn(nnx.merge(graphdef, state, copy=True), batch)
+      told = loss_fn(nnx.merge(graphdef, state, copy=True), batch)
     except Exception as error:
       raise returned.not_run("loss_fn", error, batch) from error
-    value, _ = returned.checked(result)
+    value, _ = returned.checked(told)
     return value
 
   found = []
