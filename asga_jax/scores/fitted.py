@@ -256,6 +256,7 @@ def _measure(
     value, _ = returned.checked(told)
     return value
 
+  sizes = [len(jax.tree.leaves(batch)[0]) for batch in data]
   found = []
   shown = progress_lib.watched(drawn, label="policies") if progress else drawn
   for number, bits in enumerate(shown):
@@ -271,7 +272,8 @@ def _measure(
     for group, index in bits.items():
       network.set_candidate(group, index)
     state = nnx.state(network.model)
-    value = float(np.mean([float(run(state, batch)) for batch in data]))
+    each = [float(run(state, batch)) for batch in data]
+    value = float(np.average(each, weights=sizes))
     if not np.isfinite(value):
       raise ValueError(
         f"policy {number} of {len(drawn)} has the loss {value}; expected a"

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import asga_jax
+from asga_jax import result as result_lib
 from asga_jax.scores import additive, fitted
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
@@ -17,7 +18,7 @@ BITS = (4, 2, 3)
 
 
 class Net(nnx.Module):
-  """Three layers in a row, with a norm."""
+  """Three layers and a norm; the middle one, the largest, hardly matters."""
 
   def __init__(self, rngs):
     self.first = nnx.Linear(6, 8, rngs=rngs)
@@ -27,7 +28,7 @@ class Net(nnx.Module):
 
   def __call__(self, x):
     x = nnx.relu(self.norm(self.first(x)))
-    return 4 * self.last(nnx.relu(self.middle(x)))
+    return 4 * self.last(x + 0.01 * self.middle(x))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,24 @@ def test_the_policy_is_nearly_the_best_of_all(measured):
   chosen = _loss(found.model, policy, batch)
   assert len(losses) > 10
   assert chosen <= losses[0] + 0.1 * (losses[-1] - losses[0])
+  # Else equal bits, which no scores are needed for, would do.
+  uniform = _loss(found.model, result_lib.uniform_policy(found), batch)
+  assert uniform > losses[0] + 0.1 * (losses[-1] - losses[0])
+
+
+def test_every_input_counts_the_same(measured):
+  found, batch, _ = measured
+  cut = [{k: v[a:b] for k, v in batch.items()} for a, b in ((0, 60), (60, 64))]
+  fit = functools.partial(
+    asga_jax.fit_scores,
+    policies=40,
+    batch_statistics=False,
+    progress=False,
+  )
+  whole, parts = fit(found, [batch]), fit(found, cut)
+  assert max(x.max() for x in whole.scores["fitted"].values()) > 0.01
+  for group, values in whole.scores["fitted"].items():
+    np.testing.assert_allclose(parts.scores["fitted"][group], values, atol=1e-5)
 
 
 def test_scores_never_fall_with_the_bits(measured):
