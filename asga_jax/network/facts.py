@@ -58,6 +58,8 @@ class Known:
   evaluate: Callable[[], Any] | None = None
   # The variable that holds it just so, or in a wider type.
   source: str | None = None
+  # Where its axes are those of `source` in another order: which is at each.
+  order: tuple[int, ...] = ()
   nonnegative: bool = False
   # The layer of whose product it is an operand.
   product: str | None = None
@@ -117,7 +119,8 @@ def results(equation: Any, values: list[Known]) -> list[Known]:
   ended = name in ("dot_general", "conv_general_dilated")
   shared = Known(
     constant=constant,
-    source=values[0].source if name in _SAME else None,
+    source=values[0].source if keeps_source(name) else None,
+    order=_order(name, equation, values[0]) if values else (),
     nonnegative=_is_nonnegative(name, equation, values),
     product=marked[0] if marked and not ended else None,
   )
@@ -127,6 +130,21 @@ def results(equation: Any, values: list[Known]) -> list[Known]:
     dataclasses.replace(shared, evaluate=functools.partial(evaluate, index))
     for index in range(len(equation.outvars))
   ]
+
+
+def keeps_source(name: str) -> bool:
+  """Say whether an operation gives a variable again, or its axes in order."""
+  return name in (*_SAME, "transpose")
+
+
+def _order(name: str, equation: Any, value: Known) -> tuple[int, ...]:
+  if name in _SAME:
+    return value.order
+  if name != "transpose" or value.source is None:
+    return ()
+  axes = tuple(equation.params["permutation"])
+  found = tuple(value.order[i] for i in axes) if value.order else axes
+  return () if found == tuple(range(len(axes))) else found
 
 
 class _Once:

@@ -4,7 +4,6 @@ A value may be known before any input is (a kernel, masked or normalised), may
 be a variable as it is stored, and may be known not to be negative.
 """
 
-import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -33,6 +32,11 @@ class Operand(NamedTuple):
   # Whether the call itself asks for a derivative by it.
   derived: bool
 
+  def axes(self, given: Sequence[int]) -> tuple[int, ...]:
+    """Say which axes of the variable that holds it some of its own are."""
+    order = self.known.order
+    return tuple(order[i] if order else i for i in given)
+
 
 class Multiplication(NamedTuple):
   """A product that depends on the input."""
@@ -54,6 +58,8 @@ class Reading:
   inputs: dict[str, list[Operand]] = dataclasses.field(default_factory=dict)
   kernels: dict[str, list[Operand]] = dataclasses.field(default_factory=dict)
   products: list[Multiplication] = dataclasses.field(default_factory=list)
+  # Variables that something else than a layer's product reads.
+  read: set[str | None] = dataclasses.field(default_factory=set)
 
   def kernel(self, path: str) -> np.ndarray:
     """Compute the kernel that a layer multiplies by, masked or normalised.
@@ -128,25 +134,18 @@ def refusals(traced: program_lib.Program, found: Reading) -> dict[str, str]:
 
 
 def read_elsewhere(traced: program_lib.Program) -> set[str]:
-  """List variables that more reads than products of layers, as their kernel.
+  """List kernels of layers that more than their products read.
 
   Codes stand for what is multiplied; a table that is also looked up, or a
   kernel that the network's own code multiplies by, is read as it is.
   """
-  products = collections.Counter(
+  found = read(traced)
+  multiplied = {
     operand.known.source
-    for operands in read(traced).kernels.values()
+    for operands in found.kernels.values()
     for operand in operands
-  )
-  inputs = traced.jaxpr.jaxpr.invars[: len(traced.variables)]
-  names = dict(zip(map(id, inputs), traced.variables, strict=True))
-  reads = collections.Counter(
-    names[id(value)]
-    for equation in traced.jaxpr.jaxpr.eqns
-    for value in equation.invars
-    if id(value) in names
-  )
-  return {name for name in reads if reads[name] > products[name] > 0}
+  }
+  return {name for name in found.read & multiplied if name is not None}
 
 
 def _has_values(traced: program_lib.Program) -> bool:
@@ -156,8 +155,8 @@ def _has_values(traced: program_lib.Program) -> bool:
 
 def _is_one_kernel(kernels: Sequence[Operand]) -> bool:
   """Say whether all calls multiply by the same values."""
-  sources = {kernel.known.source for kernel in kernels}
-  if len(kernels) == 1 or (len(sources) == 1 and None not in sources):
+  sources = {(kernel.known.source, kernel.known.order) for kernel in kernels}
+  if len(kernels) == 1 or (len(sources) == 1 and kernels[0].known.source):
     return True
   values = [kernel.known.evaluate() for kernel in kernels]  # type: ignore[misc]
   return all(np.array_equal(values[0], value) for value in values[1:])
@@ -233,9 +232,15 @@ class _Walker:
         return self.walk(jaxpr, getattr(body, "consts", ()), values, inner)
     if equation.primitive is program_lib.mark:
       return [self.operand(equation, values[0], place)]
+    if not facts.keeps_source(name):
+      self.note_reads(values)
     if name in ("dot_general", "conv_general_dilated"):
       self.multiply(equation, values, place)
     return facts.results(equation, values)
+
+  def note_reads(self, values: Sequence[Known]) -> None:
+    """Note the variables that are read other than by a layer's product."""
+    self.reading.read |= {value.source for value in values if not value.product}
 
   def operand(self, equation: Any, known: Known, place: _Place) -> Known:
     """List an operand of a layer's product."""
@@ -275,6 +280,7 @@ class _Walker:
     body = params["jaxpr"]
     fixed, carried = params["num_consts"], params["num_carry"]
     consts, rest = values[:fixed], values[fixed:]
+    self.note_reads(rest)
     carry = rest[:carried]
     each = [facts.one_of(stack) for stack in rest[carried:]]
     trial = place._replace(recorded=False)
@@ -303,7 +309,9 @@ class _Walker:
     body = params["body_jaxpr"]
     start = params["cond_nconsts"]
     consts = values[start : start + params["body_nconsts"]]
-    carry = [Known() for _ in values[start + params["body_nconsts"] :]]
+    carried = values[start + params["body_nconsts"] :]
+    self.note_reads(carried)
+    carry = [Known() for _ in carried]
     self.walk(body.jaxpr, body.consts, [*consts, *carry], place)
     return carry
 

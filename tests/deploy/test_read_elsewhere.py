@@ -3,12 +3,14 @@
 import draws
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from every_kind import fix, policy_of
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
 import asga_jax
+from asga_jax.quantization import layers
 
 IDS = np.random.default_rng(0).integers(0, 8, (4, 5)).astype(np.int32)
 IMAGES = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
@@ -49,7 +51,7 @@ class Transposed(nnx.Module):
   """The decoder multiplies by the encoder's kernel, its axes exchanged."""
 
   def __init__(self):
-    self.first, self.inner = _linear(8, 8), _linear(8, 8)
+    self.first, self.inner = _linear(8, 8), _linear(8, 6)
     self.decoder = Decoder(self.inner.kernel)
 
   def __call__(self, x):
@@ -77,13 +79,27 @@ class Summing(Decoder):
     return self.dot_general(x, self.kernel[...], (((1,), (1,)), ((), ())))
 
 
+class ByBoth(Transposed):
+  """And the network itself multiplies by what the decoder multiplies by."""
+
+  def __init__(self):
+    super().__init__()
+    self.decoder = Adding(self.inner.kernel)
+
+
+class Adding(Decoder):
+  def __call__(self, x):
+    turned = self.kernel[...].astype(np.float32).T
+    numbers = (((1,), (0,)), ((), ()))
+    return self.dot_general(x, turned, numbers) + x @ turned
+
+
 @pytest.mark.parametrize(
   ("make", "inputs", "name", "packed"),
   [
     (Language, IDS, "embed/embedding", "inner/kernel"),
     (ByHand, IMAGES, "inner/kernel", "head/kernel"),
-    (Transposed, IMAGES, "decoder/kernel", "first/kernel"),
-    (Swapped, IMAGES, "decoder/kernel", "first/kernel"),
+    (ByBoth, IMAGES, "decoder/kernel", "first/kernel"),
   ],
 )
 def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):
@@ -99,3 +115,37 @@ def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):
   arrays = safetensors_numpy.load_file(file)
   assert arrays[name].dtype == np.float32
   assert arrays[packed].dtype == np.uint8
+
+
+@pytest.mark.parametrize("make", [Transposed, Swapped])
+def test_a_kernel_and_its_transpose_are_one_tensor(make, tmp_path, caplog):
+  network = make()
+  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
+  with caplog.at_level("INFO"):
+    model = asga_jax.searchable(network, IMAGES, rules=[rule])
+  assert "'inner' and 'decoder' share the kernel" in caplog.text
+  products = layers.quantized_layers(model)
+  assert products["inner"].weight is products["decoder"].weight
+  result = asga_jax.measure_scores(
+    model, [IMAGES], budget="size=3bit", progress=False
+  )
+  counted = {x.path: x.weights for x in result.space.network.layers}
+  assert counted == {"first": 64, "inner": 48, "decoder": 0}
+  fixed = fix(model, 4)
+  file = tmp_path / "network.safetensors"
+  asga_jax.save_packed(fixed, policy_of(fixed), file)
+  loaded = asga_jax.load_packed(model, file)
+  np.testing.assert_array_equal(loaded(IMAGES), fixed(IMAGES))
+  arrays = safetensors_numpy.load_file(file)
+  assert arrays["decoder/kernel"].nbytes == 48 / 2
+  # One step for the whole of it, as in NumPy: 15 values at most.
+  kernel = np.asarray(loaded.inner.kernel[...])
+  steps = kernel / np.abs(kernel[kernel != 0]).min()
+  np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+  assert np.abs(steps).max() <= 8
+  path = tmp_path / "network.onnx"
+  asga_jax.export_onnx(fixed, IMAGES.shape[1:], path)
+  session = onnxruntime.InferenceSession(path)
+  (given,) = session.get_inputs()
+  (found,) = session.run(None, {given.name: IMAGES})
+  np.testing.assert_allclose(found, fixed(IMAGES), rtol=1e-4, atol=1e-4)
