@@ -5,7 +5,6 @@ be a variable as it is stored, and may be known not to be negative.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from asga_jax.network import facts
+from asga_jax.network import counting, facts
 from asga_jax.network import program as program_lib
 from asga_jax.network.facts import Known
 
@@ -38,18 +37,6 @@ class Operand(NamedTuple):
     return tuple(order[i] if order else i for i in given)
 
 
-class Multiplication(NamedTuple):
-  """A product that depends on the input."""
-
-  path: str  # of the layer, or of the module that multiplies by itself
-  layer: bool  # whether it is a layer's own product
-  operation: str
-  shapes: tuple[tuple[int, ...], ...]
-  macs: int  # of all times
-  times: int  # in a loop of known length, else 1
-  equation: core.JaxprEqn
-
-
 @dataclasses.dataclass
 class Reading:
   """What a program multiplies."""
@@ -57,7 +44,9 @@ class Reading:
   # Path -> operands in call order, of layers.
   inputs: dict[str, list[Operand]] = dataclasses.field(default_factory=dict)
   kernels: dict[str, list[Operand]] = dataclasses.field(default_factory=dict)
-  products: list[Multiplication] = dataclasses.field(default_factory=list)
+  products: list[counting.Multiplication] = dataclasses.field(
+    default_factory=list
+  )
   # Variables that something else than a layer's product reads.
   read: set[str | None] = dataclasses.field(default_factory=set)
 
@@ -217,10 +206,15 @@ class _Walker:
     if name == "while":
       return self.loop(params, values, nested)
     if name == "cond":
-      branches = [
-        self.walk(branch.jaxpr, branch.consts, values[1:], nested)
-        for branch in params["branches"]
-      ]
+      branches, first = [], len(self.reading.products)
+      listed = []
+      for branch in params["branches"]:
+        branches.append(
+          self.walk(branch.jaxpr, branch.consts, values[1:], nested)
+        )
+        listed.append(self.reading.products[first:])
+        del self.reading.products[first:]
+      self.reading.products += counting.of_one_branch(listed)
       return [_merged(each, values[0]) for each in zip(*branches, strict=True)]
     body = next((params[key] for key in _BODIES if key in params), None)
     if body is not None:
@@ -262,12 +256,12 @@ class _Walker:
     layer = place.product or (marked[0] if marked else "")
     shapes = tuple(tuple(v.aval.shape) for v in equation.invars)
     self.reading.products.append(
-      Multiplication(
+      counting.Multiplication(
         layer or place.module,
         bool(layer),
         equation.primitive.name,
         shapes,
-        place.times * count_macs(equation),
+        place.times * counting.count_macs(equation),
         place.times,
         equation,
       )
@@ -322,26 +316,3 @@ def _merged(branches: Sequence[Known], index: Known) -> Known:
     result = facts.joined(result, branch)
   constant = result.constant and index.constant
   return result if constant else dataclasses.replace(result, constant=False)
-
-
-def count_macs(equation: Any) -> int:
-  """Count the multiply-accumulates of a product.
-
-  Args:
-    equation: `dot_general` or `conv_general_dilated`.
-
-  Returns:
-    Of a convolution: elements of the kernel for each place at which it is
-    applied, those of the output, or of the input where that is dilated
-    (borders that are cut off count).
-  """
-  first, second = (variable.aval.shape for variable in equation.invars)
-  (output,) = (variable.aval.shape for variable in equation.outvars)
-  numbers = equation.params["dimension_numbers"]
-  if equation.primitive.name == "dot_general":
-    (summed, _), _ = numbers
-    return math.prod(output) * math.prod(first[axis] for axis in summed)
-  kernel = math.prod(second)
-  if any(size > 1 for size in equation.params["lhs_dilation"]):
-    return math.prod(first) // first[numbers.lhs_spec[1]] * kernel
-  return math.prod(output) // output[numbers.out_spec[1]] * kernel

@@ -152,3 +152,27 @@ def test_other_method_and_paths():
 def test_no_layers():
   with pytest.raises(ValueError, match=r"BatchNorm.*no layer"):
     macs.network_stats(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), (8, 8, 3))
+
+
+class Conditional(nnx.Module):
+  """One branch calls `shared` once, the other twice and `other`."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.shared = nnx.Linear(6, 6, rngs=rngs)
+    self.other = nnx.Linear(6, 6, rngs=rngs)
+
+  def __call__(self, x):
+    return nnx.cond(
+      x.sum() > 0,
+      lambda model, x: model.shared(x),
+      lambda model, x: model.other(model.shared(model.shared(x))),
+      self,
+      x,
+    )
+
+
+def test_a_branch_that_is_taken_is_counted():
+  stats = macs.network_stats(nnx.eval_shape(Conditional), (6,))
+  found = {layer.path: layer.macs for layer in stats.layers}
+  assert found == {"shared": 2 * 36, "other": 36}

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from asga_jax import policy as policy_lib
-from asga_jax.network import reading
+from asga_jax.network import counting
 
 # The first with integers of 2 bits.
 OPSET = 25
@@ -78,7 +78,7 @@ def activation_container(bits: int) -> int:
   return 8 if bits < _FLOAT else _FLOAT
 
 
-def product_of(found: reading.Multiplication) -> Product:
+def product_of(found: counting.Multiplication) -> Product:
   """Describe what a layer multiplies in one call.
 
   Args:
@@ -100,7 +100,7 @@ def product_of(found: reading.Multiplication) -> Product:
   return Product((math.prod(first) // inner, inner), (inner, outputs))
 
 
-def _convolution(found: reading.Multiplication) -> Product:
+def _convolution(found: counting.Multiplication) -> Product:
   params = found.equation.params
   numbers = params["dimension_numbers"]
   if set(params["lhs_dilation"]) != {1}:
