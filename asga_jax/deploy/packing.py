@@ -103,9 +103,7 @@ def _packable(
   modules = {program.path_name(p): m for p, m in nnx.iter_modules(model)}
   packed: dict[str, str] = {}
   elsewhere = reading.read_elsewhere(integer.traced(model))
-  # First those that multiply by a variable as it is stored.
-  for path in sorted(found, key=lambda each: products[each].stored is None):
-    layer = found[path]
+  for path, layer in found.items():
     if layer.codes is None or layer.weight_bits == quantizers.FLOAT_BITS:
       continue
     variable = _stored(modules[path], products[path])

@@ -58,8 +58,8 @@ class Known:
   evaluate: Callable[[], Any] | None = None
   # The variable that holds it just so, or in a wider type.
   source: str | None = None
-  # Where its axes are those of `source` in another order: which is at each.
-  order: tuple[int, ...] = ()
+  # The variables that a constant is made of.
+  holds: frozenset[str] = frozenset()
   nonnegative: bool = False
   # The layer of whose product it is an operand.
   product: str | None = None
@@ -71,20 +71,23 @@ def alike(first: Known, second: Known) -> bool:
     first.evaluate is None
     and (first.constant, first.nonnegative)
     == (second.constant, second.nonnegative)
+    and first.holds == second.holds
   )
 
 
 def one_of(stack: Known) -> Known:
   """Give what is known of a part: its sign, and whether inputs change it."""
-  return Known(stack.constant, nonnegative=stack.nonnegative)
+  return Known(stack.constant, None, None, stack.holds, stack.nonnegative)
 
 
 def joined(first: Known, second: Known) -> Known:
   """Give what is known of a value that is one of two."""
   if first is second:
     return first
+  constant = first.constant and second.constant
   return Known(
-    first.constant and second.constant,
+    constant,
+    holds=first.holds | second.holds if constant else frozenset(),
     nonnegative=first.nonnegative and second.nonnegative,
   )
 
@@ -115,12 +118,12 @@ def results(equation: Any, values: list[Known]) -> list[Known]:
   evaluate = None
   if constant and all(value.evaluate for value in values):
     evaluate = _Once(equation, values)
-  marked = [v.product for v in values if not v.constant and v.product]
+  marked = [v.product for v in values if v.product and v.constant == constant]
   ended = name in ("dot_general", "conv_general_dilated")
   shared = Known(
     constant=constant,
-    source=values[0].source if keeps_source(name) else None,
-    order=_order(name, equation, values[0]) if values else (),
+    source=values[0].source if name in _SAME else None,
+    holds=frozenset().union(*(v.holds for v in values if constant)),
     nonnegative=_is_nonnegative(name, equation, values),
     product=marked[0] if marked and not ended else None,
   )
@@ -130,21 +133,6 @@ def results(equation: Any, values: list[Known]) -> list[Known]:
     dataclasses.replace(shared, evaluate=functools.partial(evaluate, index))
     for index in range(len(equation.outvars))
   ]
-
-
-def keeps_source(name: str) -> bool:
-  """Say whether an operation gives a variable again, or its axes in order."""
-  return name in (*_SAME, "transpose")
-
-
-def _order(name: str, equation: Any, value: Known) -> tuple[int, ...]:
-  if name in _SAME:
-    return value.order
-  if name != "transpose" or value.source is None:
-    return ()
-  axes = tuple(equation.params["permutation"])
-  found = tuple(value.order[i] for i in axes) if value.order else axes
-  return () if found == tuple(range(len(axes))) else found
 
 
 class _Once:

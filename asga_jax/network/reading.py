@@ -31,11 +31,6 @@ class Operand(NamedTuple):
   # Whether the call itself asks for a derivative by it.
   derived: bool
 
-  def axes(self, given: Sequence[int]) -> tuple[int, ...]:
-    """Say which axes of the variable that holds it some of its own are."""
-    order = self.known.order
-    return tuple(order[i] if order else i for i in given)
-
 
 @dataclasses.dataclass
 class Reading:
@@ -48,7 +43,7 @@ class Reading:
     default_factory=list
   )
   # Variables that something else than a layer's product reads.
-  read: set[str | None] = dataclasses.field(default_factory=set)
+  foreign: set[str] = dataclasses.field(default_factory=set)
 
   def kernel(self, path: str) -> np.ndarray:
     """Compute the kernel that a layer multiplies by, masked or normalised.
@@ -77,12 +72,15 @@ def read(program: program_lib.Program) -> Reading:
   reading = Reading()
   jaxpr = program.jaxpr
   variables = [
-    Known(True, facts.holding(value), name)
+    Known(True, facts.holding(value), name, frozenset([name]))
     for name, value in zip(program.variables, program.values, strict=True)
   ]
   given = [Known() for _ in jaxpr.jaxpr.invars[len(variables) :]]
   walker = _Walker(reading)
-  walker.walk(jaxpr.jaxpr, jaxpr.consts, [*variables, *given], _Place())
+  results = walker.walk(
+    jaxpr.jaxpr, jaxpr.consts, [*variables, *given], _Place()
+  )
+  walker.note_reads(results)
   return reading
 
 
@@ -123,18 +121,21 @@ def refusals(traced: program_lib.Program, found: Reading) -> dict[str, str]:
 
 
 def read_elsewhere(traced: program_lib.Program) -> set[str]:
-  """List kernels of layers that more than their products read.
+  """List variables that more than the products of layers read.
 
-  Codes stand for what is multiplied; a table that is also looked up, or a
-  kernel that the network's own code multiplies by, is read as it is.
+  Codes stand for what is multiplied; a table that is also looked up, a kernel
+  that the network's own code multiplies by, or one of a layer that cannot be
+  searched, is read as it is.
   """
   found = read(traced)
-  multiplied = {
-    operand.known.source
-    for operands in found.kernels.values()
+  refused = refusals(traced, found)
+  in_float = [
+    operand.known.holds
+    for path, operands in found.kernels.items()
+    if path in refused or len({x.known.holds for x in operands}) > 1
     for operand in operands
-  }
-  return {name for name in found.read & multiplied if name is not None}
+  ]
+  return found.foreign.union(*in_float)
 
 
 def _has_values(traced: program_lib.Program) -> bool:
@@ -144,8 +145,8 @@ def _has_values(traced: program_lib.Program) -> bool:
 
 def _is_one_kernel(kernels: Sequence[Operand]) -> bool:
   """Say whether all calls multiply by the same values."""
-  sources = {(kernel.known.source, kernel.known.order) for kernel in kernels}
-  if len(kernels) == 1 or (len(sources) == 1 and kernels[0].known.source):
+  sources = {kernel.known.source for kernel in kernels}
+  if len(kernels) == 1 or (len(sources) == 1 and None not in sources):
     return True
   values = [kernel.known.evaluate() for kernel in kernels]  # type: ignore[misc]
   return all(np.array_equal(values[0], value) for value in values[1:])
@@ -215,7 +216,12 @@ class _Walker:
         listed.append(self.reading.products[first:])
         del self.reading.products[first:]
       self.reading.products += counting.of_one_branch(listed)
-      return [_merged(each, values[0]) for each in zip(*branches, strict=True)]
+      results = []
+      for each in zip(*branches, strict=True):
+        results.append(_merged(each, values[0]))
+        if not results[-1].constant:
+          self.note_reads(each)
+      return results
     body = next((params[key] for key in _BODIES if key in params), None)
     if body is not None:
       jaxpr = getattr(body, "jaxpr", body)
@@ -226,7 +232,7 @@ class _Walker:
         return self.walk(jaxpr, getattr(body, "consts", ()), values, inner)
     if equation.primitive is program_lib.mark:
       return [self.operand(equation, values[0], place)]
-    if not facts.keeps_source(name):
+    if not all(value.constant for value in values):
       self.note_reads(values)
     if name in ("dot_general", "conv_general_dilated"):
       self.multiply(equation, values, place)
@@ -234,11 +240,14 @@ class _Walker:
 
   def note_reads(self, values: Sequence[Known]) -> None:
     """Note the variables that are read other than by a layer's product."""
-    self.reading.read |= {value.source for value in values if not value.product}
+    foreign = [value.holds for value in values if not value.product]
+    self.reading.foreign = self.reading.foreign.union(*foreign)
 
   def operand(self, equation: Any, known: Known, place: _Place) -> Known:
     """List an operand of a layer's product."""
     path, operand = equation.params["path"], equation.params["operand"]
+    if operand == "activation":
+      self.note_reads([known])
     if place.recorded:
       found = self.reading
       kind = found.inputs if operand == "activation" else found.kernels
@@ -274,7 +283,6 @@ class _Walker:
     body = params["jaxpr"]
     fixed, carried = params["num_consts"], params["num_carry"]
     consts, rest = values[:fixed], values[fixed:]
-    self.note_reads(rest)
     carry = rest[:carried]
     each = [facts.one_of(stack) for stack in rest[carried:]]
     trial = place._replace(recorded=False)
@@ -291,6 +299,10 @@ class _Walker:
       carry = joined
     counted = place._replace(times=place.times * params["length"])
     outs = self.walk(body.jaxpr, body.consts, [*consts, *carry, *each], counted)
+    for first, last in zip(rest[:carried], outs[:carried], strict=True):
+      if first is not last:
+        self.note_reads([first, last])
+    self.note_reads([*rest[carried:], *outs[carried:]])
     return [
       *carry,
       *map(facts.one_of, outs[carried:]),
@@ -304,14 +316,17 @@ class _Walker:
     start = params["cond_nconsts"]
     consts = values[start : start + params["body_nconsts"]]
     carried = values[start + params["body_nconsts"] :]
-    self.note_reads(carried)
     carry = [Known() for _ in carried]
-    self.walk(body.jaxpr, body.consts, [*consts, *carry], place)
+    outs = self.walk(body.jaxpr, body.consts, [*consts, *carry], place)
+    # The condition is not walked: what it is given may decide when it ends.
+    self.note_reads([*values[:start], *carried, *outs])
     return carry
 
 
 def _merged(branches: Sequence[Known], index: Known) -> Known:
   result = branches[0]
+  if all(branch is result for branch in branches):
+    return result
   for branch in branches[1:]:
     result = facts.joined(result, branch)
   constant = result.constant and index.constant

@@ -1,6 +1,5 @@
 """From any network to a searchable one, and on to one fixed by a policy."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from absl import logging
 from flax import nnx
 
 from asga_jax import checks
-from asga_jax.network import attention, examples, program, reading
+from asga_jax.network import attention, examples, program
 from asga_jax.network import kinds as layer_kinds
 from asga_jax.quantization import (
   bit_choice,
@@ -138,11 +137,10 @@ def make_searchable(
   for path in decided:
     layer, attribute = callers[path]
     outputs = samples.program.outputs[path]
-    known = [kernel.known for kernel in samples.reading.kernels[path]]
-    sources = {(each.source, each.order) for each in known}
+    sources = {k.known.source for k in samples.reading.kernels[path]}
     stored = None
-    if outputs and len(sources) == 1 and not known[0].order:
-      stored = _attribute_holding(layer, known[0].source, variables)
+    if outputs and len(sources) == 1:
+      stored = _attribute_holding(layer, sources.pop(), variables)
     weight, activation = (
       choices.weight(path, outputs, of_weights)
       if outputs
@@ -190,27 +188,16 @@ class _Choices:
     self._samples, self._decided, self._blank = samples, decided, blank
     self._temperature = bit_choice.Temperature(jnp.ones(()))
     self._ties: dict[tuple[str, str], bit_choice.BitLogits] = {}
-    self._kernels: dict[str, tuple[str, bit_choice.BitChoice]] = {}
-    # Variable -> the axes of it that are features, by the layers that share it.
-    self._features: dict[str, set[tuple[int, ...]]] = {}
-    for path in decided:
-      outputs = samples.program.outputs[path]
-      source = self._kernel(path).known.source if outputs else None
-      if source is not None:
-        axes = self._features.setdefault(source, set())
-        axes.add(self._kernel(path).axes(outputs))
+    self._kernels: dict[Any, tuple[str, bit_choice.BitChoice]] = {}
 
   def weight(
     self, path: str, outputs: tuple[int, ...], quantizer: quantizers.Quantizer
   ) -> bit_choice.BitChoice:
     """Make the choice of a kernel, or give that of a layer which shares it."""
     rule = self._decided[path]
-    source = self._kernel(path).known.source
-    if source is not None and len(self._features[source]) > 1:
-      # One step for all: those of rows are not those of columns.
-      quantizer = dataclasses.replace(quantizer, per_channel=False)
-    if source in self._kernels:
-      first, choice = self._kernels[source]
+    source = self._samples.reading.kernels[path][0].known.source
+    if source is not None and (source, outputs) in self._kernels:
+      first, choice = self._kernels[source, outputs]
       told = f"{first!r} and {path!r} share the kernel {source!r}"
       logging.info("%s: one choice of bits", told)
       if choice.candidates() != rule.weight_bits:
@@ -238,11 +225,8 @@ class _Choices:
       True,
     )
     if source is not None:
-      self._kernels[source] = path, choice
+      self._kernels[source, outputs] = path, choice
     return choice
-
-  def _kernel(self, path: str) -> reading.Operand:
-    return self._samples.reading.kernels[path][0]
 
   def second(
     self, path: str, quantizer: quantizers.Quantizer

@@ -2,15 +2,14 @@
 
 import draws
 import jax
+import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 import pytest
 from every_kind import fix, policy_of
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
 import asga_jax
-from asga_jax.quantization import layers
 
 IDS = np.random.default_rng(0).integers(0, 8, (4, 5)).astype(np.int32)
 IMAGES = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
@@ -51,7 +50,7 @@ class Transposed(nnx.Module):
   """The decoder multiplies by the encoder's kernel, its axes exchanged."""
 
   def __init__(self):
-    self.first, self.inner = _linear(8, 8), _linear(8, 6)
+    self.first, self.inner = _linear(8, 8), _linear(8, 8)
     self.decoder = Decoder(self.inner.kernel)
 
   def __call__(self, x):
@@ -79,27 +78,13 @@ class Summing(Decoder):
     return self.dot_general(x, self.kernel[...], (((1,), (1,)), ((), ())))
 
 
-class ByBoth(Transposed):
-  """And the network itself multiplies by what the decoder multiplies by."""
-
-  def __init__(self):
-    super().__init__()
-    self.decoder = Adding(self.inner.kernel)
-
-
-class Adding(Decoder):
-  def __call__(self, x):
-    turned = self.kernel[...].astype(np.float32).T
-    numbers = (((1,), (0,)), ((), ()))
-    return self.dot_general(x, turned, numbers) + x @ turned
-
-
 @pytest.mark.parametrize(
   ("make", "inputs", "name", "packed"),
   [
     (Language, IDS, "embed/embedding", "inner/kernel"),
     (ByHand, IMAGES, "inner/kernel", "head/kernel"),
-    (ByBoth, IMAGES, "decoder/kernel", "first/kernel"),
+    (Transposed, IMAGES, "decoder/kernel", "first/kernel"),
+    (Swapped, IMAGES, "decoder/kernel", "first/kernel"),
   ],
 )
 def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):
@@ -117,35 +102,134 @@ def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):
   assert arrays[packed].dtype == np.uint8
 
 
-@pytest.mark.parametrize("make", [Transposed, Swapped])
-def test_a_kernel_and_its_transpose_are_one_tensor(make, tmp_path, caplog):
-  network = make()
-  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
-  with caplog.at_level("INFO"):
-    model = asga_jax.searchable(network, IMAGES, rules=[rule])
-  assert "'inner' and 'decoder' share the kernel" in caplog.text
-  products = layers.quantized_layers(model)
-  assert products["inner"].weight is products["decoder"].weight
-  result = asga_jax.measure_scores(
-    model, [IMAGES], budget="size=3bit", progress=False
+def _as_input(net, x):
+  return net.head(x) + net.head(net.inner.kernel[...]).sum()
+
+
+def _chosen(net, x):
+  kernel = net.inner.kernel[...]
+  return x @ jax.lax.cond(x.sum() > 0, lambda: kernel, lambda: kernel.T)
+
+
+def _decides(net, x):
+  kernel = net.inner.kernel[...]
+  start = (jnp.zeros(()), x)
+  return jax.lax.while_loop(
+    lambda carry: carry[0] < 9 * jnp.abs(kernel).max(),
+    lambda carry: (carry[0] + 1, 1.1 * carry[1]),
+    start,
+  )[1]
+
+
+def _carried(net, x):
+  kernel = net.inner.kernel[...]
+  last, _ = jax.lax.scan(
+    lambda carry, _: (kernel, None), jnp.zeros_like(kernel), None, length=2
   )
-  counted = {x.path: x.weights for x in result.space.network.layers}
-  assert counted == {"first": 64, "inner": 48, "decoder": 0}
-  fixed = fix(model, 4)
+  return x + last[0]
+
+
+def _stacked(net, x):
+  kernel = net.inner.kernel[...]
+  _, found = jax.lax.scan(lambda c, _: (c, kernel), 0.0, None, length=2)
+  return x + found[1, 0]
+
+
+def _in_jit(net, x):
+  return jax.jit(lambda kernel, x: x @ (2 * kernel))(net.inner.kernel[...], x)
+
+
+def _normed(net, x):
+  return x + jnp.square(net.inner.kernel[...]).sum()
+
+
+def _differentiated(net, x):
+  return jax.grad(lambda x: jnp.sin(net.tied(x)).sum())(x)
+
+
+def _of_two(net, x):
+  return net.both(x)
+
+
+class Both(nnx.Module):
+  """A layer that is refused, since its calls multiply by two kernels."""
+
+  def __init__(self, *kernels):
+    self.kernels, self.dot_general = nnx.List(kernels), jax.lax.dot_general
+
+  def __call__(self, x):
+    for kernel in self.kernels:
+      x = self.dot_general(x, kernel[...], (((1,), (0,)), ((), ())))
+    return x
+
+
+class Reading(nnx.Module):
+  """The kernel of `inner` is read in another way too."""
+
+  def __init__(self, how):
+    self.how = nnx.static(how)
+    self.first, self.inner, self.head = (_linear(8, 8) for _ in range(3))
+    self.tied = _linear(8, 8)
+    self.tied.kernel = self.inner.kernel
+    self.both = Both(self.inner.kernel, self.head.kernel)
+
+  def __call__(self, x):
+    x = nnx.relu(self.inner(nnx.relu(self.first(x))))
+    return self.head(x) + self.how(self, x)
+
+
+class Masked(Reading):
+  """A mask comes between the kernel and its product."""
+
+  def __init__(self):
+    super().__init__(_normed)
+    mask = np.tri(8, dtype=np.float32)[None]
+    self.inner = nnx.Conv(
+      8, 8, 1, mask=mask, kernel_init=draws.from_numpy, rngs=nnx.Rngs(0)
+    )
+
+  def __call__(self, x):
+    return super().__call__(x[:, None])
+
+
+class Giving(Reading):
+  """The network gives its kernel, beside what it computes."""
+
+  def __call__(self, x):
+    return super().__call__(x) + 0, self.inner.kernel[...]
+
+
+@pytest.mark.parametrize(
+  "network",
+  [
+    *(
+      pytest.param(Reading(how), id=how.__name__)
+      for how in (
+        _as_input,
+        _chosen,
+        _decides,
+        _carried,
+        _stacked,
+        _in_jit,
+        _normed,
+        _differentiated,
+        _of_two,
+      )
+    ),
+    pytest.param(Masked(), id="masked"),
+    pytest.param(Giving(lambda net, x: x), id="given"),
+  ],
+)
+def test_however_they_are_read(network, tmp_path):
+  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
+  model = asga_jax.searchable(network, IMAGES, rules=[rule])
+  fixed = fix(model, 2)
   file = tmp_path / "network.safetensors"
   asga_jax.save_packed(fixed, policy_of(fixed), file)
   loaded = asga_jax.load_packed(model, file)
-  np.testing.assert_array_equal(loaded(IMAGES), fixed(IMAGES))
+  jax.tree.map(np.testing.assert_array_equal, loaded(IMAGES), fixed(IMAGES))
   arrays = safetensors_numpy.load_file(file)
-  assert arrays["decoder/kernel"].nbytes == 48 / 2
-  # One step for the whole of it, as in NumPy: 15 values at most.
-  kernel = np.asarray(loaded.inner.kernel[...])
-  steps = kernel / np.abs(kernel[kernel != 0]).min()
-  np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
-  assert np.abs(steps).max() <= 8
-  path = tmp_path / "network.onnx"
-  asga_jax.export_onnx(fixed, IMAGES.shape[1:], path)
-  session = onnxruntime.InferenceSession(path)
-  (given,) = session.get_inputs()
-  (found,) = session.run(None, {given.name: IMAGES})
-  np.testing.assert_allclose(found, fixed(IMAGES), rtol=1e-4, atol=1e-4)
+  # A variable that lies at two paths is stored under the first.
+  name = "inner/kernel" if "inner/kernel" in arrays else "both/kernels/0"
+  assert arrays[name].dtype == np.float32
+  assert arrays["first/kernel"].dtype == np.uint8
