@@ -77,7 +77,7 @@ def alike(first: Known, second: Known) -> bool:
 
 def one_of(stack: Known) -> Known:
   """Give what is known of a part: its sign, and whether inputs change it."""
-  return Known(stack.constant, None, None, stack.holds, stack.nonnegative)
+  return Known(stack.constant, holds=stack.holds, nonnegative=stack.nonnegative)
 
 
 def joined(first: Known, second: Known) -> Known:

@@ -129,6 +129,7 @@ def read_elsewhere(traced: program_lib.Program) -> set[str]:
   """
   found = read(traced)
   refused = refusals(traced, found)
+  # By shapes alone, calls with different kernels are not among the refused.
   in_float = [
     operand.known.holds
     for path, operands in found.kernels.items()
@@ -207,21 +208,7 @@ class _Walker:
     if name == "while":
       return self.loop(params, values, nested)
     if name == "cond":
-      branches, first = [], len(self.reading.products)
-      listed = []
-      for branch in params["branches"]:
-        branches.append(
-          self.walk(branch.jaxpr, branch.consts, values[1:], nested)
-        )
-        listed.append(self.reading.products[first:])
-        del self.reading.products[first:]
-      self.reading.products += counting.of_one_branch(listed)
-      results = []
-      for each in zip(*branches, strict=True):
-        results.append(_merged(each, values[0]))
-        if not results[-1].constant:
-          self.note_reads(each)
-      return results
+      return self.cond(params, values, nested)
     body = next((params[key] for key in _BODIES if key in params), None)
     if body is not None:
       jaxpr = getattr(body, "jaxpr", body)
@@ -275,6 +262,24 @@ class _Walker:
         equation,
       )
     )
+
+  def cond(
+    self, params: Any, values: list[Known], place: _Place
+  ) -> list[Known]:
+    """Go through all branches, of which one is taken."""
+    products = self.reading.products
+    listed, every = [], []
+    for branch in params["branches"]:
+      self.reading.products = []
+      every.append(self.walk(branch.jaxpr, branch.consts, values[1:], place))
+      listed.append(self.reading.products)
+    self.reading.products = products + counting.of_one_branch(listed)
+    results = []
+    for each in zip(*every, strict=True):
+      results.append(_merged(each, values[0]))
+      if not results[-1].constant:
+        self.note_reads(each)
+    return results
 
   def scan(
     self, params: Any, values: list[Known], place: _Place

@@ -78,6 +78,19 @@ class Summing(Decoder):
     return self.dot_general(x, self.kernel[...], (((1,), (1,)), ((), ())))
 
 
+def _pack(network, inputs, file):
+  """Give the arrays of a file at 2 bits, whose network is as it was saved."""
+  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
+  model = asga_jax.searchable(network, inputs, rules=[rule])
+  fixed = fix(model, 2)
+  asga_jax.save_packed(fixed, policy_of(fixed), file)
+  found = asga_jax.load_packed(model, file)(inputs)
+  jax.tree.map(np.testing.assert_array_equal, found, fixed(inputs))
+  in_float = jax.tree.leaves(network(inputs))
+  assert not np.allclose(jax.tree.leaves(found)[0], in_float[0], atol=1e-2)
+  return safetensors_numpy.load_file(file)
+
+
 @pytest.mark.parametrize(
   ("make", "inputs", "name", "packed"),
   [
@@ -88,16 +101,7 @@ class Summing(Decoder):
   ],
 )
 def test_they_are_stored_as_they_are(make, inputs, name, packed, tmp_path):
-  network = make()
-  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
-  model = asga_jax.searchable(network, inputs, rules=[rule])
-  fixed = fix(model, 2)
-  file = tmp_path / "network.safetensors"
-  asga_jax.save_packed(fixed, policy_of(fixed), file)
-  loaded = asga_jax.load_packed(model, file)
-  np.testing.assert_array_equal(loaded(inputs), fixed(inputs))
-  assert not np.allclose(loaded(inputs), network(inputs), atol=1e-2)
-  arrays = safetensors_numpy.load_file(file)
+  arrays = _pack(make(), inputs, tmp_path / "network.safetensors")
   assert arrays[name].dtype == np.float32
   assert arrays[packed].dtype == np.uint8
 
@@ -221,14 +225,7 @@ class Giving(Reading):
   ],
 )
 def test_however_they_are_read(network, tmp_path):
-  rule = asga_jax.Rule(".*", weight_bits=(2, 4), activation_bits=8)
-  model = asga_jax.searchable(network, IMAGES, rules=[rule])
-  fixed = fix(model, 2)
-  file = tmp_path / "network.safetensors"
-  asga_jax.save_packed(fixed, policy_of(fixed), file)
-  loaded = asga_jax.load_packed(model, file)
-  jax.tree.map(np.testing.assert_array_equal, loaded(IMAGES), fixed(IMAGES))
-  arrays = safetensors_numpy.load_file(file)
+  arrays = _pack(network, IMAGES, tmp_path / "network.safetensors")
   # A variable that lies at two paths is stored under the first.
   name = "inner/kernel" if "inner/kernel" in arrays else "both/kernels/0"
   assert arrays[name].dtype == np.float32
